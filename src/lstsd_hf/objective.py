@@ -1,0 +1,176 @@
+"""The method as pure functions: which epochs teach, how far the student is from them, and the loss.
+
+Long Short-Term Sample Distillation, Jiang et al., AAAI 2020 (arXiv 2003.00739). The two teachers and the single pass
+are the paper's; the convex form of the loss, the trust in a teacher and the treatment of a missing one are ours.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from .config import DistillationArguments, TeacherTrust
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+class TeachingEpochs(NamedTuple):
+    """The epochs whose predictions teach, or None where a teacher does not exist yet."""
+
+    long_term: int | None
+    short_term: int | None
+
+
+class TeacherWeights(NamedTuple):
+    """The share of the loss that a teacher takes where it is trusted in full."""
+
+    long_term: float
+    short_term: float
+
+
+class Lesson(NamedTuple):
+    """What one teacher has to say about a micro-batch of B samples; float32 tensors of shape (B,).
+
+    Attributes:
+        present: 1 where the teacher has a prediction for the sample, else 0.
+        trust: From 0 to 1: c in `distillation_loss`; 0 where the teacher is absent.
+        divergence: 0 where the student agrees with the teacher in full; 0 where the teacher is absent.
+        agreement: The share of the sample's decisions that are the same for student and teacher: whether the classes
+            with the largest logit are the same, or how many of a multi-label row's signs. 0 where the teacher is
+            absent. None for a regression, which takes no decision.
+    """
+
+    present: torch.Tensor
+    trust: torch.Tensor
+    divergence: torch.Tensor
+    agreement: torch.Tensor | None
+
+
+def teaching_epochs(epoch: int, mini_generation_epochs: int) -> TeachingEpochs:
+    """The epochs that teach in `epoch`; both count from 0.
+
+    The short-term teacher is the epoch before; the long-term teacher is the last epoch of the mini-generation before,
+    `(epoch // K) * K - 1`.
+    """
+    long_term = epoch // mini_generation_epochs * mini_generation_epochs - 1
+    return TeachingEpochs(long_term if long_term >= 0 else None, epoch - 1 if epoch >= 1 else None)
+
+
+def teacher_weights(arguments: DistillationArguments, epoch: int, num_train_epochs: int) -> TeacherWeights:
+    """The teachers' weights in an epoch: the ramp, and who gets the long-term teacher's weight while it is absent."""
+    ramp = (epoch + 1) / num_train_epochs if arguments.weight_schedule == "linear" else 1.0
+    long_term, short_term = arguments.long_term_weight, arguments.short_term_weight
+    if epoch < arguments.mini_generation_epochs and arguments.lone_teacher == "teacher":
+        long_term, short_term = 0.0, short_term + long_term
+    return TeacherWeights(long_term * ramp, short_term * ramp)
+
+
+def infer_problem_type(config: Any, labels: Any) -> ProblemType:
+    """The problem that a batch with these labels poses; `config` is the model's, or None.
+
+    The rule is that of the heads in transformers: the config's `problem_type`; else one label is a regression,
+    integers are classes, and floating-point rows are multi-label.
+    """
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type is not None:
+        return problem_type
+    if getattr(config, "num_labels", None) == 1:
+        return "regression"
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+        return "multi_label_classification" if labels.ndim > 1 and labels.shape[-1] > 1 else "regression"
+    return "single_label_classification"
+
+
+def divergence(
+    problem_type: ProblemType, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """How far the student is from the teacher, (B,), 0 where they agree.
+
+    Args:
+        problem_type: Classes: `tau^2 KL(softmax(q / tau) || softmax(p / tau))`, with the teacher's entropy (Hinton et
+            al., 2015). Multi-label: the same of each label's Bernoulli distribution, averaged over labels.
+            Regression: the squared error, averaged over columns; there the temperature has no part.
+        student: p, floating-point logits of shape (B, C).
+        teacher: q, floating-point logits of shape (B, C), finite.
+        temperature: tau, above 0.
+    """
+    if problem_type == "regression":
+        return (student - teacher).square().mean(dim=-1)
+    p, q = student / temperature, teacher / temperature
+    if problem_type == "multi_label_classification":
+        kl = (
+            torch.sigmoid(q) * (F.logsigmoid(q) - F.logsigmoid(p))
+            + torch.sigmoid(-q) * (F.logsigmoid(-q) - F.logsigmoid(-p))
+        ).mean(dim=-1)
+    else:
+        kl = F.kl_div(F.log_softmax(p, -1), F.log_softmax(q, -1), reduction="none", log_target=True).sum(dim=-1)
+    return temperature**2 * kl
+
+
+def confidence(problem_type: ProblemType, teacher: torch.Tensor) -> torch.Tensor:
+    """How sure a teacher is, (B,): 1 minus its entropy over the largest that it can have; 0 knows nothing, 1 is sure.
+
+    Args:
+        problem_type: Classes: `1 - H(softmax(q)) / log C`. Multi-label: `1 - H / log 2` of each label, averaged. A
+            regression has no entropy: always 1.
+        teacher: q, floating-point logits of shape (B, C), finite.
+    """
+    if problem_type == "regression":
+        return torch.ones_like(teacher[:, 0])
+    if problem_type == "multi_label_classification":
+        entropy = -(torch.sigmoid(teacher) * F.logsigmoid(teacher) + torch.sigmoid(-teacher) * F.logsigmoid(-teacher))
+        share = entropy.mean(dim=-1) / math.log(2)
+    else:
+        log_q = F.log_softmax(teacher, dim=-1)
+        share = -(log_q.exp() * log_q).sum(dim=-1) / math.log(teacher.shape[-1])
+    return (1 - share).clamp(0, 1)  # rounding leaves the range
+
+
+def learn_from(
+    problem_type: ProblemType,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float,
+    teacher_trust: TeacherTrust,
+) -> Lesson:
+    """One teacher's part in a micro-batch, without its weight.
+
+    Args:
+        problem_type: See `divergence`.
+        student: The model's logits, (B, C), with gradient.
+        teacher: The recorded logits, (B, C), of any floating-point type. A row with a NaN: the teacher is absent.
+        temperature: See `divergence`.
+        teacher_trust: "constant": 1. "confidence": see `confidence`.
+    """
+    student, teacher = student.float(), teacher.float()
+    present = ~teacher.isnan().any(dim=-1)
+    # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
+    teacher = torch.where(present[:, None], teacher, 0.0)
+    weight = present.float()
+    trust = weight * confidence(problem_type, teacher) if teacher_trust == "confidence" else weight
+    distance = weight * divergence(problem_type, student, teacher, temperature)
+    if problem_type == "regression":
+        agreement = None
+    elif problem_type == "multi_label_classification":
+        agreement = weight * ((student > 0) == (teacher > 0)).float().mean(dim=-1)
+    else:
+        agreement = weight * (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()
+    return Lesson(weight, trust, distance, agreement)
+
+
+def distillation_loss(base_loss: torch.Tensor, lessons: list[tuple[float, Lesson]]) -> torch.Tensor:
+    """The loss of a micro-batch of B samples.
+
+        loss = (1 - sum_t a_t) L + sum_t a_t D_t,   a_t = weight_t mean_i c_i,   D_t = sum_i c_i d_i / sum_i c_i
+
+    so a sample without a teacher, or with one that is not trusted, gives its weight back to the base loss.
+
+    Args:
+        base_loss: L, a scalar: what the plain Trainer would have minimised.
+        lessons: weight_t, and the teacher's trust c and divergences d, for each teacher t.
+    """
+    loss = base_loss
+    for weight, lesson in lessons:
+        loss = loss - weight * lesson.trust.mean() * base_loss + weight * (lesson.trust * lesson.divergence).mean()
+    return loss

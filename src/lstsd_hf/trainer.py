@@ -1,0 +1,296 @@
+"""`LSTSDTrainer`: what needs sample ids and logits together."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import datasets
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
+from transformers.trainer_utils import TrainOutput
+
+from .callbacks import StoreCallback
+from .config import LOGITS_FOLDER, DistillationArguments
+from .data import (
+    SAMPLE_IDS,
+    TEACHER_LOGITS,
+    IdentifiedDataset,
+    TeacherCollator,
+    has_sample_ids,
+    inspect_training_set,
+    refuse_labels_outside,
+    sample_ids_of,
+)
+from .objective import Lesson, distillation_loss, infer_problem_type, learn_from
+
+_HEADS = (
+    "heads that predict one row of logits for each sample: sequence, image, audio and video classification, multiple "
+    "choice, regression and multi-label"
+)
+
+
+class LSTSDTrainer(Trainer):
+    """`transformers.Trainer` with Long Short-Term Sample Distillation (Jiang et al., AAAI 2020).
+
+    Takes the arguments of `Trainer`. `args` may be an `LSTSDConfig`, or any other `TrainingArguments`: the method's
+    defaults apply then. The training set may lack sample ids: a row's position is its id then, and the set must come
+    in the same order when a run is resumed.
+
+    A sample's two past predictions are its teachers; see `lstsd_hf.objective` for the loss. It is scaled so that the
+    gradient is that of the mean over all samples of a step, whatever the gradient accumulation and the number of
+    processes. A `compute_loss_func` gets the number of items in its own micro-batch, and may return a mean, or a sum
+    divided by that number.
+
+    Raises:
+        ValueError: at `train()`, before the first step: sample ids that are missing, repeated or negative, labels
+            outside of the model's classes, several GPUs in one process, logits that are not one row for each sample.
+        StoreError: the store's folder holds something else, or the disk is full.
+    """
+
+    # What `compute_loss` returns is a part of the mean over all samples of the step already.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.distillation = self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = _count_own_items(self.compute_loss_func)
+        self._trial: Any = None
+        self._store_callback = StoreCallback(self.distillation, self.accelerator)
+        self.add_callback(self._store_callback)
+        self._parts = _LossParts()
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: expected one process "
+                f"for each. Start the script with `torchrun --nproc_per_node {self.args.n_gpu} SCRIPT ...`, or show "
+                "it one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        self._trial = trial
+        self._parts = _LossParts()
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    # ---- the data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The plain Trainer's loader, whose batches carry the sample ids and the teachers' logits as well."""
+        if self.train_dataset is None:
+            return super().get_train_dataloader()
+        arguments, column = self.distillation, self.distillation.sample_id_column
+        arguments.check()
+        dataset: Any = self.train_dataset
+        collator: Any = self.data_collator
+        self._set_signature_columns_if_needed()
+        signature: Any = self._signature_columns  # typed as None, which it no longer is
+        taken = signature if self.args.remove_unused_columns else None
+        training_set = inspect_training_set(dataset, column, taken, arguments.num_samples)
+        if training_set.labels is not None:
+            self._refuse_labels_outside(training_set.labels)
+
+        path = self._logits_path()
+        in_rows = isinstance(dataset, IterableDataset) or (
+            isinstance(dataset, datasets.Dataset) and has_sample_ids(dataset, column)
+        )
+        if in_rows:
+            teachers = TeacherCollator(collator, column, training_set.num_samples, path)
+        else:
+            ids: Any = range(len(dataset))
+            if isinstance(dataset, datasets.Dataset):
+                ids = sample_ids_of(dataset, column)
+                dataset = self._remove_unused_columns(dataset, description="training")
+            dataset = IdentifiedDataset(dataset, ids)
+            plain_rows = self._get_collator_with_removed_columns(collator, description="training")
+            teachers = TeacherCollator(plain_rows, column, training_set.num_samples, path)
+        self._store_callback.prepare(path, training_set, teachers)
+
+        plain = self.train_dataset, self.data_collator, self._signature_columns
+        try:
+            # For this loader only: a save reads the user's collator, and evaluation wants the plain columns. A new
+            # list, because the plain Trainer's collators keep a reference to the old one.
+            self.train_dataset, self.data_collator = dataset, cast(Any, teachers)
+            self._signature_columns = cast(Any, [*signature, column])
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator, self._signature_columns = plain
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        # Samplers look into the rows, for their lengths.
+        if isinstance(train_dataset, IdentifiedDataset):
+            train_dataset = train_dataset.dataset
+        return super()._get_train_sampler(train_dataset)
+
+    def _logits_path(self) -> str:
+        default = os.path.join(str(self.args.output_dir), LOGITS_FOLDER)
+        path = self.distillation.logits_dir or default
+        if self._trial is not None:
+            run = self._get_output_dir(self._trial)
+            path = os.path.join(run, LOGITS_FOLDER) if path == default else os.path.join(path, os.path.basename(run))
+        return os.path.abspath(path)
+
+    def _refuse_labels_outside(self, labels: npt.NDArray[Any]) -> None:
+        """Raises ValueError where labels that are known ahead should be classes of the model, and are not."""
+        model: Any = self.model
+        config: Any = getattr(model, "config", None)
+        if labels.ndim != 1 or labels.dtype.kind != "i" or not hasattr(config, "num_labels"):
+            return
+        if self.compute_loss_func is not None:  # what its labels mean is its own business
+            return
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+        if type(base).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():  # the choices are not num_labels
+            return
+        if infer_problem_type(config, torch.from_numpy(labels[:1])) == "single_label_classification":
+            refuse_labels_outside(labels, config.num_labels)
+
+    # ---- the loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """The number of samples in a group of micro-batches over all processes; None in evaluation.
+
+        The plain Trainer counts labels here, of which a multi-label row has many and a masked one none.
+        """
+        if not batch_samples or SAMPLE_IDS not in batch_samples[0]:
+            return None
+        count = sum(len(batch[SAMPLE_IDS]) for batch in batch_samples)
+        if self.accelerator.num_processes == 1:
+            return count
+        return self.accelerator.reduce(torch.full((), count, device=device), "sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a micro-batch of B samples: base loss and both teachers' divergences; records the logits.
+
+        Args:
+            model: The model, as it is wrapped for training.
+            inputs: A batch of `get_train_dataloader`. In evaluation: any batch.
+            return_outputs: Whether to return the model's outputs as well.
+            num_items_in_batch: The number of samples N in this step's group of micro-batches on all W processes. The
+                loss is multiplied by B W / N, so that the sum over micro-batches, averaged over processes, is the mean
+                over samples.
+
+        Raises:
+            ValueError: the batch has no sample ids, or the logits are not one row for each sample.
+        """
+        if not model.training:
+            # Without a count of items, which would multiply the loss by the number of processes.
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        if SAMPLE_IDS not in inputs:
+            raise ValueError(
+                f"A training batch holds {sorted(inputs)}, and no sample ids: expected a batch of "
+                "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super()."
+            )
+        sample_ids = inputs.pop(SAMPLE_IDS)
+        teachers = {name: inputs.pop(key, None) for name, key in TEACHER_LOGITS.items()}
+        labels = inputs.get("labels")
+        label_is_kept = (self.label_smoother is not None or self.compute_loss_func is not None) and labels is not None
+        base_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        logits = _logits(outputs, 0 if label_is_kept else 1, len(sample_ids))
+
+        problem_type = infer_problem_type(getattr(self.model, "config", None), labels)
+        temperature, trust = self.distillation.temperature, self.distillation.teacher_trust
+        lessons = {
+            name: learn_from(problem_type, logits, teacher, temperature, trust)
+            for name, teacher in teachers.items()
+            if teacher is not None
+        }
+        weights = self._store_callback.weights._asdict()
+        loss = distillation_loss(base_loss, [(weights[name], lesson) for name, lesson in lessons.items()])
+        self._store_callback.record(sample_ids, logits)
+        self._parts.add(len(sample_ids), base_loss, lessons)
+
+        if num_items_in_batch is not None:
+            share = len(sample_ids) * self.accelerator.num_processes / num_items_in_batch
+            loss = loss * share
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # An evaluation set may have been given ids as well, which remove_unused_columns=False lets through to here.
+        inputs.pop(self.distillation.sample_id_column, None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # the training log, which all processes write at the same step
+            weighted = {name for name in TEACHER_LOGITS if getattr(self.distillation, f"{name}_weight")}
+            logs = {**logs, **self._parts.means_since_last_log(self.accelerator, weighted)}
+        super().log(logs, start_time)
+
+
+def _count_own_items(compute_loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Hands a user's loss function the number of items in its own micro-batch, in place of the whole step's."""
+
+    @functools.wraps(compute_loss_func)
+    def counted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        own = labels.ne(-100).sum() if isinstance(labels, torch.Tensor) else None
+        return compute_loss_func(outputs, labels, num_items_in_batch=own)
+
+    return counted
+
+
+def _logits(outputs: Any, position: int, rows: int) -> torch.Tensor:
+    """The (B, C) logits in a model's outputs; `position` is where they stand in a tuple."""
+    if isinstance(outputs, Mapping):
+        logits, found = outputs.get("logits"), f"outputs {', '.join(outputs)}"
+    else:
+        logits = outputs[position] if len(outputs) > position else None
+        found = f"a tuple of {len(outputs)}"
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"The model returned no logits, but {found}: LSTSDTrainer works with {_HEADS}.")
+    if logits.ndim != 2 or len(logits) != rows:
+        raise ValueError(
+            f"The model returned logits of shape {tuple(logits.shape)} for {rows} samples: expected "
+            f"({rows}, classes). LSTSDTrainer works with {_HEADS}."
+        )
+    return logits
+
+
+class _LossParts:
+    """Sums of the loss's parts since the last log, kept on the device: reading them there would wait for it."""
+
+    def __init__(self) -> None:
+        self._sums: torch.Tensor | None = None
+        self._decides = True
+
+    def add(self, samples: int, base_loss: torch.Tensor, lessons: dict[str, Lesson]) -> None:
+        base = base_loss.detach().float()
+        sums = [torch.full_like(base, samples)[None], samples * base[None]]
+        for name in TEACHER_LOGITS:
+            lesson = lessons.get(name)
+            if lesson is None:
+                sums.append(base.new_zeros(4))
+                continue
+            self._decides = lesson.agreement is not None
+            agreement = lesson.present if lesson.agreement is None else lesson.agreement
+            columns = [lesson.trust * lesson.divergence.detach(), lesson.trust, agreement, lesson.present]
+            sums.append(torch.stack(columns).sum(dim=1))
+        new = torch.cat(sums)
+        self._sums = new if self._sums is None else self._sums + new
+
+    def means_since_last_log(self, accelerator: Accelerator, weighted: set[str]) -> dict[str, float]:
+        """The means over all processes' samples; waits for the device. `weighted`: the teachers that are in use."""
+        if self._sums is None:
+            return {}
+        samples, base, *rest = accelerator.reduce(self._sums, "sum").tolist()
+        self._sums = None
+        means = {"base_loss": base / samples}
+        for name, (divergence, trust, agreement, present) in zip(TEACHER_LOGITS, (rest[:4], rest[4:]), strict=True):
+            if present or name in weighted:  # by definition 0 where no sample has the teacher
+                means[f"{name}_loss"] = divergence / trust if trust else 0.0
+            if present and self._decides:
+                means[f"{name}_agreement"] = agreement / present
+        return means

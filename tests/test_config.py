@@ -1,0 +1,54 @@
+"""`LSTSDConfig` refuses what cannot be, and says what it found and what is allowed."""
+
+import math
+import os
+
+import pytest
+from transformers import HfArgumentParser
+
+from lstsd_hf import LSTSDConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mini_generation_epochs": 0}, r"mini_generation_epochs=0 .* integer of at least 1"),
+        ({"mini_generation_epochs": 1.5}, r"mini_generation_epochs=1.5 .* integer of at least 1"),
+        ({"long_term_weight": -0.1}, r"long_term_weight=-0.1 .* from 0 to 1"),
+        ({"short_term_weight": math.nan}, r"short_term_weight=nan .* from 0 to 1"),
+        ({"long_term_weight": 0.7, "short_term_weight": 0.4}, r"add up to 1.1: expected at most 1"),
+        ({"temperature": 0}, r"temperature=0 .* above 0"),
+        ({"temperature": math.inf}, r"temperature=inf .* finite"),
+        ({"weight_schedule": "cosine"}, r"weight_schedule='cosine' .* 'constant', 'linear'"),
+        ({"teacher_trust": "blind"}, r"teacher_trust='blind' .* 'constant', 'confidence'"),
+        ({"lone_teacher": "nobody"}, r"lone_teacher='nobody' .* 'label', 'teacher'"),
+        ({"logits_dtype": "bfloat16"}, r"logits_dtype='bfloat16' .* 'float16', 'float32'"),
+        ({"logits_retention": "some"}, r"logits_retention='some' .* 'needed', 'all'"),
+        ({"num_samples": 0}, r"num_samples=0 .* at least 1"),
+        ({"sample_id_column": ""}, r"sample_id_column='' .* name of a column"),
+    ],
+)
+def test_bad_values_are_refused_by_name(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        LSTSDConfig(output_dir=str(tmp_path), **settings)
+
+
+def test_weights_may_take_the_whole_loss(tmp_path):
+    LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.9, short_term_weight=0.1)
+
+
+def test_the_store_lies_in_the_output_folder_where_a_push_leaves_it(tmp_path):
+    assert LSTSDConfig(output_dir=str(tmp_path)).logits_dir == os.path.join(tmp_path, "_logits")
+    LSTSDConfig(output_dir=str(tmp_path / "run"), logits_dir=str(tmp_path / "elsewhere"))
+    LSTSDConfig(output_dir=str(tmp_path), logits_dir=str(tmp_path / "_a" / "b"))
+    for name in ("logits", "a/_logits", "."):
+        with pytest.raises(ValueError, match="expected a name that starts with '_'"):
+            LSTSDConfig(output_dir=str(tmp_path), logits_dir=str(tmp_path / name))
+
+
+def test_every_field_is_a_flag_with_help(tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--teacher_trust", "constant", "--temperature", "2", "--num_samples", "7"]
+    (parsed,) = HfArgumentParser(LSTSDConfig).parse_args_into_dataclasses(flags)
+    assert (parsed.teacher_trust, parsed.temperature, parsed.num_samples) == ("constant", 2.0, 7)
+    own = [field for field in LSTSDConfig.__dataclass_fields__.values() if "help" in field.metadata]
+    assert {"mini_generation_epochs", "push_logits", "resume_without_logits"} <= {field.name for field in own}

@@ -1,0 +1,68 @@
+"""Two processes against one: DDP on gloo, on CPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distributed_runs import VARIANTS
+from lstsd_hf import LogitsStore
+
+TESTS = Path(__file__).parent
+
+
+def torchrun(processes: int, *command: str) -> None:
+    """Runs a script under torchrun; its output is shown where it fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[int, Path]:
+    folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (1, 2)}
+    for world, folder in folders.items():
+        torchrun(world, str(TESTS / "distributed_runs.py"), str(folder))
+    return folders
+
+
+NOTHING_PADDED = [name for name, (count, batch, *_) in VARIANTS.items() if count % batch == 0]
+
+
+@pytest.mark.parametrize("name", NOTHING_PADDED)
+def test_two_processes_learn_what_one_does(runs, name):
+    one, two = (torch.load(runs[world] / name / "weights.pt") for world in (1, 2))
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+    logs = [json.loads((runs[world] / name / "log.json").read_text()) for world in (1, 2)]
+    for part in ("loss", "base_loss", "long_term_loss", "short_term_loss", "long_term_agreement", "eval_loss"):
+        one_log, two_log = ([entry[part] for entry in log if part in entry] for log in logs)
+        assert two_log == pytest.approx(one_log, abs=1e-5), part
+        assert one_log or (part == "long_term_agreement" and name == "regression"), part
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_leave_the_predictions_that_one_does(runs, name):
+    count = VARIANTS[name][0]
+    one, two = (LogitsStore.open(runs[world] / name / "_logits") for world in (1, 2))
+    assert one.sealed_epochs == two.sealed_epochs == [0, 1, 2, 3]
+    for store in (one, two):
+        store.verify()
+        assert not list((store.path / "open").iterdir())
+    for epoch in two.sealed_epochs:
+        first, second = one.read(epoch, range(count)), two.read(epoch, range(count))
+        if name in NOTHING_PADDED:
+            np.testing.assert_allclose(second, first, atol=1e-4)
+        unseen = np.isnan(second).any(axis=1).sum()
+        assert unseen == (count % 16 if name == "dropped" else 0)

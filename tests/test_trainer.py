@@ -1,0 +1,627 @@
+"""`LSTSDTrainer` in place of `Trainer`: the invariants of the method, drop-in behaviour, and what is refused."""
+
+import math
+import shutil
+import warnings
+from typing import Any
+
+import datasets
+import numpy as np
+import peft
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from lstsd_hf import LogitsStore, LSTSDTrainer, StoreError, add_sample_ids
+from lstsd_hf.data import SampleIdError
+from toys import HEADS, TOKENS, VOCABULARY, config, logged, rows, tiny_bert, weights
+
+OFF = {"long_term_weight": 0.0, "short_term_weight": 0.0}
+
+
+def train(trainer_class: type[Trainer], folder: Any, data: Any, head: str = "classes", **options: Any) -> Any:
+    """Trains a fresh tiny BERT; `options` are trainer arguments, `settings` and `model` changes among them."""
+    model = tiny_bert(head, **options.pop("model", {}))
+    settings = config(folder, **options.pop("settings", {}))
+    trainer = trainer_class(model, settings, train_dataset=data, **options)
+    trainer.train()
+    return trainer
+
+
+# ---- 1. off is off
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_off_is_off(tmp_path, head):
+    """With both weights 0 the weights are the plain Trainer's bit for bit, dropout and all."""
+    settings = {**OFF, "optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1.0, "num_train_epochs": 3}
+    plain = train(Trainer, tmp_path / "plain", rows(30, head), head, settings=settings)
+    ours = train(LSTSDTrainer, tmp_path / "ours", rows(30, head), head, settings=settings)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+    assert logged(plain, "loss") == logged(ours, "loss") == pytest.approx(logged(ours, "base_loss"))
+    assert not logged(ours, "long_term_loss")
+    store = LogitsStore.open(tmp_path / "ours" / "_logits")
+    assert store.sealed_epochs == [0, 1, 2]  # the report works without distillation
+    assert np.isfinite(store.read(2, range(30))).all()
+
+
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+def test_off_is_off_with_a_loss_of_the_users(tmp_path, label_smoothing_factor):
+    def weighted(outputs, labels, num_items_in_batch=None):
+        class_weights = torch.tensor([1.0, 2.0, 0.5])
+        return F.cross_entropy(outputs["logits"], labels, class_weights, reduction="sum") / num_items_in_batch
+
+    options = {"compute_loss_func": None if label_smoothing_factor else weighted}
+    settings = {**OFF, "label_smoothing_factor": label_smoothing_factor}
+    plain = train(Trainer, tmp_path / "plain", rows(30), settings=settings, **options)
+    ours = train(LSTSDTrainer, tmp_path / "ours", rows(30), settings=settings, **options)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+
+
+def test_the_first_epoch_is_plain_fine_tuning(tmp_path):
+    settings = {"num_train_epochs": 1, "mini_generation_epochs": 1, "long_term_weight": 0.5, "short_term_weight": 0.5}
+    with pytest.warns(UserWarning, match="will never teach"):
+        ours = train(LSTSDTrainer, tmp_path / "ours", rows(30), settings=settings)
+    plain = train(Trainer, tmp_path / "plain", rows(30), settings=settings)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+
+
+# ---- 2. one big batch
+
+# Every sample has both teachers, and they count alike: epochs 1 and 2 with K = 1.
+ALIKE = {
+    "num_train_epochs": 3,
+    "mini_generation_epochs": 1,
+    "teacher_trust": "constant",
+    "temperature": 2.0,
+    "learning_rate": 0.2,
+    "train_sampling_strategy": "sequential",
+}
+
+
+def mean_over_rows(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs["logits"], labels)
+
+
+def sum_over_count(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    ("count", "variant"),
+    [(64, head) for head in HEADS]
+    # 30: a short last micro-batch; 76: a group of two at the end, the second of them short
+    + [(30, "classes"), (76, "classes"), (76, "multi_label"), (76, "regression")]
+    + [(76, "label smoothing"), (76, "mean"), (76, "sum")],
+)
+def test_accumulated_micro_batches_equal_one_big_batch(tmp_path, count, variant):
+    head = variant if variant in HEADS else "classes"
+    options: dict[str, Any] = {"model": {"dropout": 0.0}}
+    options["compute_loss_func"] = {"mean": mean_over_rows, "sum": sum_over_count}.get(variant)
+    changes = {"label_smoothing_factor": 0.1 if variant == "label smoothing" else 0.0}
+    if head == "regression":  # squares of a large step explode
+        changes["learning_rate"] = 0.02
+    data = rows(count, head)
+    runs = [
+        train(
+            LSTSDTrainer,
+            tmp_path / str(size),
+            data,
+            head,
+            settings=ALIKE
+            | changes
+            | {"per_device_train_batch_size": size, "gradient_accumulation_steps": 32 // size},
+            **options,
+        )
+        for size in (32, 8)
+    ]
+    big, accumulated = (weights(run.model) for run in runs)
+    assert (big - weights(tiny_bert(head, dropout=0.0))).abs().max() > 0.01  # it has learned
+    torch.testing.assert_close(accumulated, big, atol=1e-5, rtol=0)
+    for name in ("loss", "base_loss", "long_term_loss", "short_term_loss"):
+        assert logged(runs[1], name) == pytest.approx(logged(runs[0], name), abs=1e-5), name
+
+
+def test_a_last_group_that_is_short_counts_by_its_own_samples(tmp_path):
+    """76 samples in groups of 4 x 8: 32, 32, and 8 + 4; the logged loss of the last is the mean over its 12."""
+    trainer = train(
+        LSTSDTrainer,
+        tmp_path,
+        rows(76),
+        model={"dropout": 0.0},
+        settings=ALIKE | {"num_train_epochs": 1, "gradient_accumulation_steps": 4, "learning_rate": 0.0, **OFF},
+    )
+    data = rows(76)[64:]
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(torch.tensor(data["input_ids"]), torch.tensor(data["attention_mask"])).logits
+    expected = F.cross_entropy(logits, torch.tensor(data["label"])).item()
+    assert logged(trainer, "loss")[2] == pytest.approx(expected, abs=1e-6)
+
+
+# ---- the log
+
+
+def test_the_log_holds_the_parts_of_the_loss_and_the_agreement(tmp_path):
+    settings = {"logging_steps": 3, "teacher_trust": "constant", "num_train_epochs": 4}
+    trainer = train(LSTSDTrainer, tmp_path, rows(24), settings=settings)
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 4
+    first, second, third, _ = entries
+    assert first["loss"] == pytest.approx(first["base_loss"])
+    assert first["long_term_loss"] == first["short_term_loss"] == 0.0
+    assert not {"long_term_agreement", "short_term_agreement"} & set(first)
+    assert second["short_term_loss"] > 0
+    assert "long_term_agreement" not in second
+    assert second["loss"] == pytest.approx(0.6 * second["base_loss"] + 0.4 * second["short_term_loss"], rel=1e-5)
+    parts = 0.2 * third["base_loss"] + 0.4 * third["long_term_loss"] + 0.4 * third["short_term_loss"]
+    assert third["loss"] == pytest.approx(parts, rel=1e-5)
+
+    store = LogitsStore.open(tmp_path / "_logits")
+    student, teacher = (store.read(epoch, range(24)).argmax(axis=1) for epoch in (2, 1))
+    assert third["long_term_agreement"] == pytest.approx((student == teacher).mean())
+    assert third["short_term_agreement"] == third["long_term_agreement"]  # with K = 2 they are one teacher there
+
+
+def test_a_regression_has_no_agreement(tmp_path):
+    trainer = train(LSTSDTrainer, tmp_path, rows(16, "regression"), "regression")
+    assert logged(trainer, "long_term_loss")[-1] > 0
+    assert not logged(trainer, "long_term_agreement")
+
+
+def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
+    """`Tensor.item` and its kin, which wait for the device, run in a step only where the plain Trainer's do."""
+    calls: dict[type, int] = {}
+    for trainer_class in (Trainer, LSTSDTrainer):
+        trainer = trainer_class(
+            tiny_bert(), config(tmp_path / trainer_class.__name__, logging_strategy="no"), train_dataset=rows(32)
+        )
+        count = 0
+        for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+            original = getattr(torch.Tensor, name)
+
+            def counted(self, *args, original=original):
+                nonlocal count
+                count += self.requires_grad or self.grad_fn is not None or self.dtype == torch.float32
+                return original(self, *args)
+
+            monkeypatch.setattr(torch.Tensor, name, counted)
+        trainer.train()
+        monkeypatch.undo()
+        calls[trainer_class] = count
+    assert calls[LSTSDTrainer] == calls[Trainer]
+
+
+# ---- drop-in
+
+
+def test_replacing_the_word_trainer_is_enough(tmp_path):
+    """A plain TrainingArguments, no ids, and an evaluation; the defaults of the method apply."""
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=4, report_to=[], disable_tqdm=True, use_cpu=True, logging_steps=1
+    )
+    data = rows(40)
+    trainer = LSTSDTrainer(model=tiny_bert(), args=arguments, train_dataset=data, eval_dataset=rows(12, seed=1))
+    trainer.train()
+    assert trainer.args is arguments
+    assert trainer.train_dataset is data
+    assert logged(trainer, "long_term_loss")[-1] > 0
+    store = LogitsStore.open(tmp_path / "_logits")
+    assert (store.num_samples, store.row_shape, store.dtype) == (40, (3,), "float16")
+    np.testing.assert_array_equal(np.load(tmp_path / "_logits" / "labels.npy"), data["label"][:])
+
+
+def test_evaluation_and_prediction_are_the_plain_trainers(tmp_path):
+    test = rows(21, seed=1)
+    found = []
+    for trainer_class in (Trainer, LSTSDTrainer):
+        trainer = train(
+            trainer_class,
+            tmp_path / trainer_class.__name__,
+            rows(16),
+            eval_dataset=test,
+            settings={**OFF, "num_train_epochs": 1, "label_smoothing_factor": 0.1, "eval_strategy": "epoch"},
+        )
+        predicted = trainer.predict(test)
+        found.append((logged(trainer, "eval_loss"), predicted.metrics["test_loss"], predicted.predictions.tolist()))
+    assert found[0] == found[1]
+
+
+def test_an_evaluation_set_with_ids_does_not_leak_them_into_the_model(tmp_path):
+    both = add_sample_ids(datasets.DatasetDict(train=rows(16), test=rows(8, seed=1)))
+    both = both.rename_column("label", "labels")
+
+    class Strict(torch.nn.Module):
+        """A model that takes what it knows and nothing else, and returns a tuple."""
+
+        def __init__(self):
+            super().__init__()
+            self.bert = tiny_bert()
+
+        def forward(self, input_ids, attention_mask, labels=None):
+            output = self.bert(input_ids, attention_mask, labels=labels)
+            return (output.logits,) if labels is None else (output.loss, output.logits)
+
+    trainer = LSTSDTrainer(
+        Strict(),
+        config(tmp_path, remove_unused_columns=False),
+        train_dataset=both["train"],
+        eval_dataset=both["test"],
+    )
+    trainer.train()
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert LogitsStore.open(tmp_path / "_logits").row_shape == (3,)
+    assert logged(trainer, "long_term_loss")[-1] > 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_models_that_return_tuples_learn_the_same(tmp_path, smoothing):
+    settings = {"label_smoothing_factor": smoothing}
+    runs = [
+        train(LSTSDTrainer, tmp_path / str(form), rows(24), settings=settings, model={"return_dict": form})
+        for form in (True, False)
+    ]
+    assert torch.equal(*(weights(run.model) for run in runs))
+    assert logged(runs[0], "loss") == logged(runs[1], "loss")
+
+
+class TorchRows(torch.utils.data.Dataset):
+    """A torch data set that hands out the same dictionaries again and again, as tutorials do."""
+
+    def __init__(self, data: datasets.Dataset):
+        self.items = [
+            {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "labels": row["label"]}
+            for row in data
+        ]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+@pytest.mark.parametrize("form", ["ids", "no ids", "torch", "transform", "transform with ids", "list", "few columns"])
+def test_every_form_of_the_training_set_trains_the_same(tmp_path, form):
+    settings = {"remove_unused_columns": "transform" not in form}
+    plain = rows(24)
+    numbered = add_sample_ids(plain)
+
+    def tokens_and_labels(batch):
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": batch["label"]}
+
+    data: Any = {
+        "ids": numbered,
+        "no ids": plain,
+        "torch": TorchRows(plain),
+        "transform": plain.with_transform(tokens_and_labels),
+        "transform with ids": numbered.with_transform(tokens_and_labels),
+        "list": TorchRows(plain).items,
+        "few columns": numbered.with_format("torch", columns=["input_ids", "attention_mask", "label"]),
+    }[form]
+    trainer = train(LSTSDTrainer, tmp_path / "form", data, settings=settings)
+    reference = train(LSTSDTrainer, tmp_path / "reference", numbered)
+    assert torch.equal(weights(trainer.model), weights(reference.model))
+    ours, theirs = (LogitsStore.open(tmp_path / name / "_logits") for name in ("form", "reference"))
+    np.testing.assert_array_equal(ours.read(4, range(24)), theirs.read(4, range(24)))
+
+
+def test_a_shuffled_selection_keeps_its_ids(tmp_path):
+    data = add_sample_ids(rows(30)).shuffle(seed=5).select(range(20))
+    train(LSTSDTrainer, tmp_path, data)
+    store = LogitsStore.open(tmp_path / "_logits")
+    seen = ~np.isnan(store.read(4, range(store.num_samples))).any(axis=1)
+    assert sorted(data["sample_id"][:]) == np.flatnonzero(seen).tolist()
+
+
+def test_a_stream_trains_like_a_map(tmp_path):
+    numbered = add_sample_ids(rows(24))
+    sequential = {"train_sampling_strategy": "sequential"}
+    runs = [
+        train(LSTSDTrainer, tmp_path / "map", numbered, settings=sequential),
+        train(
+            LSTSDTrainer,
+            tmp_path / "stream",
+            numbered.to_iterable_dataset(),
+            settings={"max_steps": 15, "num_samples": 24},
+        ),
+    ]
+    assert torch.equal(*(weights(run.model) for run in runs))
+    assert logged(runs[0], "long_term_loss") == logged(runs[1], "long_term_loss")
+
+
+@pytest.mark.parametrize("form", ["ids", "torch"])
+def test_grouping_by_length_sees_the_rows(tmp_path, form):
+    data = (
+        rows(24).map(lambda row: {"input_ids": row["input_ids"][: 2 + row["label"]]}).remove_columns("attention_mask")
+    )
+    settings = {**OFF, "train_sampling_strategy": "group_by_length"}
+    tokens = [row["input_ids"] for row in data]
+    longest = max(map(len, tokens))
+
+    def pad(features):
+        ids = [feature["input_ids"] + [0] * (longest - len(feature["input_ids"])) for feature in features]
+        labels = [feature.get("label", feature.get("labels")) for feature in features]
+        return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+
+    items: Any = (
+        add_sample_ids(data) if form == "ids" else [{"input_ids": r["input_ids"], "labels": r["label"]} for r in data]
+    )
+    plain = train(Trainer, tmp_path / "plain", items, settings=settings, data_collator=pad)
+    ours = train(LSTSDTrainer, tmp_path / "ours", items, settings=settings, data_collator=pad)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        {"dataloader_num_workers": 2},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    ],
+    ids=["workers", "persistent workers"],
+)
+def test_workers_see_the_teachers_of_their_epoch(tmp_path, workers):
+    base = train(LSTSDTrainer, tmp_path / "base", rows(24))
+    other = train(LSTSDTrainer, tmp_path / "workers", rows(24), settings=workers)
+    # Loaders with workers draw other seeds, and so another order; the teachers are there all the same.
+    assert len(logged(other, "long_term_agreement")) == len(logged(base, "long_term_agreement")) == 9
+    first, second = (LogitsStore.open(tmp_path / name / "_logits") for name in ("base", "workers"))
+    assert first.sealed_epochs == second.sealed_epochs == [0, 1, 2, 3, 4]
+    assert np.isfinite(second.read(4, range(24))).all()
+
+
+def test_retention_keeps_what_the_next_epoch_needs(tmp_path):
+    seen: list[list[int]] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            path = tmp_path / "_logits"
+            seen.append(LogitsStore.open(path).sealed_epochs if path.exists() else [])
+
+    settings = {"mini_generation_epochs": 3, "num_train_epochs": 8, "logits_retention": "needed"}
+    train(LSTSDTrainer, tmp_path, rows(8), settings=settings, callbacks=[Watch()])
+    assert seen == [[], [0], [1], [2], [2, 3], [2, 4], [5], [5, 6]]
+
+
+def test_class_weights_are_learned_from(tmp_path):
+    def weighted(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs["logits"], labels, torch.tensor([1.0, 5.0, 1.0]))
+
+    trainer = train(LSTSDTrainer, tmp_path, rows(24), compute_loss_func=weighted)
+    assert logged(trainer, "long_term_loss")[-1] > 0
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path):
+    trainer = train(
+        LSTSDTrainer,
+        tmp_path,
+        rows(40),
+        eval_dataset=rows(16, seed=1),
+        settings={
+            "save_strategy": "epoch",
+            "eval_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+        },
+    )
+    best = min(logged(trainer, "eval_loss"))
+    assert trainer.state.best_metric == best
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best)
+
+
+def test_bf16(tmp_path):
+    settings = {"bf16": True, "learning_rate": 1e-2}
+    trainer = train(LSTSDTrainer, tmp_path, rows(24), settings=settings)
+    assert logged(trainer, "long_term_loss")[-1] > 0
+    assert np.isfinite(LogitsStore.open(tmp_path / "_logits").read(4, range(24))).all()
+
+
+def test_gradient_checkpointing(tmp_path):
+    base = train(LSTSDTrainer, tmp_path / "base", rows(16))
+    saved = train(LSTSDTrainer, tmp_path / "saved", rows(16), settings={"gradient_checkpointing": True})
+    torch.testing.assert_close(weights(saved.model), weights(base.model))
+
+
+def test_a_lora_model(tmp_path):
+    model = peft.get_peft_model(tiny_bert(), peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    before = weights(model)
+    trainer = LSTSDTrainer(model, config(tmp_path), train_dataset=rows(24))
+    trainer.train()
+    assert not torch.equal(before, weights(model))
+    assert logged(trainer, "long_term_loss")[-1] > 0
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler: install g++")
+def test_torch_compile(tmp_path):
+    settings = {"torch_compile": True, "num_train_epochs": 3}
+    compiled = train(LSTSDTrainer, tmp_path / "compiled", rows(16), settings=settings, model={"dropout": 0.0})
+    base = train(LSTSDTrainer, tmp_path / "base", rows(16), settings={"num_train_epochs": 3}, model={"dropout": 0.0})
+    torch.testing.assert_close(weights(compiled.model), weights(base.model), atol=1e-5, rtol=1e-4)
+    assert logged(compiled, "long_term_loss")[-1] > 0
+
+
+def test_a_smaller_batch_is_found_and_starts_a_new_store(tmp_path):
+    model = tiny_bert()
+
+    def too_large(module, args, kwargs):
+        if module.training and len(kwargs["input_ids"]) > 4:
+            raise RuntimeError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(too_large, with_kwargs=True)
+    trainer = LSTSDTrainer(model, config(tmp_path, auto_find_batch_size=True), train_dataset=rows(24))
+    trainer.train()
+    assert trainer.state.train_batch_size <= 4
+    store = LogitsStore.open(tmp_path / "_logits")
+    assert store.sealed_epochs == [0, 1, 2, 3, 4]
+    assert np.isfinite(store.read(0, range(24))).all()
+
+
+def test_training_twice_moves_the_first_store_aside(tmp_path, caplog):
+    data = rows(24)
+    trainer = train(LSTSDTrainer, tmp_path, data, settings={"num_train_epochs": 3})
+    first = (tmp_path / "_logits" / "epoch-0002.npy").read_bytes()
+    trainer.train()
+    assert (tmp_path / "_logits-1" / "epoch-0002.npy").read_bytes() == first
+    assert LogitsStore.open(tmp_path / "_logits").sealed_epochs == [0, 1, 2]
+    trainer.train()
+    assert LogitsStore.open(tmp_path / "_logits-2").sealed_epochs == [0, 1, 2]
+    LogitsStore.open(tmp_path / "_logits-1").verify()
+
+
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
+    (tmp_path / "_logits").mkdir()
+    (tmp_path / "_logits" / "thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match="holds something that is not a logits store"):
+        train(LSTSDTrainer, tmp_path, rows(8))
+    assert (tmp_path / "_logits" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_search_has_a_store_for_each_trial(tmp_path):
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trainer = LSTSDTrainer(
+        args=config(tmp_path, num_train_epochs=3),
+        model_init=lambda trial: tiny_bert(),
+        train_dataset=rows(16),
+        eval_dataset=rows(8, seed=1),
+    )
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {"mini_generation_epochs": trial.suggest_categorical("mini_generation_epochs", [1, 2])},
+        n_trials=2,
+        backend="optuna",
+        direction="minimize",
+    )
+    for run in ("run-0", "run-1"):
+        assert LogitsStore.open(tmp_path / run / "_logits").sealed_epochs == [0, 1, 2]
+    assert not (tmp_path / "_logits").exists()
+
+
+def test_a_search_cannot_set_what_the_config_would_refuse(tmp_path):
+    trainer = LSTSDTrainer(tiny_bert(), config(tmp_path), train_dataset=rows(8))
+    trainer.args.temperature = 0.0
+    with pytest.raises(ValueError, match=r"temperature=0\.0 is not allowed"):
+        trainer.train()
+
+
+def test_multiple_choice_has_more_choices_than_num_labels(tmp_path):
+    data = datasets.Dataset.from_dict({"input_ids": rows(20)["input_ids"][:], "label": [3] * 20})
+    data = data.map(lambda row: {"input_ids": [row["input_ids"]] * 4})
+    base = tiny_bert().config
+    trainer = LSTSDTrainer(BertForMultipleChoice(base), config(tmp_path), train_dataset=data)
+    trainer.train()
+    assert LogitsStore.open(tmp_path / "_logits").row_shape == (4,)
+
+
+def test_a_padding_collator_of_the_users_is_still_there_when_the_trainer_saves(tmp_path):
+    collator = DataCollatorWithPadding(tokenizer=object())
+    trainer = LSTSDTrainer(tiny_bert(), config(tmp_path), train_dataset=rows(8), data_collator=collator)
+    trainer.get_train_dataloader()
+    assert trainer.data_collator is collator
+    assert "sample_id" not in trainer._signature_columns
+
+
+# ---- what is refused, before the first step
+
+
+def refused(error: type[Exception], message: str, model: Any, arguments: Any, data: Any, **options: Any) -> None:
+    """Asserts that training raises, and that no weight has changed by then."""
+    before = weights(model)
+    trainer = LSTSDTrainer(model, arguments, train_dataset=data, **options)
+    with pytest.raises(error, match=message):
+        trainer.train()
+    assert torch.equal(before, weights(model))
+
+
+def test_bad_ids_are_refused(tmp_path):
+    twice = add_sample_ids(rows(8)).map(lambda row: {"sample_id": row["sample_id"] // 2})
+    refused(SampleIdError, r"4 repeated sample ids, first \[0, 1, 2, 3\]", tiny_bert(), config(tmp_path), twice)
+
+
+def test_labels_outside_of_the_classes_are_refused(tmp_path):
+    wrong = rows(8).map(lambda row, i: {"label": 7 if i in (2, 5) else -100}, with_indices=True)
+    message = r"2 training labels are outside of the model's 3 classes, first \[7, 7\] for sample ids \[2, 5\]"
+    refused(ValueError, message, tiny_bert(), config(tmp_path), wrong)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "labels", "message"),
+    [
+        (
+            BertForTokenClassification,
+            {"labels": [0] * TOKENS},
+            r"logits of shape \(8, 8, 2\) for 8 samples: expected \(8, cl",
+        ),
+        (
+            BertForQuestionAnswering,
+            {"start_positions": 1, "end_positions": 2},
+            "no logits, but outputs loss, start_logits",
+        ),
+    ],
+)
+def test_heads_without_a_row_for_each_sample_are_refused(tmp_path, model_class, labels, message):
+    settings = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = model_class(BertConfig(**settings, intermediate_size=32))
+    data = rows(8).remove_columns("label").map(lambda row: labels)
+    refused(ValueError, message + r".*sequence, image, audio", model, config(tmp_path), data)
+
+
+def test_streams_are_checked_at_their_batch(tmp_path):
+    settings = config(tmp_path, max_steps=4, num_samples=8)
+
+    def repeated():
+        for index, row in enumerate(rows(16)):
+            yield {**row, "sample_id": index % 8}
+
+    def missing():
+        yield from rows(16)
+
+    for rows_of, message in [
+        (repeated, r"gave sample ids \[0, 1, 2, 3, 4\] a second time in epoch 0"),
+        (missing, "has no 'sample_id'"),
+    ]:
+        stream = datasets.IterableDataset.from_generator(rows_of)
+        trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=stream)
+        with pytest.raises(SampleIdError, match=message):
+            trainer.train()
+
+
+def test_a_stream_has_no_last_epoch_for_a_linear_schedule(tmp_path):
+    stream = add_sample_ids(rows(8)).to_iterable_dataset()
+    settings = config(tmp_path, max_steps=4, num_samples=8, weight_schedule="linear")
+    refused(ValueError, "weight_schedule='linear' needs the number of epochs", tiny_bert(), settings, stream)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    arguments = config(tmp_path)
+    trainer = LSTSDTrainer(tiny_bert(), arguments, train_dataset=rows(8))
+    arguments._n_gpu = 2
+    with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
+        trainer.train()
+
+
+def test_too_few_epochs_for_a_long_term_teacher_are_warned_of(tmp_path):
+    data = rows(8)
+    settings = {"num_train_epochs": 3, "mini_generation_epochs": 4}
+    with pytest.warns(UserWarning, match=r"teach from epoch 4 on .* this run has only 3"):
+        train(LSTSDTrainer, tmp_path / "a", data, settings=settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(LSTSDTrainer, tmp_path / "b", data, settings={**settings, "long_term_weight": 0.0})
+
+
+def test_a_batch_of_another_loader_is_refused_in_training(tmp_path):
+    trainer = LSTSDTrainer(tiny_bert(), config(tmp_path), train_dataset=rows(8))
+    trainer.model.train()
+    with pytest.raises(ValueError, match=r"no sample ids: expected a batch of LSTSDTrainer\.get_train_dataloader"):
+        trainer.compute_loss(trainer.model, {"input_ids": torch.ones(2, 4, dtype=torch.long)})
