@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from .config import DistillationArguments
+from .config import LOGITS_FOLDER, DistillationArguments
 from .data import SampleIdError, TeacherCollator, TrainingSet
 from .objective import TeacherWeights, teacher_weights, teaching_epochs
-from .store import LogitsStore, StoreError
+from .store import LogitsStore, StoreError, StoreMismatchError
 
 logger = logging.get_logger(__name__)
 
@@ -43,10 +45,43 @@ class StoreCallback(TrainerCallback):
         self._store: LogitsStore | None = None
         self._pending: list[tuple[torch.cuda.Event | None, int, torch.Tensor, torch.Tensor]] = []
         self._seen: npt.NDArray[np.bool_] | None = None
+        self._checkpoint: LogitsStore | None = None
+        self._held: BaseFileLock | None = None
 
     def prepare(self, path: str, training_set: TrainingSet, collator: TeacherCollator) -> None:
         """Says what the next run records, where, and who reads it. Touches nothing on disk."""
         self._path, self._training_set, self._collator = Path(path), training_set, collator
+
+    def resume_from(self, checkpoint: str | None, num_labels: int | None) -> None:
+        """Says what the next run goes on from, and looks whether that is possible.
+
+        Args:
+            checkpoint: The checkpoint's folder; None: the run starts anew.
+            num_labels: The size of the model's head, where it is known.
+
+        Raises:
+            StoreError: the checkpoint has no store.
+            StoreMismatchError: its store is for another head.
+        """
+        self._checkpoint = None
+        if checkpoint is None:
+            return
+        path = Path(checkpoint, LOGITS_FOLDER)
+        if not path.exists():
+            if self._arguments.resume_without_logits:
+                return
+            raise StoreError(
+                f"{checkpoint} holds no logits store: expected the predictions of past epochs in {path}. Resume from "
+                "a checkpoint that an LSTSDTrainer saved without save_only_model; or set resume_without_logits=True "
+                "to train on without teachers until there are new ones."
+            )
+        store = LogitsStore.open(path)
+        if num_labels is not None and store.row_shape != (num_labels,):
+            raise StoreMismatchError(
+                f"The store in {checkpoint} holds predictions of shape {store.row_shape}: expected {(num_labels,)}, "
+                "because the model has as many labels. Resume with the model that the checkpoint was saved from."
+            )
+        self._checkpoint = store
 
     # ---- the events of the loop, in their order
 
@@ -75,8 +110,13 @@ class StoreCallback(TrainerCallback):
                 stacklevel=2,
             )
         if self._accelerator.is_main_process:
-            move_aside(self._path)
+            self._lock()
+            aside = move_aside(self._path)
+            if state.global_step and self._checkpoint is not None:
+                self._restore(self._checkpoint, aside)
         self._accelerator.wait_for_everyone()
+        if (self._path / "store.json").exists():
+            self._store = LogitsStore.open(self._path)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,6 +128,14 @@ class StoreCallback(TrainerCallback):
         epochs = teaching_epochs(self.epoch, self._arguments.mini_generation_epochs)
         pairs = zip(epochs, self.weights, strict=True)
         teaching = [epoch if epoch is not None and weight else -1 for epoch, weight in pairs]
+        missing = set(teaching) - {-1, *(self._store.sealed_epochs if self._store is not None else ())}
+        if missing and not self._arguments.resume_without_logits:
+            raise StoreError(
+                f"The predictions of epochs {sorted(missing)}, which teach in epoch {self.epoch}, are not in the "
+                f"store at {self._path}. Is mini_generation_epochs still what it was? Set resume_without_logits=True to "
+                "train without the missing teachers."
+            )
+        teaching = [-1 if epoch in missing else epoch for epoch in teaching]
         self._collator.epochs.copy_(torch.tensor(teaching))
         if self._training_set.streamed and self._accelerator.num_processes == 1:
             self._seen = np.zeros(self._training_set.num_samples, np.bool_)
@@ -103,6 +151,65 @@ class StoreCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._seal(self.epoch)
+
+    # ---- saving and restoring
+
+    def save(self, checkpoint: str) -> None:
+        """Puts the store, as it is at this step, into a checkpoint's folder."""
+        if self._store is None:
+            return
+        self._flush()
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            os.makedirs(checkpoint, exist_ok=True)
+            self._store.copy(Path(checkpoint, LOGITS_FOLDER), {"steps_per_epoch": self._steps_per_epoch})
+        self._accelerator.wait_for_everyone()
+
+    def _restore(self, saved: LogitsStore, aside: Path | None) -> None:
+        """Makes the store what it was when the checkpoint was saved; what is later than that stays aside."""
+        saved.verify()
+        known = self._training_set
+        saved.expect(
+            num_samples=known.num_samples,
+            row_shape=saved.row_shape,
+            dtype=self._arguments.logits_dtype,
+            fingerprint=known.fingerprint,
+        )
+        steps = saved.note["steps_per_epoch"]
+        if steps != self._steps_per_epoch:
+            raise StoreMismatchError(
+                f"The checkpoint was saved with {steps} steps per epoch, and this run has {self._steps_per_epoch}: "
+                "expected the same, because its step would be in another epoch. The batch size, the gradient "
+                "accumulation and the number of processes may change together only."
+            )
+        late = [epoch for epoch in saved.sealed_epochs if epoch > self.epoch]
+        if late:
+            raise StoreMismatchError(
+                f"The checkpoint's store has sealed epochs {late}, and the run would go on in epoch {self.epoch + 1}: "
+                "an epoch was ended early, after which the Trainer's own count of epochs is off. Start anew."
+            )
+        saved.copy(self._path, {})
+        if aside is not None:
+            discard_shared(LogitsStore.open(aside), saved)
+
+    def _lock(self) -> None:
+        self.release()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{self._path}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"Another run uses the logits store at {self._path}: expected one run in one folder. Wait for it, or "
+                "name another output_dir or logits_dir."
+            ) from error
+        self._held = lock
+
+    def release(self) -> None:
+        """Lets another run use the store's folder."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     # ---- recording
 
@@ -175,14 +282,17 @@ class StoreCallback(TrainerCallback):
         self._accelerator.wait_for_everyone()
 
 
-def move_aside(path: Path) -> None:
+def move_aside(path: Path) -> Path | None:
     """Renames an earlier run's store to the first free `<name>-<number>`; nothing is deleted.
+
+    Returns:
+        Where to, or None where there was nothing.
 
     Raises:
         StoreError: the folder holds something that is not a store.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
+        return None
     if not (path / "open").is_dir():
         raise StoreError(
             f"{path} holds something that is not a logits store: expected a folder that is new, empty, or an earlier "
@@ -193,3 +303,17 @@ def move_aside(path: Path) -> None:
         number += 1
     os.rename(path, aside)
     logger.warning(f"{path} holds the predictions of an earlier run: they were moved to {aside}.")
+    return aside
+
+
+def discard_shared(aside: LogitsStore, saved: LogitsStore) -> None:
+    """Leaves of a store that was moved aside what a checkpoint does not hold: its later sealed epochs, if any.
+
+    A run that is interrupted again and again would else hold on to the disk space of every epoch that it ever had.
+    """
+    kept = set(saved.sealed_epochs)
+    for epoch in aside.sealed_epochs:
+        if epoch in kept:
+            aside.drop(epoch)
+    if not aside.sealed_epochs:
+        shutil.rmtree(aside.path)

@@ -1,7 +1,8 @@
 """The logits store: what the model predicted for every training sample in past epochs, on disk.
 
     <path>/
-      store.json            the manifest: format, shape, dtype, data set, and a checksum for each sealed file
+      store.json            the manifest: format, shape, dtype, data set, a checksum for each sealed file; in a copy
+                            also the size of each open journal
       labels.npy            optional: the training labels, row i for sample id i
       epoch-0000.npy        sealed: (num_samples, *row_shape), plain .npy, row i for sample id i, NaN: no prediction
       open/
@@ -23,12 +24,13 @@ import json
 import math
 import os
 import re
+import shutil
 import struct
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,8 @@ _JOURNAL_NAME = re.compile(r"epoch-(\d{4,})\.rank-(\d{5,})\.journal")
 _ID = np.dtype("<i8")
 _DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 _CHUNK_BYTES = 16 << 20
+# Another disk, a file system without hard links, or too many of them.
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 
 class StoreError(Exception):
@@ -115,6 +119,8 @@ class LogitsStore:
             "fingerprint": fingerprint,
             "labels": None,
             "sealed": {},
+            "open": {},
+            "note": {},
         }
         _write_manifest(path, manifest)
         return cls(path, manifest)
@@ -215,6 +221,7 @@ class LogitsStore:
             temporary.chmod(0o444)
             _publish(temporary, self._epoch_path(epoch))
             manifest["sealed"][str(epoch)] = checksum
+            manifest["open"] = {key: size for key, size in manifest["open"].items() if int(key.split()[0]) != epoch}
             _write_manifest(self.path, manifest)
             if clipped:
                 warnings.warn(
@@ -263,10 +270,7 @@ class LogitsStore:
             StoreCorruptionError: naming the first file that is missing, damaged, or not what the manifest says.
         """
         manifest = _read_manifest(self.path)
-        named = {self._epoch_path(int(epoch)): checksum for epoch, checksum in manifest["sealed"].items()}
-        if manifest["labels"] is not None:
-            named[self.path / "labels.npy"] = manifest["labels"]
-        for path, checksum in named.items():
+        for path, checksum in self._sealed_files(manifest).items():
             if not path.is_file():
                 raise StoreCorruptionError(f"{path} is missing: the manifest of its store names it.")
             found = _checksum(path)
@@ -277,6 +281,46 @@ class LogitsStore:
         for journal in self._journals():
             for block in journal.blocks():
                 journal.payload(block)
+        for key, size in manifest["open"].items():
+            epoch, rank = map(int, key.split())
+            path = self._journal_path(epoch, rank)
+            if not path.is_file() or path.stat().st_size < size:
+                raise StoreCorruptionError(f"{path} is missing or cut off: expected {size} bytes.")
+
+    def copy(self, path: str | os.PathLike[str], note: dict[str, Any]) -> "LogitsStore":
+        """Makes a store elsewhere that holds what this one does now, with a note; replaces what is there.
+
+        Sealed files never change again, so they are hard links, or copies where the file system has none; what is
+        written is as much as the open epoch. No other process may record meanwhile.
+
+        Args:
+            path: The new store's folder.
+            note: Plain values that `LogitsStore.note` gives back.
+        """
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.tmp")
+        for folder in (temporary, path):
+            if folder.exists():
+                shutil.rmtree(folder)
+        (temporary / "open").mkdir(parents=True)
+        manifest = _read_manifest(self.path)
+        for file in self._sealed_files(manifest):
+            _link(file, temporary / file.name)
+        journals = self._journals()
+        for journal in journals:
+            # Up to the last complete block: what a crash cut off is not part of the copy, whose size is exact.
+            with journal.path.open("rb") as source, (temporary / "open" / journal.path.name).open("wb") as target:
+                _copy_bytes(source, target, journal.end())
+        manifest["open"] = {f"{journal.epoch} {journal.rank}": journal.end() for journal in journals}
+        manifest["note"] = note
+        _write_manifest(temporary, manifest)
+        os.rename(temporary, path)
+        return LogitsStore.open(path)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the last `copy` was told to note; empty in a store that is no copy."""
+        return _read_manifest(self.path)["note"]
 
     def close(self) -> None:
         """Closes the journals that this process writes. The store can be used on."""
@@ -299,6 +343,16 @@ class LogitsStore:
 
     def _epoch_path(self, epoch: int) -> Path:
         return self.path / f"epoch-{epoch:04d}.npy"
+
+    def _journal_path(self, epoch: int, rank: int) -> Path:
+        return self.path / "open" / f"epoch-{epoch:04d}.rank-{rank:05d}.journal"
+
+    def _sealed_files(self, manifest: dict[str, Any]) -> dict[Path, str]:
+        """The files that never change again, with their checksums."""
+        files = {self._epoch_path(int(epoch)): checksum for epoch, checksum in manifest["sealed"].items()}
+        if manifest["labels"] is not None:
+            files[self.path / "labels.npy"] = manifest["labels"]
+        return files
 
     def _map(self, epoch: int) -> npt.NDArray[Any]:
         if epoch not in self._maps:
@@ -333,7 +387,7 @@ class LogitsStore:
     def _open_journal(self, epoch: int, rank: int) -> "_JournalWriter":
         if epoch in self.sealed_epochs:
             raise StoreError(f"Epoch {epoch} of the store at {self.path} is sealed: nothing can be recorded any more.")
-        path = self.path / "open" / f"epoch-{epoch:04d}.rank-{rank:05d}.journal"
+        path = self._journal_path(epoch, rank)
         end = _Journal(path, epoch, rank, self._row_bytes).end() if path.exists() else 0
         return _JournalWriter(path, end, _journal_head(epoch, rank, self._row_bytes))
 
@@ -375,6 +429,7 @@ class _Journal:
 
     def __init__(self, path: Path, epoch: int, rank: int, row_bytes: int) -> None:
         self.path = path
+        self.epoch = epoch
         self.rank = rank
         self._head = _journal_head(epoch, rank, row_bytes)
         self._row_bytes = row_bytes
@@ -452,6 +507,20 @@ class _JournalWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copy2(source, target)
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count:
+        count -= target.write(source.read(min(count, _CHUNK_BYTES)))
 
 
 def _hash(data: bytes) -> bytes:

@@ -1,8 +1,10 @@
 """`LSTSDTrainer`: what needs sample ids and logits together."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -11,9 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.utils import logging
 
 from .callbacks import StoreCallback
 from .config import LOGITS_FOLDER, DistillationArguments
@@ -28,6 +32,8 @@ from .data import (
     sample_ids_of,
 )
 from .objective import Lesson, distillation_loss, infer_problem_type, learn_from
+
+logger = logging.get_logger(__name__)
 
 _HEADS = (
     "heads that predict one row of logits for each sample: sequence, image, audio and video classification, multiple "
@@ -80,7 +86,21 @@ class LSTSDTrainer(Trainer):
             )
         self._trial = trial
         self._parts = _LossParts()
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+        self._store_callback.resume_from(resume_from_checkpoint or None, self._num_labels())
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._store_callback.release()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First, because the plain Trainer pushes and rotates checkpoints before it returns; and because it writes its
+        # own state last, so that a checkpoint that has one is complete.
+        if not self.args.save_only_model:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._store_callback.save(os.path.join(self._get_output_dir(trial), folder))
+        super()._save_checkpoint(model, trial)
 
     # ---- the data
 
@@ -139,19 +159,24 @@ class LSTSDTrainer(Trainer):
             path = os.path.join(run, LOGITS_FOLDER) if path == default else os.path.join(path, os.path.basename(run))
         return os.path.abspath(path)
 
+    def _num_labels(self) -> int | None:
+        """The size of the model's head, where its config tells it; multiple-choice heads have one row per choice."""
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+        if type(base).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
+            return None
+        return getattr(getattr(model, "config", None), "num_labels", None)
+
     def _refuse_labels_outside(self, labels: npt.NDArray[Any]) -> None:
         """Raises ValueError where labels that are known ahead should be classes of the model, and are not."""
-        model: Any = self.model
-        config: Any = getattr(model, "config", None)
-        if labels.ndim != 1 or labels.dtype.kind != "i" or not hasattr(config, "num_labels"):
+        num_labels = self._num_labels()
+        if num_labels is None or labels.ndim != 1 or labels.dtype.kind != "i":
             return
         if self.compute_loss_func is not None:  # what its labels mean is its own business
             return
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
-        if type(base).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():  # the choices are not num_labels
-            return
-        if infer_problem_type(config, torch.from_numpy(labels[:1])) == "single_label_classification":
-            refuse_labels_outside(labels, config.num_labels)
+        model: Any = self.model
+        if infer_problem_type(model.config, torch.from_numpy(labels[:1])) == "single_label_classification":
+            refuse_labels_outside(labels, num_labels)
 
     # ---- the loss
 
@@ -229,6 +254,26 @@ class LSTSDTrainer(Trainer):
             weighted = {name for name in TEACHER_LOGITS if getattr(self.distillation, f"{name}_weight")}
             logs = {**logs, **self._parts.means_since_last_log(self.accelerator, weighted)}
         super().log(logs, start_time)
+
+
+def last_complete_checkpoint(output_dir: str) -> str:
+    """The newest `checkpoint-*` with a readable trainer state, which is the last file of a checkpoint to be written.
+
+    The plain Trainer takes the newest folder, even one that a crash left half written.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {int(number): path for path in folders if (number := path.name.rpartition("-")[2]).isdecimal()}
+    for _, path in sorted(steps.items(), reverse=True):
+        try:
+            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning(f"{path} was not saved completely: resuming from an earlier checkpoint.")
+            continue
+        return str(path)
+    raise ValueError(f"No complete checkpoint in {output_dir}: expected a folder checkpoint-N to resume from.")
 
 
 def _count_own_items(compute_loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
