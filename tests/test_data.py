@@ -271,6 +271,20 @@ def test_rows_without_a_proper_id_are_refused_at_their_batch(store, feature, mes
         collator([feature])
 
 
+def test_items_of_a_torch_data_set_may_have_ids_of_their_own(store):
+    collator = TeacherCollator(default_data_collator, "sample_id", 6, str(store.path))
+    items = IdentifiedDataset([{"sample_id": 5 - i, "x": i} for i in range(6)], range(6))
+    batch = collator([items[0], items[1], items[0]])  # a sampler may draw a row twice
+    assert batch[SAMPLE_IDS].tolist() == [5, 4, 5]
+    assert batch["x"].tolist() == [0, 1, 0]
+    twins = IdentifiedDataset([{"sample_id": 3, "x": i} for i in range(6)], range(6))
+    with pytest.raises(SampleIdError, match="Rows 2 and 4 of the training set share sample_id=3"):
+        collator([twins[2], twins[4]])
+    mixed = IdentifiedDataset([{"sample_id": 1, "x": 0}, {"x": 1}], range(2))
+    with pytest.raises(SampleIdError, match="has no 'sample_id'"):
+        collator([mixed[0], mixed[1]])
+
+
 def test_a_collator_must_make_a_mapping(store):
     collator = TeacherCollator(lambda features: [1], "sample_id", 6, str(store.path))
     with pytest.raises(TypeError, match="returned a list: expected a mapping"):
@@ -281,8 +295,8 @@ def test_identified_rows_are_fetched_at_once_where_the_data_set_can():
     data = rows(9)
     named = IdentifiedDataset(data, sample_ids_of(data, "sample_id"))
     assert len(named) == 9
-    assert named[4].sample_id == 4
+    assert named[4].position == 4
     assert named[4].row == data[4]
     fetched = named.__getitems__([5, 0])
-    assert [row.sample_id for row in fetched] == [5, 0]
+    assert [row.position for row in fetched] == [5, 0]
     assert [row.row for row in fetched] == [data[5], data[0]]

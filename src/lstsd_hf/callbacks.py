@@ -132,8 +132,8 @@ class StoreCallback(TrainerCallback):
         if missing and not self._arguments.resume_without_logits:
             raise StoreError(
                 f"The predictions of epochs {sorted(missing)}, which teach in epoch {self.epoch}, are not in the "
-                f"store at {self._path}. Is mini_generation_epochs still what it was? Set resume_without_logits=True to "
-                "train without the missing teachers."
+                f"store at {self._path}. Is mini_generation_epochs still what it was? Set resume_without_logits=True "
+                "to train without the missing teachers."
             )
         teaching = [-1 if epoch in missing else epoch for epoch in teaching]
         self._collator.epochs.copy_(torch.tensor(teaching))

@@ -86,7 +86,7 @@ class DistillationArguments:
     )
     num_samples: int | None = field(
         default=None,
-        metadata={"help": "The largest sample id plus 1, for a streamed training set; others know their own."},
+        metadata={"help": "The largest sample id plus 1, where the training set cannot tell: a streamed one."},
     )
     push_logits: bool = field(
         default=False, metadata={"help": "Upload the logits store with the model when it is pushed to the Hub."}

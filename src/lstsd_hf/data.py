@@ -148,7 +148,7 @@ def inspect_training_set(
             length is taken: its items may cost much to make, and may be random. Of an iterable nothing is taken.
         column: The id column.
         columns: The columns that the model takes; None: all of them.
-        num_samples: Of an iterable: the largest id plus 1.
+        num_samples: The largest id plus 1: of an iterable, or of a torch data set whose items have ids of their own.
 
     Raises:
         SampleIdError: see `sample_ids_of`.
@@ -167,7 +167,7 @@ def inspect_training_set(
     if not len(dataset):
         raise ValueError("The training set is empty: expected at least one row.")
     if not isinstance(dataset, datasets.Dataset):
-        return TrainingSet(len(dataset), f"torch data set of {len(dataset)}")
+        return TrainingSet(num_samples or len(dataset), f"torch data set of {len(dataset)}")
     ids = np.asarray(sample_ids_of(dataset, column))
     kept = [name for name in dataset.column_names if columns is None or name in columns]
     if dataset.format["type"] == "custom":  # which columns a transform reads is not known
@@ -280,9 +280,9 @@ def _hash_slices(
 
 
 class IdentifiedRow(NamedTuple):
-    """An item of a data set that has no id column of its own, and its id."""
+    """An item of a map-style data set, and its position there, or its id where that is known."""
 
-    sample_id: int
+    position: int
     row: Any
 
 
@@ -336,18 +336,24 @@ class TeacherCollator:
         """Makes a batch of B rows.
 
         Raises:
-            SampleIdError: a row has no id, or one that is no integer in [0, num_samples).
+            SampleIdError: a row has no id, or one that is no integer in [0, num_samples), or that of another row.
             TypeError: the wrapped collator did not return a mapping.
         """
-        ids = np.asarray([self._id_of(feature) for feature in features], np.int64)
-        batch = self.collator([self._without_id(feature) for feature in features])
+        rows = [feature.row if isinstance(feature, IdentifiedRow) else feature for feature in features]
+        if isinstance(features[0], IdentifiedRow) and not any(self._has_id(row) for row in rows):
+            ids = [feature.position for feature in features]
+        else:
+            ids = [self._id_of(row) for row in rows]
+            self._refuse_shared_ids(ids, features)
+            rows = [{key: value for key, value in row.items() if key != self._column} for row in rows]
+        batch = self.collator(rows)
         if not isinstance(batch, MutableMapping):
             raise TypeError(f"The data collator returned a {type(batch).__name__}: expected a mapping of tensors.")
-        batch[SAMPLE_IDS] = torch.from_numpy(ids)
+        batch[SAMPLE_IDS] = torch.tensor(ids, dtype=torch.int64)
         teaching = tuple(self.epochs.tolist())
         for key, epoch in zip(TEACHER_LOGITS.values(), teaching, strict=True):
             if epoch >= 0:
-                batch[key] = torch.from_numpy(self._open(teaching).read(epoch, ids))
+                batch[key] = torch.from_numpy(self._open(teaching).read(epoch, np.asarray(ids)))
         return batch
 
     def _open(self, teaching: tuple[int, ...]) -> LogitsStore:
@@ -356,20 +362,21 @@ class TeacherCollator:
             self._store, self._opened_for = LogitsStore.open(self._path), teaching
         return self._store
 
-    def _id_of(self, feature: Any) -> int:
-        if isinstance(feature, IdentifiedRow):
-            return feature.sample_id
-        if not isinstance(feature, Mapping) or self._column not in feature:
-            found = sorted(feature) if isinstance(feature, Mapping) else type(feature).__name__
+    def _has_id(self, row: Any) -> bool:
+        return isinstance(row, Mapping) and self._column in row
+
+    def _id_of(self, row: Any) -> int:
+        if not self._has_id(row):
+            found = sorted(row) if isinstance(row, Mapping) else type(row).__name__
             raise SampleIdError(
                 f"A training row has no {self._column!r}: expected an integer sample id in every row, found {found}. "
                 "Add it with add_sample_ids, or where the rows are made."
             )
         try:
-            sample_id = operator.index(feature[self._column])
+            sample_id = operator.index(row[self._column])
         except TypeError as error:
             raise SampleIdError(
-                f"A training row has {self._column}={feature[self._column]!r}: expected an integer sample id."
+                f"A training row has {self._column}={row[self._column]!r}: expected an integer sample id."
             ) from error
         if not 0 <= sample_id < self._num_samples:
             raise SampleIdError(
@@ -378,7 +385,15 @@ class TeacherCollator:
             )
         return sample_id
 
-    def _without_id(self, feature: Any) -> Any:
-        if isinstance(feature, IdentifiedRow):
-            return feature.row
-        return {key: value for key, value in feature.items() if key != self._column}
+    def _refuse_shared_ids(self, ids: list[int], features: list[Any]) -> None:
+        # A sampler may well draw one row twice; two rows of one name are an error.
+        owner: dict[int, int] = {}
+        for sample_id, feature in zip(ids, features, strict=True):
+            if (
+                isinstance(feature, IdentifiedRow)
+                and owner.setdefault(sample_id, feature.position) != feature.position
+            ):
+                raise SampleIdError(
+                    f"Rows {owner[sample_id]} and {feature.position} of the training set share "
+                    f"{self._column}={sample_id}: expected an id of its own for each row."
+                )
