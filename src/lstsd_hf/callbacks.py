@@ -273,7 +273,7 @@ class StoreCallback(TrainerCallback):
         self._flush()
         self._store.close()
         self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
+        if self._accelerator.is_main_process and epoch in self._store.open_epochs:
             self._store.seal(epoch)
             if self._arguments.logits_retention == "needed":
                 needed = teaching_epochs(epoch + 1, self._arguments.mini_generation_epochs)

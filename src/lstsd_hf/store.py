@@ -154,6 +154,11 @@ class LogitsStore:
         """The epochs that can be read, ascending; read from the manifest, since another process may seal."""
         return sorted(map(int, _read_manifest(self.path)["sealed"]))
 
+    @property
+    def open_epochs(self) -> list[int]:
+        """The epochs that have journals, of any process, ascending."""
+        return sorted({journal.epoch for journal in self._journals()})
+
     def record(
         self,
         epoch: int,
