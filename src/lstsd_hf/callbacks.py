@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -22,6 +24,8 @@ from .objective import TeacherWeights, teacher_weights, teaching_epochs
 from .store import LogitsStore, StoreError, StoreMismatchError
 
 logger = logging.get_logger(__name__)
+
+_CHUNK_BYTES = 16 << 20
 
 
 class StoreCallback(TrainerCallback):
@@ -36,11 +40,13 @@ class StoreCallback(TrainerCallback):
         weights: The teachers' weights in this epoch.
     """
 
-    def __init__(self, arguments: DistillationArguments, accelerator: Accelerator) -> None:
+    def __init__(self, arguments: DistillationArguments, args: TrainingArguments, accelerator: Accelerator) -> None:
         self.epoch = -1
         self.weights = TeacherWeights(0.0, 0.0)
         self._arguments = arguments
         self._accelerator = accelerator
+        self._keeps = args.should_save  # this process makes, seals and copies the store: one, or one on each node
+        self._apart = args.save_on_each_node
         self._state = TrainerState()
         self._store: LogitsStore | None = None
         self._pending: list[tuple[torch.cuda.Event | None, int, torch.Tensor, torch.Tensor]] = []
@@ -109,13 +115,18 @@ class StoreCallback(TrainerCallback):
                 "mini_generation_epochs lower.",
                 stacklevel=2,
             )
-        if self._accelerator.is_main_process:
+        saved = self._checkpoint if state.global_step else None
+        if saved is not None:
+            self._refuse_other(saved)
+        if self._keeps:
             self._lock()
             aside = move_aside(self._path)
-            if state.global_step and self._checkpoint is not None:
-                self._restore(self._checkpoint, aside)
+            if saved is not None:
+                saved.copy(self._path, {})
+                if aside is not None:
+                    discard_shared(aside, saved)
         self._accelerator.wait_for_everyone()
-        if (self._path / "store.json").exists():
+        if saved is not None:
             self._store = LogitsStore.open(self._path)
 
     def on_epoch_begin(
@@ -154,20 +165,21 @@ class StoreCallback(TrainerCallback):
 
     # ---- saving and restoring
 
-    def save(self, checkpoint: str) -> None:
+    def save(self, checkpoint: Path) -> None:
         """Puts the store, as it is at this step, into a checkpoint's folder."""
         if self._store is None:
             return
         self._flush()
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            os.makedirs(checkpoint, exist_ok=True)
-            self._store.copy(Path(checkpoint, LOGITS_FOLDER), {"steps_per_epoch": self._steps_per_epoch})
+        self._gather_journals(self.epoch)
+        if self._keeps:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            self._store.copy(checkpoint / LOGITS_FOLDER, {"steps_per_epoch": self._steps_per_epoch})
         self._accelerator.wait_for_everyone()
 
-    def _restore(self, saved: LogitsStore, aside: Path | None) -> None:
-        """Makes the store what it was when the checkpoint was saved; what is later than that stays aside."""
-        saved.verify()
+    def _refuse_other(self, saved: LogitsStore) -> None:
+        """Raises StoreMismatchError where a checkpoint's store does not go with this run, before anything changes."""
+        if self._keeps:
+            saved.verify()
         known = self._training_set
         saved.expect(
             num_samples=known.num_samples,
@@ -188,9 +200,6 @@ class StoreCallback(TrainerCallback):
                 f"The checkpoint's store has sealed epochs {late}, and the run would go on in epoch {self.epoch + 1}: "
                 "an epoch was ended early, after which the Trainer's own count of epochs is off. Start anew."
             )
-        saved.copy(self._path, {})
-        if aside is not None:
-            discard_shared(LogitsStore.open(aside), saved)
 
     def _lock(self) -> None:
         self.release()
@@ -258,7 +267,7 @@ class StoreCallback(TrainerCallback):
 
     def _create(self, row_shape: tuple[int, ...]) -> LogitsStore:
         """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
-        if self._accelerator.is_main_process:
+        if self._keeps:
             known = self._training_set
             dtype = self._arguments.logits_dtype
             store = LogitsStore.create(self._path, known.num_samples, row_shape, dtype, known.fingerprint)
@@ -272,13 +281,43 @@ class StoreCallback(TrainerCallback):
             return
         self._flush()
         self._store.close()
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process and epoch in self._store.open_epochs:
+        self._gather_journals(epoch)
+        if self._keeps and epoch in self._store.open_epochs:
             self._store.seal(epoch)
             if self._arguments.logits_retention == "needed":
                 needed = teaching_epochs(epoch + 1, self._arguments.mini_generation_epochs)
                 for old in set(self._store.sealed_epochs) - set(needed):
                     self._store.drop(old)
+        self._accelerator.wait_for_everyone()
+
+    def _gather_journals(self, epoch: int) -> None:
+        """Waits for all processes; where nodes share no disk, gives each node the journals of all."""
+        self._accelerator.wait_for_everyone()
+        if not self._apart or self._accelerator.num_processes == 1:
+            return
+        assert self._store is not None
+        rank, device = self._accelerator.process_index, self._accelerator.device
+        node = rank - self._accelerator.local_process_index  # its first process names a node
+        for source in range(self._accelerator.num_processes):
+            journal = self._store.journal_path(epoch, source)
+            sends = source == rank
+            size = journal.stat().st_size if sends and journal.exists() else 0
+            size, source_node = broadcast(torch.tensor([size, node], device=device), source).tolist()
+            if not size:
+                continue
+            receives = self._keeps and source_node != node
+            temporary = self._path / f".{journal.name}.tmp"
+            file: Any = journal.open("rb") if sends else temporary.open("wb") if receives else nullcontext()
+            with file:
+                for start in range(0, size, _CHUNK_BYTES):
+                    chunk = torch.empty(min(_CHUNK_BYTES, size - start), dtype=torch.uint8)
+                    if sends:
+                        file.readinto(chunk.numpy())
+                    chunk = broadcast(chunk.to(device), source)
+                    if receives:
+                        file.write(chunk.cpu().numpy())
+            if receives:
+                os.replace(temporary, journal)
         self._accelerator.wait_for_everyone()
 
 
@@ -306,14 +345,19 @@ def move_aside(path: Path) -> Path | None:
     return aside
 
 
-def discard_shared(aside: LogitsStore, saved: LogitsStore) -> None:
+def discard_shared(aside: Path, saved: LogitsStore) -> None:
     """Leaves of a store that was moved aside what a checkpoint does not hold: its later sealed epochs, if any.
 
     A run that is interrupted again and again would else hold on to the disk space of every epoch that it ever had.
     """
+    try:
+        store = LogitsStore.open(aside)
+    except StoreError as error:  # the checkpoint does not need it: it stays as it is, for whoever wants to look
+        logger.warning(f"{aside} is kept as it is: {error}")
+        return
     kept = set(saved.sealed_epochs)
-    for epoch in aside.sealed_epochs:
+    for epoch in store.sealed_epochs:
         if epoch in kept:
-            aside.drop(epoch)
-    if not aside.sealed_epochs:
-        shutil.rmtree(aside.path)
+            store.drop(epoch)
+    if not store.sealed_epochs:
+        shutil.rmtree(aside)

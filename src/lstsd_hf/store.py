@@ -288,7 +288,7 @@ class LogitsStore:
                 journal.payload(block)
         for key, size in manifest["open"].items():
             epoch, rank = map(int, key.split())
-            path = self._journal_path(epoch, rank)
+            path = self.journal_path(epoch, rank)
             if not path.is_file() or path.stat().st_size < size:
                 raise StoreCorruptionError(f"{path} is missing or cut off: expected {size} bytes.")
 
@@ -349,7 +349,8 @@ class LogitsStore:
     def _epoch_path(self, epoch: int) -> Path:
         return self.path / f"epoch-{epoch:04d}.npy"
 
-    def _journal_path(self, epoch: int, rank: int) -> Path:
+    def journal_path(self, epoch: int, rank: int) -> Path:
+        """Where one process records an open epoch."""
         return self.path / "open" / f"epoch-{epoch:04d}.rank-{rank:05d}.journal"
 
     def _sealed_files(self, manifest: dict[str, Any]) -> dict[Path, str]:
@@ -392,7 +393,7 @@ class LogitsStore:
     def _open_journal(self, epoch: int, rank: int) -> "_JournalWriter":
         if epoch in self.sealed_epochs:
             raise StoreError(f"Epoch {epoch} of the store at {self.path} is sealed: nothing can be recorded any more.")
-        path = self._journal_path(epoch, rank)
+        path = self.journal_path(epoch, rank)
         end = _Journal(path, epoch, rank, self._row_bytes).end() if path.exists() else 0
         return _JournalWriter(path, end, _journal_head(epoch, rank, self._row_bytes))
 

@@ -68,7 +68,7 @@ class LSTSDTrainer(Trainer):
         if self.compute_loss_func is not None:
             self.compute_loss_func = _count_own_items(self.compute_loss_func)
         self._trial: Any = None
-        self._store_callback = StoreCallback(self.distillation, self.accelerator)
+        self._store_callback = StoreCallback(self.distillation, self.args, self.accelerator)
         self.add_callback(self._store_callback)
         self._parts = _LossParts()
 
@@ -98,8 +98,10 @@ class LSTSDTrainer(Trainer):
         # First, because the plain Trainer pushes and rotates checkpoints before it returns; and because it writes its
         # own state last, so that a checkpoint that has one is complete.
         if not self.args.save_only_model:
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self._store_callback.save(os.path.join(self._get_output_dir(trial), folder))
+            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            if self.args.should_save:  # a folder that is written over is not complete meanwhile
+                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            self._store_callback.save(folder)
         super()._save_checkpoint(model, trial)
 
     # ---- the data

@@ -1,0 +1,42 @@
+"""Started by torchrun on each of two nodes from test_nodes.py: trains into this node's own folder.
+
+node_runs.py FOLDER [STOP]     stops after the checkpoint of step STOP; a later start resumes from it
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from lstsd_hf import LSTSDTrainer, add_sample_ids
+from toys import config, rows, tiny_bert, weights
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def main(folder: Path, stop: int) -> None:
+    settings = config(
+        folder,
+        num_train_epochs=4,
+        per_device_train_batch_size=4,
+        save_strategy="steps",
+        save_steps=2,
+        save_on_each_node=True,
+        learning_rate=0.02,
+        seed=3,
+    )
+    trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=add_sample_ids(rows(48)), callbacks=[StopAfter(stop)])
+    trainer.train(resume_from_checkpoint=True if any(folder.glob("checkpoint-*")) else None)
+    if trainer.is_local_process_zero():
+        torch.save(weights(trainer.model), folder / "weights.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
