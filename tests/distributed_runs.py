@@ -1,12 +1,13 @@
 """Started by torchrun from test_distributed.py: trains each variant and leaves weights and store in a folder."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from lstsd_hf import LSTSDTrainer, add_sample_ids
 from toys import config, rows, tiny_bert, weights
@@ -40,7 +41,56 @@ VARIANTS = {
     "padded": (42, 16, "classes", {}),
     "dropped": (42, 16, "classes", {"dataloader_drop_last": True}),
     "fewer than a batch": (3, 8, "classes", {}),
+    "grouped by length": (64, 32, "classes", {"train_sampling_strategy": "group_by_length"}),
+    "cut short": (64, 16, "classes", {"max_steps": 14}),
 }
+
+
+class Preempted(Exception):  # noqa: N818
+    pass
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Preempted
+
+
+def resumable(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
+    """A run with dropout and padding, 3 steps per epoch, that is preempted at step `stop`."""
+    settings = config(
+        folder,
+        num_train_epochs=4,
+        per_device_train_batch_size=16 // world,
+        save_strategy="steps",
+        save_steps=1,
+        learning_rate=0.02,
+        seed=7,
+    )
+    data = add_sample_ids(rows(42))
+    return LSTSDTrainer(tiny_bert(), settings, train_dataset=data, callbacks=[StopAfter(stop)])
+
+
+def interrupt_and_resume(folder: Path, world: int) -> None:
+    whole = resumable(folder / "whole", world)
+    whole.train()
+    for stop in (4, 6):
+        cut = resumable(folder / f"cut {stop}", world, stop)
+        try:
+            cut.train()
+        except Preempted:
+            pass
+        else:
+            raise AssertionError("the run was not preempted")
+        cut.accelerator.wait_for_everyone()
+        if stop == 4 and cut.is_world_process_zero():
+            shutil.copytree(folder / "cut 4", folder / "for another number of processes")
+        resumed = resumable(folder / f"cut {stop}", world)
+        resumed.train(resume_from_checkpoint=True)
+        assert torch.equal(weights(resumed.model), weights(whole.model))
 
 
 def main(folder: Path, world: int) -> None:
@@ -61,6 +111,8 @@ def main(folder: Path, world: int) -> None:
             torch.save(weights(trainer.model), folder / name / "weights.pt")
             (folder / name / "log.json").write_text(json.dumps(trainer.state.log_history))
         trainer.accelerator.wait_for_everyone()
+    if world == 2:
+        interrupt_and_resume(folder, world)
 
 
 if __name__ == "__main__":

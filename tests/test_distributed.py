@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from distributed_runs import VARIANTS
-from lstsd_hf import LogitsStore
+from distributed_runs import VARIANTS, resumable
+from lstsd_hf import LogitsStore, StoreMismatchError
+from toys import rows, tiny_bert
 
 TESTS = Path(__file__).parent
 
@@ -38,7 +39,10 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     return folders
 
 
-NOTHING_PADDED = [name for name, (count, batch, *_) in VARIANTS.items() if count % batch == 0]
+# Where two processes see the same batches as one: not where each groups its own by length.
+NOTHING_PADDED = [
+    name for name, (count, batch, *_) in VARIANTS.items() if count % batch == 0 and name != "grouped by length"
+]
 
 
 @pytest.mark.parametrize("name", NOTHING_PADDED)
@@ -65,4 +69,36 @@ def test_two_processes_leave_the_predictions_that_one_does(runs, name):
         if name in NOTHING_PADDED:
             np.testing.assert_allclose(second, first, atol=1e-4)
         unseen = np.isnan(second).any(axis=1).sum()
-        assert unseen == (count % 16 if name == "dropped" else 0)
+        cut = 32 if name == "cut short" and epoch == 3 else 0  # 14 steps: three epochs of 4, and half of one
+        assert unseen == (count % 16 if name == "dropped" else cut)
+
+
+def test_of_a_sample_that_padding_repeats_the_first_record_stays(runs):
+    """42 samples in batches of 2 x 8: the last batch is filled up with 6 of the first, whose prediction is older."""
+    with torch.no_grad():
+        model = tiny_bert(dropout=0.0).eval()
+        at_first = model(torch.tensor(rows(42)["input_ids"][:])).logits.numpy()
+    found = LogitsStore.open(runs[2] / "padded" / "_logits").read(0, range(42))
+    assert np.isclose(found, at_first, atol=1e-6).all(axis=1).sum() == 16
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_two_processes_resume_exactly(runs, stop):
+    whole, cut = (
+        {file.name: file.read_bytes() for file in (runs[2] / name / "_logits").glob("*.npy")}
+        for name in ("whole", f"cut {stop}")
+    )
+    assert len(whole) == 5  # four epochs and the labels
+    assert whole == cut
+
+
+def test_one_process_goes_on_where_two_were_preempted(runs, tmp_path):
+    saved = runs[2] / "for another number of processes" / "checkpoint-4"
+    journals = sorted(path.name for path in (saved / "_logits" / "open").iterdir())
+    assert journals == ["epoch-0001.rank-00000.journal", "epoch-0001.rank-00001.journal"]
+    resumable(tmp_path, world=1).train(resume_from_checkpoint=str(saved))
+    store = LogitsStore.open(tmp_path / "_logits")
+    store.verify()
+    assert np.isfinite(store.read(3, range(42))).all()
+    with pytest.raises(StoreMismatchError, match="saved with 3 steps per epoch, and this run has 6"):
+        resumable(tmp_path, world=2).train(resume_from_checkpoint=str(saved))
