@@ -514,6 +514,12 @@ def test_a_search_cannot_set_what_the_config_would_refuse(tmp_path):
         trainer.train()
 
 
+def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path):
+    data = rows(8).map(lambda row, i: {"sample_id": i * 10**13}, with_indices=True)
+    message = r"will take about .* GB, and .* GB are free: expected room for the whole run"
+    refused(StoreError, message, tiny_bert(num_labels=3), config(tmp_path, remove_unused_columns=True), data)
+
+
 def test_multiple_choice_has_more_choices_than_num_labels(tmp_path):
     data = datasets.Dataset.from_dict({"input_ids": rows(20)["input_ids"][:], "label": [3] * 20})
     data = data.map(lambda row: {"input_ids": [row["input_ids"]] * 4})

@@ -26,6 +26,7 @@ from .store import LogitsStore, StoreError, StoreMismatchError
 logger = logging.get_logger(__name__)
 
 _CHUNK_BYTES = 16 << 20
+_ID_BYTES = 8
 
 
 class StoreCallback(TrainerCallback):
@@ -270,11 +271,26 @@ class StoreCallback(TrainerCallback):
         if self._keeps:
             known = self._training_set
             dtype = self._arguments.logits_dtype
+            self._refuse_full_disk(math.prod(row_shape) * np.dtype(dtype).itemsize)
             store = LogitsStore.create(self._path, known.num_samples, row_shape, dtype, known.fingerprint)
-            if known.labels is not None:
-                store.write_labels(known.labels)
+            labels = known.labels_by_id()
+            if labels is not None:
+                store.write_labels(labels)
         self._accelerator.wait_for_everyone()
         return LogitsStore.open(self._path)
+
+    def _refuse_full_disk(self, row_bytes: int) -> None:
+        """Raises StoreError where the disk has less room than the run's store will take, with a journal's copy."""
+        samples, epochs = self._training_set.num_samples, self._state.num_train_epochs
+        kept = epochs if self._arguments.logits_retention == "all" and self._steps_per_epoch else min(epochs, 3)
+        needed = samples * (kept * row_bytes + 2 * (row_bytes + _ID_BYTES))
+        free = shutil.disk_usage(self._path.parent).free
+        if needed > free:
+            raise StoreError(
+                f"The logits store at {self._path} will take about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are "
+                "free: expected room for the whole run. Free some space, name a logits_dir on another disk, or set "
+                "logits_retention='needed' or logits_dtype='float16'."
+            )
 
     def _seal(self, epoch: int) -> None:
         if self._store is None:

@@ -84,15 +84,26 @@ class TrainingSet:
     Attributes:
         num_samples: The largest sample id plus 1.
         fingerprint: Equal for equal training sets, on every machine and in every order of the rows.
-        labels: (num_samples, ...), row i for sample id i; ids that the set does not have get -100, or NaN where the
-            labels are floating-point. None where the set cannot be read ahead, or has no numbers as labels.
+        ids: (N,) the id of each row, where they are known ahead.
+        labels: (N, ...) the label of each row, integers or floats; None where the set cannot be read ahead, or has no
+            numbers as labels.
         streamed: Whether the rows come from an iterable, so that their ids can only be checked as they come.
     """
 
     num_samples: int
     fingerprint: str
+    ids: npt.NDArray[np.int64] | None = None
     labels: npt.NDArray[Any] | None = None
     streamed: bool = False
+
+    def labels_by_id(self) -> npt.NDArray[Any] | None:
+        """(num_samples, ...), row i for sample id i; ids that the set does not have get -100, or NaN among floats."""
+        if self.labels is None:
+            return None
+        fill = np.nan if self.labels.dtype.kind == "f" else -100
+        labels = np.full((self.num_samples, *self.labels.shape[1:]), fill, self.labels.dtype)
+        labels[self.ids] = self.labels
+        return labels
 
 
 def has_sample_ids(dataset: Any, column: str) -> bool:
@@ -172,37 +183,33 @@ def inspect_training_set(
     kept = [name for name in dataset.column_names if columns is None or name in columns]
     if dataset.format["type"] == "custom":  # which columns a transform reads is not known
         kept = dataset.column_names
-    size = int(ids.max()) + 1
-    return TrainingSet(
-        size,
-        fingerprint(dataset, ids, [name for name in kept if name != column]),
-        labels_by_id(dataset, ids, size),
-    )
+    name = fingerprint(dataset, ids, [name for name in kept if name != column])
+    return TrainingSet(int(ids.max()) + 1, name, ids, labels_of(dataset))
 
 
-def labels_by_id(dataset: datasets.Dataset, ids: npt.NDArray[np.int64], size: int) -> npt.NDArray[Any] | None:
-    """The labels, row i for sample id i; see `TrainingSet.labels`."""
+def labels_of(dataset: datasets.Dataset) -> npt.NDArray[Any] | None:
+    """The label of each row; see `TrainingSet.labels`."""
     name = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
     if name is None:
         return None
     values = dataset.with_format("numpy").select_columns([name])[:][name]
     if values.dtype.kind not in "iuf":
         return None
-    values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
-    labels = np.full((size, *values.shape[1:]), np.nan if values.dtype.kind == "f" else -100, values.dtype)
-    labels[ids] = values
-    return labels
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
-def refuse_labels_outside(labels: npt.NDArray[Any], num_labels: int) -> None:
+def refuse_labels_outside(training_set: TrainingSet, num_labels: int) -> None:
     """Raises ValueError, naming the first offenders, where an integer label is no class; -100 is ignored by losses."""
+    ids, labels = training_set.ids, training_set.labels
+    assert ids is not None
+    assert labels is not None
     wrong = np.flatnonzero(((labels < 0) & (labels != -100)) | (labels >= num_labels))
     if wrong.size:
         few = wrong[:_FEW]
         raise ValueError(
             f"{wrong.size} training labels are outside of the model's {num_labels} classes, first "
-            f"{labels[few].tolist()} for sample ids {few.tolist()}: expected 0 to {num_labels - 1}. Give the model "
-            "num_labels=..., or mend the labels."
+            f"{labels[few].tolist()} for sample ids {ids[few].tolist()}: expected 0 to {num_labels - 1}. Give the "
+            "model num_labels=..., or mend the labels."
         )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -26,6 +25,7 @@ from .data import (
     TEACHER_LOGITS,
     IdentifiedDataset,
     TeacherCollator,
+    TrainingSet,
     has_sample_ids,
     inspect_training_set,
     refuse_labels_outside,
@@ -118,8 +118,7 @@ class LSTSDTrainer(Trainer):
         signature: Any = self._signature_columns  # typed as None, which it no longer is
         taken = signature if self.args.remove_unused_columns else None
         training_set = inspect_training_set(dataset, column, taken, arguments.num_samples)
-        if training_set.labels is not None:
-            self._refuse_labels_outside(training_set.labels)
+        self._refuse_labels_outside(training_set)
 
         path = self._logits_path()
         in_rows = isinstance(dataset, IterableDataset) or (
@@ -169,16 +168,16 @@ class LSTSDTrainer(Trainer):
             return None
         return getattr(getattr(model, "config", None), "num_labels", None)
 
-    def _refuse_labels_outside(self, labels: npt.NDArray[Any]) -> None:
+    def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError where labels that are known ahead should be classes of the model, and are not."""
-        num_labels = self._num_labels()
-        if num_labels is None or labels.ndim != 1 or labels.dtype.kind != "i":
+        labels, num_labels = training_set.labels, self._num_labels()
+        if labels is None or num_labels is None or labels.ndim != 1 or labels.dtype.kind != "i":
             return
         if self.compute_loss_func is not None:  # what its labels mean is its own business
             return
         model: Any = self.model
         if infer_problem_type(model.config, torch.from_numpy(labels[:1])) == "single_label_classification":
-            refuse_labels_outside(labels, num_labels)
+            refuse_labels_outside(training_set, num_labels)
 
     # ---- the loss
 
