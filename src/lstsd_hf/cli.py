@@ -1,0 +1,52 @@
+"""The command `lstsd`."""
+
+import argparse
+import sys
+
+from ._version import __version__
+from .store import LogitsStore, StoreError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command that the first argument names."""
+    parser = argparse.ArgumentParser(prog="lstsd", description="Long Short-Term Sample Distillation.")
+    parser.add_argument("--version", action="version", version=f"lstsd {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("glue", add_help=False, help="fine-tune on a GLUE task, or on your own files")
+    store = commands.add_parser("store", help="look into a store of predictions, or check it for damage")
+    store.add_argument("action", choices=["info", "verify"], help="print what it holds; or read every byte of it")
+    store.add_argument("path", help="its folder: <output_dir>/_logits, or <output_dir>/checkpoint-<step>/_logits")
+
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["glue"]:
+        # Imported here: torch and transformers take seconds, which nothing else needs.
+        from .glue import command
+
+        command(arguments[1:])
+        return
+    parsed = parser.parse_args(arguments)
+    try:
+        print(verify(parsed.path) if parsed.action == "verify" else info(parsed.path))
+    except StoreError as error:
+        parser.exit(2, f"lstsd store: error: {error}\n")
+
+
+def verify(path: str) -> str:
+    """Checks a store, and says so. Raises StoreError, naming the file, where it is damaged."""
+    LogitsStore.open(path).verify()
+    return f"{path}: every file is as it was written."
+
+
+def info(path: str) -> str:
+    """What a store holds, a line for each fact."""
+    store = LogitsStore.open(path)
+    sizes = [file.stat().st_size for file in store.path.rglob("*") if file.is_file()]
+    facts = {
+        "samples": f"{store.num_samples:,} (largest id plus 1)",
+        "row": f"{store.dtype}, shape {store.row_shape}",
+        "training set": store.fingerprint,
+        "sealed epochs": ", ".join(map(str, store.sealed_epochs)) or "none",
+        "open epochs": ", ".join(map(str, store.open_epochs)) or "none",
+        "on disk": f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files",
+    }
+    return "\n".join(f"{name + ':':15}{fact}" for name, fact in facts.items())

@@ -1,0 +1,235 @@
+"""The GLUE script's arguments: a YAML file, flags that override it, and `package://` paths."""
+
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from .config import LSTSDConfig
+from .glue_tasks import TASKS
+
+HUB_DATASET = "nyu-mll/glue"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint to end an error message with: " Did you mean ...?", or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def resolve_package(name: str) -> str:
+    """Turns `package://NAME/path` into the path of a file that the installed package NAME carries.
+
+    Every other name comes back as it is. The package is not imported.
+
+    Raises:
+        ValueError: the package is not installed, the path leaves it, or nothing is there.
+    """
+    scheme = "package://"
+    if not name.startswith(scheme):
+        return name
+    package, _, inside = name.removeprefix(scheme).partition("/")
+    path = PureWindowsPath(inside)  # it splits at both kinds of slash
+    if not inside or path.anchor or ".." in path.parts:
+        raise ValueError(f"{name!r}: expected package://NAME/path with a relative path and without '..'.")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{name!r}: no package {package!r} is installed here. Install it with pip, or give a path.")
+    found = Path(next(iter(spec.submodule_search_locations)), *path.parts)
+    if not found.exists():
+        raise ValueError(f"{name!r}: the package {package!r} is installed, but has no {inside!r}.")
+    return str(found)
+
+
+@dataclass
+class ModelArguments:
+    """What to fine-tune, and how."""
+
+    model_name_or_path: str = field(
+        default="",
+        metadata={"help": "A model's name on the Hub, a folder, or package://NAME/path in an installed package."},
+    )
+    config_name: str | None = field(default=None, metadata={"help": "Where the configuration is not the model's."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Where the tokenizer is not the model's."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
+    model_revision: str = field(default="main", metadata={"help": "The model's branch, tag or commit on the Hub."})
+    token: str | None = field(default=None, metadata={"help": "The token to read from the Hub with."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Load a checkpoint with another number of labels: its head starts anew."}
+    )
+    num_hidden_layers: int | None = field(
+        default=None, metadata={"help": "Keep only the first N layers of the checkpoint."}
+    )
+    trainer: Literal["lstsd", "plain"] = field(
+        default="lstsd", metadata={"help": "'plain': the same run with transformers.Trainer, for comparison."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path is missing: expected a model's name on the Hub, or a folder.")
+        self.model_name_or_path = resolve_package(self.model_name_or_path)
+        if self.config_name is not None:
+            self.config_name = resolve_package(self.config_name)
+        if self.tokenizer_name is not None:
+            self.tokenizer_name = resolve_package(self.tokenizer_name)
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """The arguments that every `from_pretrained` takes."""
+        return {
+            "cache_dir": self.cache_dir,
+            "revision": self.model_revision,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass
+class DataArguments:
+    """What to train, evaluate and predict on."""
+
+    task_name: str | None = field(default=None, metadata={"help": "The GLUE task: " + ", ".join(TASKS) + "."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": f"A folder in GLUE's own TSV layout to read the task from, instead of {HUB_DATASET}."},
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "Your training data instead of a task: a CSV, TSV or JSON (lines) file."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Your validation data, like train_file."})
+    test_file: str | None = field(default=None, metadata={"help": "Your test data; labels in it are not looked at."})
+    text_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The one or two text columns of your files. Default: sentence1 and sentence2, or sentence, or "
+            "text, or the only column beside the label."
+        },
+    )
+    label_column: str = field(
+        default="label",
+        metadata={"help": "The label column of your files. Decimal numbers make a regression, all else classes."},
+    )
+    where: str | None = field(
+        default=None, metadata={"help": "COLUMN=VALUE: use only the rows of your files where this holds."}
+    )
+    validation_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Where there is no validation_file: the share of train_file to hold out, drawn by seed."},
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut to this many tokens."})
+    pad_to_max_length: bool = field(
+        default=False, metadata={"help": "Pad all inputs to max_seq_length, not each batch to its longest input."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation rows."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test rows."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to tokenize with."})
+
+    def __post_init__(self) -> None:
+        if (self.task_name is None) == (self.train_file is None):
+            found = "neither" if self.task_name is None else "both"
+            raise ValueError(f"Expected either task_name or train_file, found {found}.")
+        if self.task_name is not None:
+            self.task_name = self.task_name.lower()
+            if self.task_name not in TASKS:
+                hint = nearest(self.task_name, TASKS)
+                raise ValueError(f"Unknown task_name {self.task_name!r}: expected one of {', '.join(TASKS)}.{hint}")
+        elif self.data_dir is not None:
+            raise ValueError("data_dir goes with task_name, found train_file.")
+        for name in ("data_dir", "train_file", "validation_file", "test_file"):
+            if getattr(self, name) is not None:
+                setattr(self, name, resolve_package(getattr(self, name)))
+        if self.text_columns is not None and len(self.text_columns) > 2:
+            raise ValueError(f"text_columns={self.text_columns}: expected one or two columns.")
+        if self.where is not None and not self.where.partition("=")[1]:
+            raise ValueError(f"where={self.where!r}: expected COLUMN=VALUE.")
+        if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction}: expected a number between 0 and 1.")
+        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1.")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2's numbers: to PyYAML, 2e-5 is a text."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def yaml_flags(path: str, names: Sequence[str]) -> list[str]:
+    """Turns a YAML file into command-line flags, so that one parser checks both.
+
+    A value is passed on as it was typed (`no`, `2e-5`), a list as several values, a mapping as JSON; null leaves its
+    key out.
+
+    Raises:
+        ValueError: the file is missing, is no YAML mapping, or has a key that is none of `names`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values, as_typed = yaml.load(text, _YamlLoader), yaml.load(text, yaml.BaseLoader)
+    except OSError as error:
+        raise ValueError(f"{path}: expected a YAML file to read the settings from: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a YAML mapping of settings, found {type(values).__name__}.")
+    flags = []
+    for (key, typed), value in zip(as_typed.items(), values.values(), strict=True):
+        if key not in names:
+            raise ValueError(f"{path}: unknown key {key!r}.{nearest(key, names)}")
+        if isinstance(value, dict):
+            flags.append(f"--{key}={json.dumps(value)}")
+        elif isinstance(value, list):
+            flags += [f"--{key}", *map(str, typed)]
+        elif value is not None:
+            flags.append(f"--{key}={typed}")
+    return flags
+
+
+def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConfig]:
+    """Reads the arguments: a YAML file first, if there is one, then flags, which override it.
+
+    Raises:
+        ValueError: a flag or key is unknown (the nearest is named), or a value is not allowed.
+    """
+    kinds: tuple[Any, ...] = (ModelArguments, DataArguments, LSTSDConfig)
+    names = [entry.name for kind in kinds for entry in fields(kind) if entry.init]
+    parser = _Parser(
+        kinds,
+        prog="lstsd glue",
+        usage="lstsd glue [CONFIG.yaml] [--flag value ...]",
+        description="Fine-tunes on a GLUE task, or on your own files. Flags override the YAML file's.",
+        allow_abbrev=False,
+    )
+    # Otherwise every process of a run reports which weights the checkpoint lacks.
+    parser.set_defaults(log_level_replica="error")
+    flags = list(argv)
+    if flags and not flags[0].startswith("-"):
+        flags = yaml_flags(flags[0], names) + flags[1:]
+    # Before the dataclasses check their values: a misspelt flag is the likely reason for a value that is missing.
+    _, unknown = parser.parse_known_args(flags)
+    if unknown:
+        name = unknown[0].removeprefix("--").partition("=")[0].replace("-", "_")
+        what = f"unknown flag {unknown[0]!r}" if unknown[0].startswith("-") else f"no flag takes {unknown[0]!r}"
+        raise ValueError(f"{what}.{nearest(name, names)}")
+    model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
+    return model_args, data_args, args

@@ -1,0 +1,87 @@
+"""The command `lstsd`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lstsd_hf import LogitsStore, __version__, cli
+
+
+def leave(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(list(arguments))
+    output = capsys.readouterr()
+    return leaving.value.code, output.out, output.err
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    assert leave(capsys, "--version") == (0, f"lstsd {__version__}\n", "")
+
+
+def test_help(capsys: pytest.CaptureFixture) -> None:
+    code, out, _ = leave(capsys, "--help")
+    assert code == 0
+    assert "fine-tune on a GLUE task" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((), "required: COMMAND"), (("train",), "invalid choice: 'train'")]
+)
+def test_wrong_command(capsys: pytest.CaptureFixture, arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = leave(capsys, *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_help_of_glue(capsys: pytest.CaptureFixture) -> None:
+    code, out, _ = leave(capsys, "glue", "--help")
+    assert code == 0
+    assert out.startswith("usage: lstsd glue [CONFIG.yaml] [--flag value ...]\n")
+    for flag in ("--model_name_or_path", "--task_name", "--learning_rate", "--mini_generation_epochs"):
+        assert flag in out
+
+
+def test_glue_gets_the_arguments_after_its_name(capsys: pytest.CaptureFixture) -> None:
+    code, _, err = leave(capsys, "glue", "--model_name_or_path", "m", "--task_name", "rt", "--do_train")
+    assert code == 2
+    assert err.startswith("lstsd glue: error: Unknown task_name 'rt': expected one of cola,")
+    assert err.endswith("Did you mean 'rte'?\n")
+
+
+def make_store(path: Path) -> None:
+    store = LogitsStore.create(path, 1234, (3,), "float16", "1234 rows")
+    store.record(0, np.arange(100), np.zeros((100, 3)))
+    store.seal(0)
+    store.record(1, [7], np.zeros((1, 3)))
+    store.close()
+
+
+def test_store_info(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_store(tmp_path / "s")
+    cli.main(["store", "info", str(tmp_path / "s")])
+    assert capsys.readouterr().out == (
+        "samples:       1,234 (largest id plus 1)\n"
+        "row:           float16, shape (3,)\n"
+        "training set:  1234 rows\n"
+        "sealed epochs: 0\n"
+        "open epochs:   1\n"
+        "on disk:       0.0 MB in 3 files\n"
+    )
+
+
+def test_store_verify(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_store(tmp_path / "s")
+    cli.main(["store", "verify", str(tmp_path / "s")])
+    assert "every file is as it was written" in capsys.readouterr().out
+    file = tmp_path / "s" / "epoch-0000.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(data)
+    code, _, err = leave(capsys, "store", "verify", str(tmp_path / "s"))
+    assert code == 2
+    assert err.startswith(f"lstsd store: error: {file} is damaged: expected checksum")
+    code, _, err = leave(capsys, "store", "info", str(tmp_path / "nothing"))
+    assert code == 2
+    assert "holds no logits store" in err

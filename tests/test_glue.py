@@ -1,0 +1,355 @@
+"""The GLUE script: its arguments, and whole runs of it on a two-layer BERT."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+    Trainer,
+    set_seed,
+)
+
+from lstsd_hf import glue
+from lstsd_hf.glue_arguments import DataArguments, ModelArguments
+from lstsd_hf.glue_tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+GLUE = ROOT.parent / "shared" / "glue"
+real_glue = pytest.mark.skipif(not GLUE.is_dir(), reason=f"the GLUE files are not there: {GLUE}")
+
+GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a two-layer BERT and the tokenizer of a few words."""
+    folder = tmp_path_factory.mktemp("model")
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "the", "film", "was", "very", "a", "b")
+    write(folder / "vocab.txt", *words)
+    BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def sentences(count: int) -> list[tuple[str, int]]:
+    """Sentences with a label that one word of them decides."""
+    return [(f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]}", i % 2) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with small SST-2, STS-B, RTE and MNLI files."""
+    root = tmp_path_factory.mktemp("glue")
+    for name, count in (("train", 48), ("dev", 16)):
+        rows = sentences(count)
+        write(root / "SST-2" / f"{name}.tsv", "sentence\tlabel", *(f"{text}\t{label}" for text, label in rows))
+        header = "index\tsentence1\tsentence2\tscore"
+        write(root / "STS-B" / f"{name}.tsv", header, *(f"{i}\t{t}\tvery\t{5 * y}" for i, (t, y) in enumerate(rows)))
+    write(root / "SST-2" / "test.tsv", "index\tsentence", *(f"{i}\t{t}" for i, (t, _) in enumerate(sentences(6))))
+    header = "index\tsentence1\tsentence2"
+    write(root / "STS-B" / "test.tsv", header, *(f"{i}\t{t}\tvery" for i, (t, _) in enumerate(sentences(3))))
+    write(
+        root / "RTE" / "dev.tsv",
+        f"{header}\tlabel",
+        "0\ta\tb\tnot_entailment",
+        "1\ta\tb\tentailment",
+        "2\ta\tb\tentailment",
+    )
+    write(root / "RTE" / "test.tsv", header, "4\ta\tb", "5\ta\tb")
+    mnli = [f"{i}\tgood\tbad\t{('neutral', 'entailment')[i % 2]}" for i in range(4)]
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        write(root / "MNLI" / f"{name}.tsv", f"{header}\tgold_label", *mnli)
+    write(root / "MNLI" / "test_matched.tsv", header, "0\ta\tb")
+    write(root / "MNLI" / "test_mismatched.tsv", header, "7\ta\tb", "8\ta\tb")
+    return str(root)
+
+
+def flags(model: str, out: Path, *more: str) -> list[str]:
+    settings = "--use_cpu --disable_tqdm true --learning_rate 1e-2 --save_strategy no --num_train_epochs 3"
+    return ["--model_name_or_path", model, "--output_dir", str(out), *settings.split(), *more]
+
+
+def results(out: Path, name: str = "all_results.json") -> dict[str, Any]:
+    return json.loads((out / name).read_text(encoding="utf-8"))
+
+
+def test_errors_are_one_line_for_a_shell(
+    layout: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        glue.command(flags(model, tmp_path, "--task_name", "cola", "--data_dir", layout, "--do_train"))
+    assert leaving.value.code == 2
+    message = f"lstsd glue: error: {layout}: expected a folder 'CoLA' in data_dir for cola, found none.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_errors_of_the_training_keep_their_traceback(
+    layout: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("in training")
+
+    monkeypatch.setattr(Trainer, "train", fail)
+    argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "--trainer", "plain")
+    with pytest.raises(ValueError, match="in training"):
+        glue.command(argv)
+
+
+def test_a_model_that_is_not_there(layout: str, tmp_path: Path) -> None:
+    argv = flags(str(tmp_path / "nowhere"), tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train")
+    with pytest.raises(ValueError, match="nowhere"):
+        glue.prepare(argv)
+
+
+# --- what is prepared ---
+
+
+def test_tokens_and_ids(layout: str, model: str, tmp_path: Path) -> None:
+    argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "--do_predict")
+    job = glue.prepare([*argv, "--max_train_samples", "5", "--max_predict_samples", "2", "--max_seq_length", "5"])
+    rows = job.data.train
+    assert rows is not None
+    assert rows["sample_id"][:] == [0, 1, 2, 3, 4]
+    assert rows["label"][:] == [0, 1, 0, 1, 0]
+    tokens = job.tokenizer.convert_ids_to_tokens(rows[0]["input_ids"])
+    assert tokens == ["[CLS]", "the", "film", "was", "[SEP]"]
+    assert job.data.evaluation == {}
+    assert job.data.prediction["SST-2.tsv"].num_rows == 2
+    assert "label" not in job.data.prediction["SST-2.tsv"].column_names
+
+
+def test_pairs_and_padding(layout: str, model: str, tmp_path: Path) -> None:
+    argv = flags(model, tmp_path, "--task_name", "stsb", "--data_dir", layout, "--do_train", "--pad_to_max_length")
+    # 32 is all that the tokenizer allows.
+    job = glue.prepare([*argv, "--max_seq_length", "99"])
+    assert job.data.train is not None
+    row = job.data.train[1]
+    assert len(row["input_ids"]) == 32
+    assert job.tokenizer.decode(row["input_ids"], skip_special_tokens=False).split()[:8] == (
+        ["[CLS]", "the", "film", "was", "good", "[SEP]", "very", "[SEP]"]
+    )
+    assert sum(row["token_type_ids"]) == 2
+    assert (job.config.num_labels, job.config.problem_type) == (1, "regression")
+
+
+def test_first_layers(layout: str, model: str, tmp_path: Path) -> None:
+    argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_eval")
+    glue.main([*argv, "--num_hidden_layers", "1", "--output_dir", str(tmp_path)])
+    assert glue.prepare([*argv, "--num_hidden_layers", "1"]).config.num_hidden_layers == 1
+    with pytest.raises(ValueError, match=r"num_hidden_layers=3: expected 1 to 2, which the model has"):
+        glue.prepare([*argv, "--num_hidden_layers", "3"])
+
+
+def test_label_order_is_the_checkpoints_where_it_knows_the_labels() -> None:
+    labels = TASKS["mnli"].labels
+    known = BertConfig(id2label={0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"})
+    assert glue.label_order(labels, known) == ("contradiction", "neutral", "entailment")
+    assert glue.label_order(labels, BertConfig(num_labels=3)) == labels
+    assert glue.label_order(labels, BertConfig(num_labels=2)) == labels
+    assert glue.label_order((), known) == ()
+
+
+def test_a_checkpoint_with_its_own_label_order(layout: str, model: str, tmp_path: Path) -> None:
+    """Its head always says 1, which is its entailment, and 0 on the Hub."""
+    checkpoint = BertForSequenceClassification.from_pretrained(
+        model, id2label={0: "NOT_ENTAILMENT", 1: "ENTAILMENT"}, label2id={"NOT_ENTAILMENT": 0, "ENTAILMENT": 1}
+    )
+    with torch.no_grad():
+        checkpoint.classifier.bias.copy_(torch.tensor([-9.0, 9.0]))
+    folder = tmp_path / "checkpoint"
+    checkpoint.save_pretrained(folder)
+    argv = flags(str(folder), tmp_path / "out", "--task_name", "rte", "--data_dir", layout, "--tokenizer_name", model)
+    metrics = glue.main([*argv, "--do_eval", "--do_predict"])
+    assert metrics["eval_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["eval_loss"] == pytest.approx(18 / 3, abs=0.1)
+    assert (tmp_path / "out" / "RTE.tsv").read_text() == "index\tprediction\n4\tentailment\n5\tentailment\n"
+
+
+# --- whole runs ---
+
+
+@pytest.mark.parametrize("trainer", ["plain", "lstsd"])
+def test_classification(layout: str, model: str, tmp_path: Path, trainer: str) -> None:
+    out = tmp_path / "out"
+    argv = flags(model, out, "--task_name", "sst2", "--data_dir", layout, "--trainer", trainer)
+    metrics = glue.main(
+        [*argv, "--do_train", "--do_eval", "--do_predict", "--num_train_epochs", "10", "--logging_steps", "6"]
+    )
+    assert metrics["eval_accuracy"] == 1.0  # one word decides: what learns at all learns it
+    assert (metrics["train_samples"], metrics["eval_samples"]) == (48, 16)
+    assert results(out) == {**results(out, "train_results.json"), **results(out, "eval_results.json")}
+    assert results(out).items() <= metrics.items()
+    assert results(out, "trainer_state.json")["global_step"] == 60
+    expected = "".join(f"{i}\t{i % 2}\n" for i in range(6))
+    assert (out / "SST-2.tsv").read_text() == "index\tprediction\n" + expected
+    saved = AutoConfig.from_pretrained(out)
+    assert saved.id2label == {0: "negative", 1: "positive"}
+    assert saved.label2id == {"negative": 0, "positive": 1}
+    assert (out / "tokenizer.json").is_file()
+    assert "GLUE SST2" in (out / "README.md").read_text(encoding="utf-8")
+    assert (out / "_logits").is_dir() == (trainer == "lstsd")
+    log = results(out, "trainer_state.json")["log_history"]
+    assert any("long_term_loss" in entry for entry in log) == (trainer == "lstsd")
+
+
+def test_without_teachers_both_trainers_do_the_same(layout: str, model: str, tmp_path: Path) -> None:
+    task = ("--task_name", "sst2", "--data_dir", layout, "--do_train", "--do_eval")
+    off = ("--long_term_weight", "0", "--short_term_weight", "0")
+    plain = glue.main([*flags(model, tmp_path / "plain", *task), "--trainer", "plain"])
+    lstsd = glue.main([*flags(model, tmp_path / "lstsd", *task), *off])
+    assert plain["eval_loss"] == lstsd["eval_loss"]
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "lstsd"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("trainer", ["plain", "lstsd"])
+def test_regression(layout: str, model: str, tmp_path: Path, trainer: str) -> None:
+    argv = flags(model, tmp_path, "--task_name", "stsb", "--data_dir", layout, "--trainer", trainer)
+    metrics = glue.main([*argv, "--do_train", "--do_eval", "--do_predict", "--num_train_epochs", "15"])
+    assert metrics["eval_pearson"] > 0.8
+    assert metrics["eval_combined_score"] == pytest.approx((metrics["eval_pearson"] + metrics["eval_spearmanr"]) / 2)
+    lines = (tmp_path / "STS-B.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    bad, good, _ = (float(line.split("\t")[1]) for line in lines[1:])
+    assert 0 <= bad < good <= 5
+
+
+def test_mnli_has_two_halves(layout: str, model: str, tmp_path: Path) -> None:
+    argv = flags(model, tmp_path, "--task_name", "mnli", "--data_dir", layout)
+    metrics = glue.main([*argv, "--do_train", "--do_eval", "--do_predict", "--max_eval_samples", "3"])
+    saved = results(tmp_path, "eval_results.json")
+    for name in ("eval_accuracy", "eval_loss", "eval_samples"):
+        assert metrics[name] == saved[name]
+        assert metrics[f"{name}_mm"] == saved[f"{name}_mm"]
+    assert metrics["eval_samples_mm"] == 3
+    matched = (tmp_path / "MNLI-m.tsv").read_text().split("\n")
+    mismatched = (tmp_path / "MNLI-mm.tsv").read_text().split("\n")
+    assert [line.split("\t")[0] for line in matched] == ["index", "0", ""]
+    assert [line.split("\t")[0] for line in mismatched] == ["index", "7", "8", ""]
+    assert {line.split("\t")[1] for line in mismatched[1:3]} <= set(TASKS["mnli"].labels)
+
+
+@pytest.mark.parametrize("trainer", ["plain", "lstsd"])
+def test_the_users_own_files(model: str, tmp_path: Path, trainer: str) -> None:
+    lines = [f"{text},{('no', 'yes')[label]},{i % 3}" for i, (text, label) in enumerate(sentences(60))]
+    train = write(tmp_path / "train.csv", "words,liked,part", *lines)
+    test = write(tmp_path / "test.csv", "words,part", "the film was dull,0", "the film was great,0", "very bad,1")
+    argv = flags(model, tmp_path / "out", "--train_file", str(train), "--test_file", str(test), "--trainer", trainer)
+    argv += ["--text_columns", "words", "--label_column", "liked", "--where", "part=0", "--validation_fraction", "0.2"]
+    metrics = glue.main([*argv, "--do_train", "--do_eval", "--do_predict", "--num_train_epochs", "20"])
+    assert (metrics["train_samples"], metrics["eval_samples"]) == (16, 4)
+    assert metrics["eval_accuracy"] == 1.0
+    assert (tmp_path / "out" / "predictions.tsv").read_text() == "index\tprediction\n0\tno\n1\tyes\n"
+
+
+def test_a_cut_off_run_goes_on(layout: str, model: str, tmp_path: Path) -> None:
+    task = (
+        "--task_name",
+        "sst2",
+        "--data_dir",
+        layout,
+        "--do_train",
+        "--trainer",
+        "plain",
+        "--save_strategy",
+        "epoch",
+    )
+    first = glue.main(flags(model, tmp_path, *task))
+    whole = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    resumed = glue.main(flags(model, tmp_path, *task, "--resume_from_checkpoint", str(tmp_path / "checkpoint-12")))
+    weights = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(whole[name], weights[name]) for name in whole)
+    assert resumed["train_loss"] != first["train_loss"]  # the mean over the steps that it took itself
+    # "true" is the last checkpoint of the folder, and the run is over: no step is left.
+    last = glue.main(flags(model, tmp_path, *task, "--resume_from_checkpoint", "true"))
+    assert last["train_loss"] == 0
+    anew = glue.main(flags(model, tmp_path, *task, "--resume_from_checkpoint", "false"))
+    assert anew["train_loss"] == first["train_loss"]
+
+
+def test_the_losses_are_on_the_progress_bar(
+    layout: str, model: str, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "--logging_steps", "6")
+    glue.main([*argv, "--disable_tqdm", "false"])
+    bars = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if "18/18" in line]
+    assert re.search(r" loss=\d.*, base_loss=\d.*, long_term_loss=\d.*, short_term_loss=\d", bars[-1])
+
+
+def test_push_to_hub(layout: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushes: list[dict[str, Any]] = []
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, **_: None)
+    monkeypatch.setattr(Trainer, "push_to_hub", lambda self, **arguments: pushes.append(arguments))
+    argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "--push_to_hub")
+    glue.main(argv)
+    # The folder that the model came from is not named.
+    assert pushes[-1] == {
+        "tasks": "text-classification",
+        "language": "en",
+        "dataset_tags": "glue",
+        "dataset_args": "sst2",
+        "dataset": "GLUE SST2",
+    }
+
+
+def test_model_card_names_the_hubs_model() -> None:
+    model_args = ModelArguments(model_name_or_path="google-bert/bert-base-uncased")
+    card = glue.model_card_arguments(model_args, DataArguments(train_file="x.csv"))
+    assert card == {"tasks": "text-classification", "finetuned_from": "google-bert/bert-base-uncased"}
+
+
+def test_predicted() -> None:
+    logits = np.array([[0.5, 2.0], [1.0, -1.0]])
+    assert glue.predicted(logits, is_regression=False).tolist() == [1, 0]
+    assert glue.predicted((logits, np.zeros(2)), is_regression=False).tolist() == [1, 0]
+    assert glue.predicted(logits[:, :1], is_regression=True).tolist() == [0.5, 1.0]
+
+
+@real_glue
+def test_two_processes(model: str, tmp_path: Path) -> None:
+    argv = flags(model, tmp_path, "--task_name", "mrpc", "--data_dir", str(GLUE), "--do_train", "--do_eval")
+    argv += ["--do_predict", "--max_train_samples", "24", "--max_eval_samples", "9", "--max_predict_samples", "5"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, str(ROOT / "scripts" / "run_glue.py"), *argv],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("***** eval metrics *****") == 1
+    assert results(tmp_path)["train_samples"] == 24
+    assert results(tmp_path)["eval_samples"] == 9
+    assert len((tmp_path / "MRPC.tsv").read_text().splitlines()) == 6
+    state = results(tmp_path, "trainer_state.json")
+    assert state["global_step"] == 6  # 24 rows, 3 epochs, 2 processes of 8 rows: two steps an epoch
