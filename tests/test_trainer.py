@@ -616,6 +616,11 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
         trainer.train()
 
 
+def test_pushing_the_store_is_refused_and_not_forgotten(tmp_path):
+    message = r"push_logits=True is not supported .* huggingface_hub\.upload_folder"
+    refused(ValueError, message, tiny_bert(), config(tmp_path, push_logits=True), rows(8))
+
+
 def test_too_few_epochs_for_a_long_term_teacher_are_warned_of(tmp_path):
     data = rows(8)
     settings = {"num_train_epochs": 3, "mini_generation_epochs": 4}

@@ -89,7 +89,7 @@ class DistillationArguments:
         metadata={"help": "The largest sample id plus 1, where the training set cannot tell: a streamed one."},
     )
     push_logits: bool = field(
-        default=False, metadata={"help": "Upload the logits store with the model when it is pushed to the Hub."}
+        default=False, metadata={"help": "Upload the logits store with the model. Not supported yet."}
     )
     resume_without_logits: bool = field(
         default=False,

@@ -84,6 +84,11 @@ class LSTSDTrainer(Trainer):
                 f"for each. Start the script with `torchrun --nproc_per_node {self.args.n_gpu} SCRIPT ...`, or show "
                 "it one GPU with CUDA_VISIBLE_DEVICES=0."
             )
+        if self.distillation.push_logits:
+            raise ValueError(
+                "push_logits=True is not supported by this version: expected False. Upload the store yourself: "
+                "huggingface_hub.upload_folder(repo_id=..., folder_path=logits_dir, path_in_repo='_logits')."
+            )
         self._trial = trial
         self._parts = _LossParts()
         if resume_from_checkpoint is True:
