@@ -1,7 +1,10 @@
 """A resumed run against one that was never interrupted: the same weights, the same sealed files."""
 
 import json
+import os
 import shutil
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ def run(
     head: str = "classes",
     trainer_class: type[Trainer] = LSTSDTrainer,
     model: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
     **changes: Any,
 ) -> Trainer:
     trainer = trainer_class(
@@ -48,7 +52,7 @@ def run(
         config(folder, **SAVING | changes),
         train_dataset=data or add_sample_ids(rows(20, head)),
         eval_dataset=rows(8, head, seed=1),
-        callbacks=[StopAfter(stop)],
+        callbacks=[StopAfter(stop), *callbacks],
     )
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -267,6 +271,48 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
         file.write_bytes(data if damage == "flip" else data[:-9])
     error = StoreError if damage == "remove" else StoreCorruptionError
     refused(error, file.name, tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs root and the right to mount one")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("full_at", [8, 9])  # in the middle of an epoch, where it records; and where it seals
+def test_a_disk_that_fills_up_loses_nothing(tmp_path, small_disk, reference, full_at):
+    head, expected, folder = reference
+
+    class FillUp(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == full_at - 1:
+                self.fill()
+
+        def fill(self):
+            with (small_disk / "filler").open("wb", buffering=0) as file:
+                size = 1 << 20
+                while size:  # to the last byte
+                    try:
+                        while file.write(b"x" * size):
+                            pass
+                    except OSError:
+                        size //= 2
+
+    options = {"head": head, "logits_dir": str(small_disk / "_logits")}
+    with pytest.raises(StoreError, match=r"could not be written: No space left on device\. Free some space"):
+        run(tmp_path / "run", callbacks=[FillUp()], **options)
+    (small_disk / "filler").unlink()
+    for saved in (tmp_path / "run").glob("checkpoint-*/_logits"):
+        LogitsStore.open(saved).verify()
+    resumed = run(tmp_path / "run", resume=True, **options)
+    assert torch.equal(weights(resumed.model), weights(expected.model))
+    assert {file.name: file.read_bytes() for file in small_disk.glob("_logits/*.npy")} == sealed(folder)
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):

@@ -101,7 +101,7 @@ class StoreCallback(TrainerCallback):
         self.epoch = state.global_step // steps - 1
         self._steps_per_epoch = steps if sized else None
         self._state = state
-        self._store = None
+        self._store, self._seen = None, None
         self._pending.clear()
         if self._arguments.weight_schedule == "linear" and not sized:
             raise ValueError(
@@ -109,7 +109,8 @@ class StoreCallback(TrainerCallback):
                 "stream. Use weight_schedule='constant'."
             )
         k = self._arguments.mini_generation_epochs
-        if self._arguments.long_term_weight and state.num_train_epochs <= k:
+        too_few = self._arguments.long_term_weight and state.num_train_epochs <= k
+        if too_few and self._accelerator.is_main_process:
             warnings.warn(
                 f"The long-term teacher would teach from epoch {k} on (epochs count from 0), and this run has only "
                 f"{state.num_train_epochs}: it will never teach. Train for at least {k + 1} epochs, or set "

@@ -28,6 +28,7 @@ import shutil
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -109,7 +110,6 @@ class LogitsStore:
         path = Path(path)
         if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"{path} is not empty: expected a new folder for the logits store. Move it aside.")
-        (path / "open").mkdir(parents=True, exist_ok=True)
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -122,7 +122,9 @@ class LogitsStore:
             "open": {},
             "note": {},
         }
-        _write_manifest(path, manifest)
+        with _writing(path):
+            (path / "open").mkdir(parents=True, exist_ok=True)
+            _write_manifest(path, manifest)
         return cls(path, manifest)
 
     @classmethod
@@ -213,7 +215,7 @@ class LogitsStore:
 
         Raises:
             StoreCorruptionError: a journal is damaged.
-            OSError: the disk is full; the journals are still there.
+            StoreError: the disk is full; the journals are still there.
         """
         for key in [key for key in self._writers if key[0] == epoch]:
             self._writers.pop(key).close()
@@ -221,13 +223,15 @@ class LogitsStore:
         journals = self._journals(epoch)
         if str(epoch) not in manifest["sealed"]:
             temporary = self.path / f".epoch-{epoch:04d}.npy.tmp"
-            clipped = self._write_epoch(temporary, journals)
-            checksum = _checksum(temporary)
-            temporary.chmod(0o444)
-            _publish(temporary, self._epoch_path(epoch))
-            manifest["sealed"][str(epoch)] = checksum
-            manifest["open"] = {key: size for key, size in manifest["open"].items() if int(key.split()[0]) != epoch}
-            _write_manifest(self.path, manifest)
+            with _writing(self._epoch_path(epoch)):
+                clipped = self._write_epoch(temporary, journals)
+                checksum = _checksum(temporary)
+                temporary.chmod(0o444)
+                _publish(temporary, self._epoch_path(epoch))
+                manifest["sealed"][str(epoch)] = checksum
+                still_open = {key: size for key, size in manifest["open"].items() if int(key.split()[0]) != epoch}
+                manifest["open"] = still_open
+                _write_manifest(self.path, manifest)
             if clipped:
                 warnings.warn(
                     f"Epoch {epoch}: {clipped} logits lay beyond the range of {self.dtype} (+-{self._limit:g}) and "
@@ -262,11 +266,12 @@ class LogitsStore:
         if len(array) != self.num_samples:
             raise StoreMismatchError(f"{len(array)} labels for a store of {self.num_samples} samples.")
         temporary = self.path / ".labels.npy.tmp"
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        manifest = _read_manifest(self.path) | {"labels": _checksum(temporary)}
-        _publish(temporary, self.path / "labels.npy")
-        _write_manifest(self.path, manifest)
+        with _writing(self.path / "labels.npy"):
+            with temporary.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            manifest = _read_manifest(self.path) | {"labels": _checksum(temporary)}
+            _publish(temporary, self.path / "labels.npy")
+            _write_manifest(self.path, manifest)
 
     def verify(self) -> None:
         """Reads every file in full and compares it with its checksum.
@@ -304,22 +309,26 @@ class LogitsStore:
         """
         path = Path(path)
         temporary = path.with_name(f"{path.name}.tmp")
-        for folder in (temporary, path):
-            if folder.exists():
-                shutil.rmtree(folder)
-        (temporary / "open").mkdir(parents=True)
         manifest = _read_manifest(self.path)
-        for file in self._sealed_files(manifest):
-            _link(file, temporary / file.name)
         journals = self._journals()
-        for journal in journals:
-            # Up to the last complete block: what a crash cut off is not part of the copy, whose size is exact.
-            with journal.path.open("rb") as source, (temporary / "open" / journal.path.name).open("wb") as target:
-                _copy_bytes(source, target, journal.end())
-        manifest["open"] = {f"{journal.epoch} {journal.rank}": journal.end() for journal in journals}
+        # Up to the last complete block: what a crash cut off is not part of the copy, whose size is exact.
+        ends = [journal.end() for journal in journals]
+        manifest["open"] = {
+            f"{journal.epoch} {journal.rank}": end for journal, end in zip(journals, ends, strict=True)
+        }
         manifest["note"] = note
-        _write_manifest(temporary, manifest)
-        os.rename(temporary, path)
+        with _writing(path):
+            for folder in (temporary, path):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            (temporary / "open").mkdir(parents=True)
+            for file in self._sealed_files(manifest):
+                _link(file, temporary / file.name)
+            for journal, end in zip(journals, ends, strict=True):
+                with journal.path.open("rb") as source, (temporary / "open" / journal.path.name).open("wb") as target:
+                    _copy_bytes(source, target, end)
+            _write_manifest(temporary, manifest)
+            os.rename(temporary, path)
         return LogitsStore.open(path)
 
     @property
@@ -501,18 +510,29 @@ class _JournalWriter:
         self._write(head + _hash(head) + payload)
 
     def _write(self, data: bytes) -> None:
-        try:
-            written = self._file.write(data)
-            if written != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            self._file.truncate(self._end)
-            self._file.seek(self._end)
-            raise StoreError(f"{self._path} could not be written: {error.strerror}. Free some space.") from error
+        with _writing(self._path):
+            try:
+                if self._file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(self._end)
+                self._file.seek(self._end)
+                raise
         self._end += len(data)
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says which file could not be written, and that this is the disk's fault."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} could not be written: {error.strerror or error}. Free some space; earlier files are intact."
+        ) from error
 
 
 def _link(source: Path, target: Path) -> None:
