@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, StoreMismatchError, add_sample_ids
+from lstsd_hf.trainer import last_complete_checkpoint
 from toys import config, logged, rows, tiny_bert, weights
 
 STEPS = 3  # per epoch: 20 rows in batches of 8
@@ -140,6 +141,15 @@ def test_an_epoch_cut_short_by_max_steps_is_completed(tmp_path, reference):
     assert sealed(tmp_path) == sealed(folder)
 
 
+def test_an_epoch_cut_short_is_completed_from_a_checkpoint_saved_at_its_end(tmp_path, reference):
+    head, expected, folder = reference
+    run(tmp_path, head=head, max_steps=8, save_strategy="epoch")
+    assert LogitsStore.open(tmp_path / "checkpoint-8" / "_logits").sealed_epochs == [0, 1]
+    resumed = run(tmp_path, resume=True, head=head)
+    assert torch.equal(weights(resumed.model), weights(expected.model))
+    assert sealed(tmp_path) == sealed(folder)
+
+
 def test_data_that_is_not_skipped_is_seen_again(tmp_path):
     run(tmp_path, stop=7)
     resumed = run(tmp_path, resume=True, ignore_data_skip=True)
@@ -212,6 +222,22 @@ def test_a_half_saved_checkpoint_is_passed_over(tmp_path, reference):
     assert torch.equal(weights(resumed.model), weights(expected.model))
     with pytest.raises(ValueError, match=r"No complete checkpoint in .*expected a folder checkpoint-N"):
         run(tmp_path / "nothing", resume=True, head=head)
+
+
+def test_a_checkpoint_that_dies_while_it_is_written_over_is_not_complete(tmp_path, reference, monkeypatch):
+    head, expected, _ = reference
+    run(tmp_path, stop=8, head=head)
+
+    def die(self, output_dir):
+        raise Preempted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_optimizer_and_scheduler", die)
+        run(tmp_path, stop=8, resume=str(tmp_path / "checkpoint-7"), head=head)
+    assert (tmp_path / "checkpoint-8" / "optimizer.pt").exists()  # the first run's
+    assert last_complete_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-7")
+    resumed = run(tmp_path, resume=True, head=head)
+    assert torch.equal(weights(resumed.model), weights(expected.model))
 
 
 # ---- what is refused

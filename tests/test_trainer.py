@@ -471,6 +471,7 @@ def test_training_twice_moves_the_first_store_aside(tmp_path, caplog):
     trainer = train(LSTSDTrainer, tmp_path, data, settings={"num_train_epochs": 3})
     first = (tmp_path / "_logits" / "epoch-0002.npy").read_bytes()
     trainer.train()
+    assert f"they were moved to {tmp_path / '_logits-1'}" in caplog.text
     assert (tmp_path / "_logits-1" / "epoch-0002.npy").read_bytes() == first
     assert LogitsStore.open(tmp_path / "_logits").sealed_epochs == [0, 1, 2]
     trainer.train()
