@@ -1,6 +1,10 @@
-"""Started by torchrun from test_distributed.py: trains each variant and leaves weights and store in a folder."""
+"""Started by torchrun or accelerate from test_distributed.py: leaves each variant's weights and store in a folder.
+
+distributed_runs.py FOLDER [VARIANT]     without a variant: all, and then runs that are interrupted and resumed
+"""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -93,8 +97,10 @@ def interrupt_and_resume(folder: Path, world: int) -> None:
         assert torch.equal(weights(resumed.model), weights(whole.model))
 
 
-def main(folder: Path, world: int) -> None:
+def main(folder: Path, world: int, only: str | None = None) -> None:
     for name, (count, batch, head, changes) in VARIANTS.items():
+        if only not in (None, name):
+            continue
         changes = dict(changes)
         options = {"compute_loss_func": changes.pop("compute_loss_func", None)}
         settings = config(folder / name, **BASE | {"per_device_train_batch_size": batch // world} | changes)
@@ -111,11 +117,9 @@ def main(folder: Path, world: int) -> None:
             torch.save(weights(trainer.model), folder / name / "weights.pt")
             (folder / name / "log.json").write_text(json.dumps(trainer.state.log_history))
         trainer.accelerator.wait_for_everyone()
-    if world == 2:
+    if world == 2 and only is None:
         interrupt_and_resume(folder, world)
 
 
 if __name__ == "__main__":
-    import os
-
-    main(Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1")))
+    main(Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1")), *sys.argv[2:])

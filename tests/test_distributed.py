@@ -23,10 +23,18 @@ def torchrun(processes: int, *command: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch("torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}", *command)
+
+
+def launch(launcher: str, *command: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*launch, *command], capture_output=True, text=True, env=environment, timeout=300, check=False
+        [sys.executable, "-m", launcher, *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
@@ -80,6 +88,15 @@ def test_of_a_sample_that_padding_repeats_the_first_record_stays(runs):
         at_first = model(torch.tensor(rows(42)["input_ids"][:])).logits.numpy()
     found = LogitsStore.open(runs[2] / "padded" / "_logits").read(0, range(42))
     assert np.isclose(found, at_first, atol=1e-6).all(axis=1).sum() == 16
+
+
+def test_accelerate_launches_the_same_run(runs, tmp_path):
+    # --multi_gpu is its name for one process per device; ACCELERATE_USE_CPU makes the devices CPUs.
+    settings = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    script = [str(TESTS / "distributed_runs.py"), str(tmp_path), "classes"]
+    launch("accelerate.commands.launch", *settings, *script)
+    theirs, ours = (torch.load(folder / "classes" / "weights.pt") for folder in (tmp_path, runs[2]))
+    assert torch.equal(theirs, ours)
 
 
 @pytest.mark.parametrize("stop", [4, 6])
