@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,13 @@ def refused(error: type[Exception], message: str, folder: Path, **options: Any) 
 def test_another_data_set_head_or_dtype_is_refused(tmp_path, options, message):
     run(tmp_path, stop=7)
     refused(StoreMismatchError, message, tmp_path, **options)
+
+
+def test_a_disk_too_small_for_the_rest_is_refused(tmp_path, monkeypatch):
+    run(tmp_path, stop=7)
+    # A terabyte of ids cannot be had in a test; a disk with a hundred bytes left can be pretended.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=100))
+    refused(StoreError, r"will take about .* are free: expected room for the whole run", tmp_path)
 
 
 def test_another_mini_generation_whose_teacher_is_gone_is_refused(tmp_path):

@@ -120,6 +120,7 @@ class StoreCallback(TrainerCallback):
         saved = self._checkpoint if state.global_step else None
         if saved is not None:
             self._refuse_other(saved)
+            self._refuse_full_disk(saved.row_shape, len(saved.sealed_epochs))
         if self._keeps:
             self._lock()
             aside = move_aside(self._path)
@@ -272,7 +273,7 @@ class StoreCallback(TrainerCallback):
         if self._keeps:
             known = self._training_set
             dtype = self._arguments.logits_dtype
-            self._refuse_full_disk(math.prod(row_shape) * np.dtype(dtype).itemsize)
+            self._refuse_full_disk(row_shape)
             store = LogitsStore.create(self._path, known.num_samples, row_shape, dtype, known.fingerprint)
             labels = known.labels_by_id()
             if labels is not None:
@@ -280,11 +281,18 @@ class StoreCallback(TrainerCallback):
         self._accelerator.wait_for_everyone()
         return LogitsStore.open(self._path)
 
-    def _refuse_full_disk(self, row_bytes: int) -> None:
-        """Raises StoreError where the disk has less room than the run's store will take, with a journal's copy."""
+    def _refuse_full_disk(self, row_shape: tuple[int, ...], sealed: int = 0) -> None:
+        """Raises StoreError where the disk has less room than the store will still take, with a journal's copy.
+
+        Args:
+            row_shape: The shape of one sample's logits.
+            sealed: The number of epochs that are on disk already, in the checkpoint that the run resumes from.
+        """
+        row_bytes = math.prod(row_shape) * np.dtype(self._arguments.logits_dtype).itemsize
         samples, epochs = self._training_set.num_samples, self._state.num_train_epochs
         kept = epochs if self._arguments.logits_retention == "all" and self._steps_per_epoch else min(epochs, 3)
-        needed = samples * (kept * row_bytes + 2 * (row_bytes + _ID_BYTES))
+        needed = samples * (max(kept - sealed, 0) * row_bytes + 2 * (row_bytes + _ID_BYTES))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._path.parent).free
         if needed > free:
             raise StoreError(
