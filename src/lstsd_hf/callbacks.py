@@ -117,6 +117,7 @@ class StoreCallback(TrainerCallback):
                 "mini_generation_epochs lower.",
                 stacklevel=2,
             )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         saved = self._checkpoint if state.global_step else None
         if saved is not None:
             self._refuse_other(saved)
@@ -206,7 +207,6 @@ class StoreCallback(TrainerCallback):
 
     def _lock(self) -> None:
         self.release()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self._path}.lock", timeout=0)
         try:
             lock.acquire()
@@ -292,7 +292,6 @@ class StoreCallback(TrainerCallback):
         samples, epochs = self._training_set.num_samples, self._state.num_train_epochs
         kept = epochs if self._arguments.logits_retention == "all" and self._steps_per_epoch else min(epochs, 3)
         needed = samples * (max(kept - sealed, 0) * row_bytes + 2 * (row_bytes + _ID_BYTES))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._path.parent).free
         if needed > free:
             raise StoreError(

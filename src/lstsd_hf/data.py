@@ -346,12 +346,14 @@ class TeacherCollator:
             SampleIdError: a row has no id, or one that is no integer in [0, num_samples), or that of another row.
             TypeError: the wrapped collator did not return a mapping.
         """
-        rows = [feature.row if isinstance(feature, IdentifiedRow) else feature for feature in features]
-        if isinstance(features[0], IdentifiedRow) and not any(self._has_id(row) for row in rows):
+        identified = isinstance(features[0], IdentifiedRow)
+        rows = [feature.row for feature in features] if identified else features
+        if identified and not any(self._has_id(row) for row in rows):
             ids = [feature.position for feature in features]
         else:
             ids = [self._id_of(row) for row in rows]
-            self._refuse_shared_ids(ids, features)
+            if identified:
+                self._refuse_shared_ids(ids, features)
             rows = [{key: value for key, value in row.items() if key != self._column} for row in rows]
         batch = self.collator(rows)
         if not isinstance(batch, MutableMapping):
@@ -392,14 +394,11 @@ class TeacherCollator:
             )
         return sample_id
 
-    def _refuse_shared_ids(self, ids: list[int], features: list[Any]) -> None:
+    def _refuse_shared_ids(self, ids: list[int], features: list[IdentifiedRow]) -> None:
         # A sampler may well draw one row twice; two rows of one name are an error.
         owner: dict[int, int] = {}
         for sample_id, feature in zip(ids, features, strict=True):
-            if (
-                isinstance(feature, IdentifiedRow)
-                and owner.setdefault(sample_id, feature.position) != feature.position
-            ):
+            if owner.setdefault(sample_id, feature.position) != feature.position:
                 raise SampleIdError(
                     f"Rows {owner[sample_id]} and {feature.position} of the training set share "
                     f"{self._column}={sample_id}: expected an id of its own for each row."
