@@ -1,5 +1,7 @@
 """Fine-tunes the packaged MiniLM on Rotten Tomatoes with the plain Trainer and with LSTSD, and compares them.
 
+It ends with the report of the LSTSD run: a page about what the model thought of each training sample, and when.
+
     python scripts/demo.py [--output_dir runs/demo] [--flag value ...]
 
 Both runs read configs/demo.yaml, with the same seed, data and budget. Further flags go to both of them.
@@ -57,6 +59,8 @@ def main() -> None:
     for trainer, name in TRAINERS.items():
         out = root / trainer
         command = [sys.executable, "-m", "lstsd_hf.glue", str(CONFIG), "--trainer", trainer, "--output_dir", str(out)]
+        if trainer == "lstsd":  # the other one keeps no predictions to report on
+            command += ["--report", "true"]
         print(f"\n{name}:", *command, *more, flush=True)
         subprocess.run([*command, *more], check=True)
         results[trainer] = json.loads((out / "all_results.json").read_text(encoding="utf-8"))
@@ -65,6 +69,7 @@ def main() -> None:
     for title, key, form in ROWS:
         print(f"{title:16}" + "".join(f"{form.format(results[trainer][key]):>22}" for trainer in TRAINERS))
     print(f"\nModels, metrics and logs: {root / 'plain'} and {root / 'lstsd'}")
+    print(f"What the model thought of each training sample: {root / 'lstsd' / '_report' / 'report.html'}")
 
 
 if __name__ == "__main__":

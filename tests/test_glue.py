@@ -1,5 +1,7 @@
 """The GLUE script: its arguments, and whole runs of it on a two-layer BERT."""
 
+import base64
+import gzip
 import json
 import os
 import re
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -242,6 +245,25 @@ def test_regression(layout: str, model: str, tmp_path: Path, trainer: str) -> No
     assert 0 <= bad < good <= 5
 
 
+@pytest.mark.parametrize(("task", "first"), [("sst2", "the film was bad"), ("stsb", "the film was bad\nvery")])
+def test_report(layout: str, model: str, tmp_path: Path, task: str, first: str, capsys: pytest.CaptureFixture) -> None:
+    argv = flags(model, tmp_path, "--task_name", task, "--data_dir", layout, "--do_train", "--max_train_samples", "40")
+    config = write(tmp_path / "run.yaml", "report: true", "logits_retention: all")
+    glue.main([str(config), *argv])
+    page = tmp_path / "_report" / "report.html"
+    assert capsys.readouterr().out.endswith(f"Report: {page}\n")
+    samples = pq.read_table(page.parent / "samples.parquet").to_pydict()
+    assert samples["sample_id"] == list(range(40))
+    assert samples["label"][:2] == ([0, 1] if task == "sst2" else [0, 5])
+    packed = re.search(r'id="data">([^<]*)<', page.read_text(encoding="utf-8"))
+    assert packed is not None
+    data = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    assert data["epochs"] == [0, 1, 2]
+    assert data["classes"] == (["negative", "positive"] if task == "sst2" else [])
+    assert data["rows"]["text"][data["rows"]["id"].index(0)] == first
+    assert "losses" in data["figures"]
+
+
 def test_mnli_has_two_halves(layout: str, model: str, tmp_path: Path) -> None:
     argv = flags(model, tmp_path, "--task_name", "mnli", "--data_dir", layout)
     metrics = glue.main([*argv, "--do_train", "--do_eval", "--do_predict", "--max_eval_samples", "3"])
@@ -308,7 +330,7 @@ def test_the_losses_are_on_the_progress_bar(
 def test_push_to_hub(layout: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushes: list[dict[str, Any]] = []
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, **_: None)
-    monkeypatch.setattr(Trainer, "push_to_hub", lambda self, **arguments: pushes.append(arguments))
+    monkeypatch.setattr(glue.LSTSDTrainer, "push_to_hub", lambda self, **arguments: pushes.append(arguments))
     argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "--push_to_hub")
     glue.main(argv)
     # The folder that the model came from is not named.
@@ -338,6 +360,7 @@ def test_predicted() -> None:
 def test_two_processes(model: str, tmp_path: Path) -> None:
     argv = flags(model, tmp_path, "--task_name", "mrpc", "--data_dir", str(GLUE), "--do_train", "--do_eval")
     argv += ["--do_predict", "--max_train_samples", "24", "--max_eval_samples", "9", "--max_predict_samples", "5"]
+    argv += ["--report", "true"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, str(ROOT / "scripts" / "run_glue.py"), *argv],
@@ -348,6 +371,8 @@ def test_two_processes(model: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("***** eval metrics *****") == 1
+    assert done.stdout.count("Report: ") == 1
+    assert len(np.load(tmp_path / "_report" / "pred_probs.npy")) == 24
     assert results(tmp_path)["train_samples"] == 24
     assert results(tmp_path)["eval_samples"] == 9
     assert len((tmp_path / "MRPC.tsv").read_text().splitlines()) == 6

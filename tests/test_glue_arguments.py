@@ -82,6 +82,8 @@ GOOD_FLAGS = ["--model_name_or_path", "m", "--task_name", "rte", "--do_train"]
         (["--do_train", "--model_name_or_path", "m"], r"Expected either task_name or train_file, found neither"),
         ([*GOOD_FLAGS, "--trainer", "fast"], r"argument --trainer: invalid choice: 'fast'"),
         ([*GOOD_FLAGS, "--temperature", "0"], r"temperature=0\.0 is not allowed"),
+        ([*GOOD_FLAGS, "--report", "--trainer", "plain"], r"report=True goes with trainer='lstsd', found 'plain'"),
+        ([*GOOD_FLAGS[:4], "--do_eval", "--report"], r"report=True goes with do_train=True.*: lstsd report RUN_DIR"),
         (["--model_name_or_path", "package://no_such/x"], r"no package 'no_such' is installed here"),
     ],
 )

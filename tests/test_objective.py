@@ -86,41 +86,39 @@ def test_confidence_is_zero_for_a_teacher_that_knows_nothing_and_one_for_a_sure_
 def test_an_absent_teacher_gives_its_weight_back_and_leaves_no_nan_in_the_gradient():
     student = torch.tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)
     teacher = torch.tensor([[0.5, 0.0], [math.nan, math.nan]])
-    lesson = learn_from(CLASSES, student, teacher, 1.0, "constant")
-    assert lesson.present.tolist() == [1.0, 0.0]
-    assert lesson.agreement.tolist() == [1.0, 0.0]
+    lessons = learn_from(CLASSES, student, teacher[None], 1.0, "constant")
+    assert lessons.present.tolist() == [[1.0, 0.0]]
+    assert lessons.agreement.tolist() == [[1.0, 0.0]]
     base = student.square().mean()
-    loss = distillation_loss(base, [(0.4, lesson)])
+    loss = distillation_loss(base, [0.4], lessons)
     kl = divergence(CLASSES, student[:1], teacher[:1], 1.0)[0]
     assert loss.item() == pytest.approx((0.8 * base + 0.2 * kl).item())  # half of the samples have the teacher
     loss.backward()
     assert torch.isfinite(student.grad).all()
 
-    nobody = learn_from(CLASSES, student, torch.full((2, 2), math.nan), 1.0, "constant")
-    assert distillation_loss(base, [(0.4, nobody)]).item() == base.item()
+    nobody = learn_from(CLASSES, student, torch.full((1, 2, 2), math.nan), 1.0, "constant")
+    assert distillation_loss(base, [0.4], nobody).item() == base.item()
 
 
 def test_the_loss_is_the_convex_combination_of_the_contract():
     torch.manual_seed(0)
-    student, long_term, short_term = (torch.randn(5, 3) for _ in range(3))
+    student, teachers = torch.randn(5, 3), torch.randn(2, 5, 3)
     base = torch.tensor(1.25)
-    lessons = [learn_from(CLASSES, student, teacher, 2.0, "confidence") for teacher in (long_term, short_term)]
     expected = base.clone()
-    for weight, lesson in zip((0.3, 0.5), lessons, strict=True):
-        c, d = lesson.trust, lesson.divergence
+    for weight, teacher in zip((0.3, 0.5), teachers, strict=True):
+        c, d = confidence(CLASSES, teacher), divergence(CLASSES, student, teacher, 2.0)
         share = weight * c.mean()
         expected = expected - share * base + share * (c * d).sum() / c.sum()
-    assert distillation_loss(base, list(zip((0.3, 0.5), lessons, strict=True))).item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
+    lessons = learn_from(CLASSES, student, teachers, 2.0, "confidence")
+    assert distillation_loss(base, (0.3, 0.5), lessons).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_agreement_counts_equal_decisions():
     student = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
-    teacher = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
-    assert learn_from(CLASSES, student, teacher, 1.0, "constant").agreement.tolist() == [1.0, 0.0]
-    assert learn_from(LABELS, student - 0.5, teacher - 0.5, 1.0, "constant").agreement.tolist() == [0.5, 0.0]
-    assert learn_from(NUMBER, student[:, :1], teacher[:, :1], 1.0, "constant").agreement is None
+    teachers = torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])
+    assert learn_from(CLASSES, student, teachers, 1.0, "constant").agreement.tolist() == [[1.0, 0.0]]
+    assert learn_from(LABELS, student - 0.5, teachers - 0.5, 1.0, "constant").agreement.tolist() == [[0.5, 0.0]]
+    assert learn_from(NUMBER, student[:, :1], teachers[..., :1], 1.0, "constant").agreement is None
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
         trainer.train()
         monkeypatch.undo()
         calls[trainer_class] = count
-    assert calls[LSTSDTrainer] == calls[Trainer]
+    assert calls[LSTSDTrainer] == calls[Trainer] + 1  # the means of all steps, for the log of the run's end
 
 
 # ---- drop-in
@@ -615,11 +615,6 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
     arguments._n_gpu = 2
     with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
         trainer.train()
-
-
-def test_pushing_the_store_is_refused_and_not_forgotten(tmp_path):
-    message = r"push_logits=True is not supported .* huggingface_hub\.upload_folder"
-    refused(ValueError, message, tiny_bert(), config(tmp_path, push_logits=True), rows(8))
 
 
 def test_too_few_epochs_for_a_long_term_teacher_are_warned_of(tmp_path):

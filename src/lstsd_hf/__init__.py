@@ -8,6 +8,7 @@ from .store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchE
 if TYPE_CHECKING:
     from .config import LSTSDConfig
     from .data import add_sample_ids
+    from .report import write_report
     from .trainer import LSTSDTrainer
 
 __all__ = [
@@ -19,11 +20,12 @@ __all__ = [
     "StoreMismatchError",
     "__version__",
     "add_sample_ids",
+    "write_report",
 ]
 
 # torch and transformers take seconds to import, and the store needs neither of them: they come with the first name
 # that does.
-_ROOMS = {"LSTSDConfig": "config", "LSTSDTrainer": "trainer", "add_sample_ids": "data"}
+_ROOMS = {"LSTSDConfig": "config", "LSTSDTrainer": "trainer", "add_sample_ids": "data", "write_report": "report"}
 
 
 def __getattr__(name: str) -> object:

@@ -131,6 +131,7 @@ class StoreCallback(TrainerCallback):
                     discard_shared(aside, saved)
         self._accelerator.wait_for_everyone()
         if saved is not None:
+            self._training_set = self._training_set.without_rows()
             self._store = LogitsStore.open(self._path)
 
     def on_epoch_begin(
@@ -278,6 +279,7 @@ class StoreCallback(TrainerCallback):
             labels = known.labels_by_id()
             if labels is not None:
                 store.write_labels(labels)
+        self._training_set = self._training_set.without_rows()
         self._accelerator.wait_for_everyone()
         return LogitsStore.open(self._path)
 
@@ -356,7 +358,7 @@ def move_aside(path: Path) -> Path | None:
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
-    if not (path / "open").is_dir():
+    if not (path / "open").is_dir() and not (path / "store.json").is_file():  # the Hub keeps no empty folders
         raise StoreError(
             f"{path} holds something that is not a logits store: expected a folder that is new, empty, or an earlier "
             "run's. Name another logits_dir."

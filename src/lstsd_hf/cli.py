@@ -17,6 +17,15 @@ def main(argv: list[str] | None = None) -> None:
     store.add_argument("action", choices=["info", "verify"], help="print what it holds; or read every byte of it")
     store.add_argument("path", help="its folder: <output_dir>/_logits, or <output_dir>/checkpoint-<step>/_logits")
 
+    report = commands.add_parser("report", help="write a page about what the model learnt of each training sample")
+    report.add_argument("run_dir", metavar="RUN_DIR", help="a run's output_dir; the report goes to RUN_DIR/_report")
+    report.add_argument(
+        "--dataset", help="the texts: a save_to_disk folder, or a CSV, TSV, JSON (lines) or parquet file"
+    )
+    report.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: all columns of text")
+    report.add_argument("--sample_id_column", default="sample_id", help="the data set's column of ids")
+    report.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
+
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["glue"]:
         # Imported here: torch and transformers take seconds, which nothing else needs.
@@ -26,9 +35,26 @@ def main(argv: list[str] | None = None) -> None:
         return
     parsed = parser.parse_args(arguments)
     try:
-        print(verify(parsed.path) if parsed.action == "verify" else info(parsed.path))
-    except StoreError as error:
-        parser.exit(2, f"lstsd store: error: {error}\n")
+        if parsed.command == "report":
+            print(write_report(parsed))
+        else:
+            print(verify(parsed.path) if parsed.action == "verify" else info(parsed.path))
+    except (StoreError, ValueError) as error:
+        parser.exit(2, f"lstsd {parsed.command}: error: {error}\n")
+
+
+def write_report(parsed: argparse.Namespace) -> str:
+    """Writes a run's report, and says where it is. Raises StoreError or ValueError where it cannot."""
+    from .report import write_report
+
+    page = write_report(
+        parsed.run_dir,
+        parsed.dataset,
+        parsed.text_columns,
+        logits_dir=parsed.logits_dir,
+        sample_id_column=parsed.sample_id_column,
+    )
+    return f"The report is {page}, with samples.parquet and arrays for cleanlab beside it."
 
 
 def verify(path: str) -> str:

@@ -89,7 +89,11 @@ class DistillationArguments:
         metadata={"help": "The largest sample id plus 1, where the training set cannot tell: a streamed one."},
     )
     push_logits: bool = field(
-        default=False, metadata={"help": "Upload the logits store with the model. Not supported yet."}
+        default=False,
+        metadata={
+            "help": "Upload the logits store, which holds the training labels too, with the model: to "
+            f"{LOGITS_FOLDER}/ of the repo, at each push_to_hub() and save_model()."
+        },
     )
     resume_without_logits: bool = field(
         default=False,

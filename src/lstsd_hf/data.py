@@ -3,7 +3,7 @@
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -84,7 +84,7 @@ class TrainingSet:
     Attributes:
         num_samples: The largest sample id plus 1.
         fingerprint: Equal for equal training sets, on every machine and in every order of the rows.
-        ids: (N,) the id of each row, where they are known ahead.
+        ids: (N,) the id of each row, where they are known ahead, and until the store has the labels.
         labels: (N, ...) the label of each row, integers or floats; None where the set cannot be read ahead, or has no
             numbers as labels.
         streamed: Whether the rows come from an iterable, so that their ids can only be checked as they come.
@@ -104,6 +104,10 @@ class TrainingSet:
         labels = np.full((self.num_samples, *self.labels.shape[1:]), fill, self.labels.dtype)
         labels[self.ids] = self.labels
         return labels
+
+    def without_rows(self) -> "TrainingSet":
+        """The same without what takes memory for each row."""
+        return replace(self, ids=None, labels=None)
 
 
 def has_sample_ids(dataset: Any, column: str) -> bool:
@@ -358,11 +362,12 @@ class TeacherCollator:
         batch = self.collator(rows)
         if not isinstance(batch, MutableMapping):
             raise TypeError(f"The data collator returned a {type(batch).__name__}: expected a mapping of tensors.")
-        batch[SAMPLE_IDS] = torch.tensor(ids, dtype=torch.int64)
+        sample_ids = np.array(ids, np.int64)
+        batch[SAMPLE_IDS] = torch.from_numpy(sample_ids)
         teaching = tuple(self.epochs.tolist())
         for key, epoch in zip(TEACHER_LOGITS.values(), teaching, strict=True):
             if epoch >= 0:
-                batch[key] = torch.from_numpy(self._open(teaching).read(epoch, np.asarray(ids)))
+                batch[key] = torch.from_numpy(self._open(teaching).read(epoch, sample_ids))
         return batch
 
     def _open(self, teaching: tuple[int, ...]) -> LogitsStore:

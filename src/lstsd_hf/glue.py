@@ -38,6 +38,7 @@ from .config import LSTSDConfig
 from .glue_arguments import DataArguments, ModelArguments, parse
 from .glue_data import GlueData, load_files, load_task
 from .glue_tasks import GlueMetric, write_predictions
+from .report import write_report
 from .trainer import LSTSDTrainer
 
 LOSSES = ("loss", "base_loss", "long_term_loss", "short_term_loss")
@@ -49,6 +50,7 @@ class Job:
 
     Attributes:
         to_task_id: (labels,) the task's label id by the model's; they differ where the checkpoint has its own order.
+        texts: The training rows with their texts and ids; None where there is no training.
     """
 
     model_args: ModelArguments
@@ -58,6 +60,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     data: GlueData
     to_task_id: np.ndarray
+    texts: Dataset | None
 
 
 def prepare(argv: Sequence[str]) -> Job:
@@ -121,6 +124,7 @@ def prepare(argv: Sequence[str]) -> Job:
             desc="Tokenizing",
         )
 
+    texts = data.train
     with args.main_process_first(desc="tokenizing"):
         if data.train is not None:
             data.train = ready(data.train, data_args.max_train_samples)
@@ -131,7 +135,7 @@ def prepare(argv: Sequence[str]) -> Job:
             for k, rows in data.prediction.items()
         }
     to_task_id = np.array([data.labels.index(name) for name in labels], dtype=np.int64)
-    return Job(model_args, data_args, args, config, tokenizer, data, to_task_id)
+    return Job(model_args, data_args, args, config, tokenizer, data, to_task_id, texts)
 
 
 def tokenize(
@@ -262,6 +266,15 @@ def run(job: Job) -> dict[str, float]:
         trainer.push_to_hub(**card)
     elif data.train is not None:
         trainer.create_model_card(**card)
+    if model_args.report and trainer.is_world_process_zero():
+        page = write_report(
+            str(args.output_dir),
+            job.texts,
+            data.text_columns,
+            logits_dir=args.logits_dir,
+            sample_id_column=args.sample_id_column,
+        )
+        print(f"Report: {page}")
     return results
 
 

@@ -71,6 +71,10 @@ class ModelArguments:
     trainer: Literal["lstsd", "plain"] = field(
         default="lstsd", metadata={"help": "'plain': the same run with transformers.Trainer, for comparison."}
     )
+    report: bool = field(
+        default=False,
+        metadata={"help": "After training, write a page about each training sample; best with logits_retention=all."},
+    )
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
@@ -80,6 +84,8 @@ class ModelArguments:
             self.config_name = resolve_package(self.config_name)
         if self.tokenizer_name is not None:
             self.tokenizer_name = resolve_package(self.tokenizer_name)
+        if self.report and self.trainer == "plain":
+            raise ValueError("report=True goes with trainer='lstsd', found 'plain', which keeps no predictions.")
 
     @property
     def hub(self) -> dict[str, Any]:
@@ -232,4 +238,6 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConf
     model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
+    if model_args.report and not args.do_train:
+        raise ValueError("report=True goes with do_train=True. The report of an earlier run: lstsd report RUN_DIR.")
     return model_args, data_args, args

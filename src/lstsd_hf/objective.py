@@ -5,6 +5,7 @@ are the paper's; the convex form of the loss, the trust in a teacher and the tre
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,13 +30,13 @@ class TeacherWeights(NamedTuple):
     short_term: float
 
 
-class Lesson(NamedTuple):
-    """What one teacher has to say about a micro-batch of B samples; float32 tensors of shape (B,).
+class Lessons(NamedTuple):
+    """What T teachers have to say about a micro-batch of B samples; float32 tensors of shape (T, B).
 
     Attributes:
         present: 1 where the teacher has a prediction for the sample, else 0.
         trust: From 0 to 1: c in `distillation_loss`; 0 where the teacher is absent.
-        divergence: 0 where the student agrees with the teacher in full; 0 where the teacher is absent.
+        divergence: 0 where the student agrees with the teacher in full; finite, and no more, where it is absent.
         agreement: The share of the sample's decisions that are the same for student and teacher: whether the classes
             with the largest logit are the same, or how many of a multi-label row's signs. 0 where the teacher is
             absent. None for a regression, which takes no decision.
@@ -85,14 +86,14 @@ def infer_problem_type(config: Any, labels: Any) -> ProblemType:
 def divergence(
     problem_type: ProblemType, student: torch.Tensor, teacher: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """How far the student is from the teacher, (B,), 0 where they agree.
+    """How far the student is from the teacher, (..., B), 0 where they agree.
 
     Args:
         problem_type: Classes: `tau^2 KL(softmax(q / tau) || softmax(p / tau))`, with the teacher's entropy (Hinton et
             al., 2015). Multi-label: the same of each label's Bernoulli distribution, averaged over labels.
             Regression: the squared error, averaged over columns; there the temperature has no part.
         student: p, floating-point logits of shape (B, C).
-        teacher: q, floating-point logits of shape (B, C), finite.
+        teacher: q, floating-point logits of shape (..., B, C), finite.
         temperature: tau, above 0.
     """
     if problem_type == "regression":
@@ -104,20 +105,21 @@ def divergence(
             + torch.sigmoid(-q) * (F.logsigmoid(-q) - F.logsigmoid(-p))
         ).mean(dim=-1)
     else:
-        kl = F.kl_div(F.log_softmax(p, -1), F.log_softmax(q, -1), reduction="none", log_target=True).sum(dim=-1)
+        log_q = F.log_softmax(q, dim=-1)
+        kl = (log_q.exp() * (log_q - F.log_softmax(p, dim=-1))).sum(dim=-1)
     return temperature**2 * kl
 
 
 def confidence(problem_type: ProblemType, teacher: torch.Tensor) -> torch.Tensor:
-    """How sure a teacher is, (B,): 1 minus its entropy over the largest that it can have; 0 knows nothing, 1 is sure.
+    """How sure a teacher is, (..., B): 1 less its entropy over the largest possible; 0 knows nothing, 1 is sure.
 
     Args:
         problem_type: Classes: `1 - H(softmax(q)) / log C`. Multi-label: `1 - H / log 2` of each label, averaged. A
             regression has no entropy: always 1.
-        teacher: q, floating-point logits of shape (B, C), finite.
+        teacher: q, floating-point logits of shape (..., B, C), finite.
     """
     if problem_type == "regression":
-        return torch.ones_like(teacher[:, 0])
+        return torch.ones_like(teacher[..., 0])
     if problem_type == "multi_label_classification":
         entropy = -(torch.sigmoid(teacher) * F.logsigmoid(teacher) + torch.sigmoid(-teacher) * F.logsigmoid(-teacher))
         share = entropy.mean(dim=-1) / math.log(2)
@@ -130,36 +132,37 @@ def confidence(problem_type: ProblemType, teacher: torch.Tensor) -> torch.Tensor
 def learn_from(
     problem_type: ProblemType,
     student: torch.Tensor,
-    teacher: torch.Tensor,
+    teachers: torch.Tensor,
     temperature: float,
     teacher_trust: TeacherTrust,
-) -> Lesson:
-    """One teacher's part in a micro-batch, without its weight.
+) -> Lessons:
+    """The teachers' parts in a micro-batch, without their weights.
+
+    Teachers come together because the tensors are small: what a step costs is the number of operations.
 
     Args:
         problem_type: See `divergence`.
         student: The model's logits, (B, C), with gradient.
-        teacher: The recorded logits, (B, C), of any floating-point type. A row with a NaN: the teacher is absent.
+        teachers: The recorded logits, (T, B, C), of any floating-point type. A row with a NaN: that teacher is absent.
         temperature: See `divergence`.
         teacher_trust: "constant": 1. "confidence": see `confidence`.
     """
-    student, teacher = student.float(), teacher.float()
-    present = ~teacher.isnan().any(dim=-1)
+    student, teachers = student.float(), teachers.float()
+    missing = teachers.isnan().any(dim=-1)
     # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
-    teacher = torch.where(present[:, None], teacher, 0.0)
-    weight = present.float()
-    trust = weight * confidence(problem_type, teacher) if teacher_trust == "confidence" else weight
-    distance = weight * divergence(problem_type, student, teacher, temperature)
+    teachers = teachers.masked_fill(missing[..., None], 0.0)
+    present = (~missing).float()
+    trust = present * confidence(problem_type, teachers) if teacher_trust == "confidence" else present
     if problem_type == "regression":
         agreement = None
     elif problem_type == "multi_label_classification":
-        agreement = weight * ((student > 0) == (teacher > 0)).float().mean(dim=-1)
+        agreement = present * ((student > 0) == (teachers > 0)).float().mean(dim=-1)
     else:
-        agreement = weight * (student.argmax(dim=-1) == teacher.argmax(dim=-1)).float()
-    return Lesson(weight, trust, distance, agreement)
+        agreement = present * (student.argmax(dim=-1) == teachers.argmax(dim=-1))
+    return Lessons(present, trust, divergence(problem_type, student, teachers, temperature), agreement)
 
 
-def distillation_loss(base_loss: torch.Tensor, lessons: list[tuple[float, Lesson]]) -> torch.Tensor:
+def distillation_loss(base_loss: torch.Tensor, weights: Sequence[float], lessons: Lessons) -> torch.Tensor:
     """The loss of a micro-batch of B samples.
 
         loss = (1 - sum_t a_t) L + sum_t a_t D_t,   a_t = weight_t mean_i c_i,   D_t = sum_i c_i d_i / sum_i c_i
@@ -168,9 +171,9 @@ def distillation_loss(base_loss: torch.Tensor, lessons: list[tuple[float, Lesson
 
     Args:
         base_loss: L, a scalar: what the plain Trainer would have minimised.
-        lessons: weight_t, and the teacher's trust c and divergences d, for each teacher t.
+        weights: weight_t of each of the T teachers.
+        lessons: The teachers' trust c and divergences d.
     """
-    loss = base_loss
-    for weight, lesson in lessons:
-        loss = loss - weight * lesson.trust.mean() * base_loss + weight * (lesson.trust * lesson.divergence).mean()
-    return loss
+    share = torch.stack([weight * trust for weight, trust in zip(weights, lessons.trust, strict=True)])
+    samples = share.shape[-1]
+    return (1 - share.sum() / samples) * base_loss + (share * lessons.divergence).sum() / samples

@@ -3,21 +3,27 @@
 import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import torch
 from accelerate import Accelerator
+from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerState
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 from transformers.utils import logging
 
+from . import model_card
+from ._version import __version__
 from .callbacks import StoreCallback
 from .config import LOGITS_FOLDER, DistillationArguments
 from .data import (
@@ -31,7 +37,8 @@ from .data import (
     refuse_labels_outside,
     sample_ids_of,
 )
-from .objective import Lesson, distillation_loss, infer_problem_type, learn_from
+from .objective import Lessons, distillation_loss, infer_problem_type, learn_from
+from .store import LogitsStore, StoreError
 
 logger = logging.get_logger(__name__)
 
@@ -83,11 +90,6 @@ class LSTSDTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: expected one process "
                 f"for each. Start the script with `torchrun --nproc_per_node {self.args.n_gpu} SCRIPT ...`, or show "
                 "it one GPU with CUDA_VISIBLE_DEVICES=0."
-            )
-        if self.distillation.push_logits:
-            raise ValueError(
-                "push_logits=True is not supported by this version: expected False. Upload the store yourself: "
-                "huggingface_hub.upload_folder(repo_id=..., folder_path=logits_dir, path_in_repo='_logits')."
             )
         self._trial = trial
         self._parts = _LossParts()
@@ -167,11 +169,13 @@ class LSTSDTrainer(Trainer):
 
     def _num_labels(self) -> int | None:
         """The size of the model's head, where its config tells it; multiple-choice heads have one row per choice."""
-        model: Any = self.model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
-        if type(base).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
+        if self._model_class() in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
             return None
-        return getattr(getattr(model, "config", None), "num_labels", None)
+        return getattr(getattr(self.model, "config", None), "num_labels", None)
+
+    def _model_class(self) -> str:
+        model: Any = self.model
+        return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__  # PEFT
 
     def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError where labels that are known ahead should be classes of the model, and are not."""
@@ -227,7 +231,7 @@ class LSTSDTrainer(Trainer):
                 "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super()."
             )
         sample_ids = inputs.pop(SAMPLE_IDS)
-        teachers = {name: inputs.pop(key, None) for name, key in TEACHER_LOGITS.items()}
+        teachers = {name: inputs.pop(key) for name, key in TEACHER_LOGITS.items() if key in inputs}
         labels = inputs.get("labels")
         label_is_kept = (self.label_smoother is not None or self.compute_loss_func is not None) and labels is not None
         base_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -235,15 +239,13 @@ class LSTSDTrainer(Trainer):
 
         problem_type = infer_problem_type(getattr(self.model, "config", None), labels)
         temperature, trust = self.distillation.temperature, self.distillation.teacher_trust
-        lessons = {
-            name: learn_from(problem_type, logits, teacher, temperature, trust)
-            for name, teacher in teachers.items()
-            if teacher is not None
-        }
-        weights = self._store_callback.weights._asdict()
-        loss = distillation_loss(base_loss, [(weights[name], lesson) for name, lesson in lessons.items()])
+        loss, lessons = base_loss, None
+        if teachers:
+            lessons = learn_from(problem_type, logits, torch.stack(list(teachers.values())), temperature, trust)
+            weights = [getattr(self._store_callback.weights, name) for name in teachers]
+            loss = distillation_loss(base_loss, weights, lessons)
         self._store_callback.record(sample_ids, logits)
-        self._parts.add(len(sample_ids), base_loss, lessons)
+        self._parts.add(base_loss, len(sample_ids), list(teachers), lessons)
 
         if num_items_in_batch is not None:
             share = len(sample_ids) * self.accelerator.num_processes / num_items_in_batch
@@ -255,11 +257,113 @@ class LSTSDTrainer(Trainer):
         inputs.pop(self.distillation.sample_id_column, None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
+    # ---- the log, and the Hub
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # the training log, which all processes write at the same step
+        # The training log, and that of the run's end, for the steps after the last one. All processes write these.
+        if "loss" in logs or "total_flos" in logs:
             weighted = {name for name in TEACHER_LOGITS if getattr(self.distillation, f"{name}_weight")}
             logs = {**logs, **self._parts.means_since_last_log(self.accelerator, weighted)}
         super().log(logs, start_time)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """The plain Trainer's model card, with a section on the distillation; see `lstsd_hf.model_card`.
+
+        The metrics of the last evaluation go into its model-index. Takes the arguments of `Trainer.create_model_card`.
+        """
+        if not self.is_world_process_zero():
+            return
+        output_dir = Path(str(self.args.output_dir))
+        # The name that the repo on the Hub gets, which the plain Trainer does not think of for output_dir=".".
+        model_name = model_name or Path(self.hub_model_id or output_dir.absolute()).name
+        super().create_model_card(language, license, tags, model_name, *args, **kwargs)
+        log_history, rows = self.state.log_history, self.train_dataset
+        section = model_card.describe(
+            self.distillation, self.args, log_history, len(rows) if has_length(rows) else None
+        )
+        path = output_dir / "README.md"
+        card = model_card.complete(
+            path.read_text(encoding="utf-8"),
+            section,
+            model_card.evaluation_metrics(log_history),
+            model_card.infer_task(self._model_class()),
+        )
+        path.write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Trainer.push_to_hub`; with `push_logits=True` the logits store follows the model, into `_logits/`.
+
+        Returns:
+            The model's commit; with `blocking=False` a future of it, which is done when the store has arrived as well.
+
+        Raises:
+            StoreError: `push_logits=True`, and there is no store. Nothing is uploaded then.
+        """
+        if not self.distillation.push_logits or not self.is_world_process_zero():
+            return super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
+        path = Path(self._logits_path())
+        try:
+            store = LogitsStore.open(path)
+        except StoreError as error:
+            raise StoreError(f"{error} push_logits=True uploads it: train first, or set push_logits=False.") from error
+        # A copy, because the upload may go on while training changes the store; of links, where the disk has them.
+        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.push-", dir=path.parent))
+        try:
+            snapshot = store.copy(folder / LOGITS_FOLDER, {})
+            pushed = super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
+        def push_store() -> CommitInfo:
+            try:
+                commit = pushed.result() if isinstance(pushed, Future) else pushed
+                HfApi(library_name="lstsd_hf", library_version=__version__).upload_folder(
+                    repo_id=cast(str, self.hub_model_id),
+                    folder_path=snapshot.path,
+                    path_in_repo=LOGITS_FOLDER,
+                    commit_message=f"{commit_message}, logits",
+                    token=token or self.args.hub_token,
+                    revision=revision or self.args.hub_revision,
+                    delete_patterns="*",  # of an earlier push: epochs that were dropped since
+                )
+                return commit
+            finally:
+                shutil.rmtree(folder)
+
+        if blocking:
+            return push_store()
+        following = HfApi().run_as_future(push_store)
+        following.add_done_callback(_warn_of_failed_push)
+        return following
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        before = self._pushes()
+        super()._push_from_checkpoint(checkpoint_folder)
+        for push in self._pushes():
+            if push not in before:
+                push.add_done_callback(_warn_of_failed_push)
+
+    def _pushes(self) -> list[Future]:
+        """The uploads of checkpoints in mid-training, whose outcome the plain Trainer does not look at."""
+        progress = getattr(self, "push_in_progress", None)  # there on the process that pushes
+        return list(progress.jobs) if progress is not None else []
 
 
 def last_complete_checkpoint(output_dir: str) -> str:
@@ -280,6 +384,16 @@ def last_complete_checkpoint(output_dir: str) -> str:
             continue
         return str(path)
     raise ValueError(f"No complete checkpoint in {output_dir}: expected a folder checkpoint-N to resume from.")
+
+
+def _warn_of_failed_push(push: Future) -> None:
+    """Says what went wrong with an upload that nobody waits for."""
+    error = None if push.cancelled() else push.exception()
+    if error is not None:
+        logger.warning(
+            f"A push to the Hub failed: {error!r}, because of {error.__cause__!r}. Training goes on, what is on disk "
+            "is not affected, and the next push uploads all that is missing."
+        )
 
 
 def _count_own_items(compute_loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -317,18 +431,17 @@ class _LossParts:
         self._sums: torch.Tensor | None = None
         self._decides = True
 
-    def add(self, samples: int, base_loss: torch.Tensor, lessons: dict[str, Lesson]) -> None:
+    def add(self, base_loss: torch.Tensor, samples: int, teachers: list[str], lessons: Lessons | None) -> None:
+        """Adds a micro-batch with the lessons of its teachers, of these names."""
         base = base_loss.detach().float()
         sums = [torch.full_like(base, samples)[None], samples * base[None]]
-        for name in TEACHER_LOGITS:
-            lesson = lessons.get(name)
-            if lesson is None:
-                sums.append(base.new_zeros(4))
-                continue
-            self._decides = lesson.agreement is not None
-            agreement = lesson.present if lesson.agreement is None else lesson.agreement
-            columns = [lesson.trust * lesson.divergence.detach(), lesson.trust, agreement, lesson.present]
-            sums.append(torch.stack(columns).sum(dim=1))
+        taught: dict[str, torch.Tensor] = {}
+        if lessons is not None:
+            present, trust, divergence, agreement = lessons
+            self._decides = agreement is not None
+            columns = [trust * divergence.detach(), trust, present if agreement is None else agreement, present]
+            taught = dict(zip(teachers, torch.stack(columns, dim=1).sum(dim=2).unbind(), strict=True))
+        sums += [taught[name] if name in taught else base.new_zeros(4) for name in TEACHER_LOGITS]
         new = torch.cat(sums)
         self._sums = new if self._sums is None else self._sums + new
 
@@ -342,6 +455,7 @@ class _LossParts:
         for name, (divergence, trust, agreement, present) in zip(TEACHER_LOGITS, (rest[:4], rest[4:]), strict=True):
             if present or name in weighted:  # by definition 0 where no sample has the teacher
                 means[f"{name}_loss"] = divergence / trust if trust else 0.0
+                means[f"{name}_coverage"] = present / samples
             if present and self._decides:
                 means[f"{name}_agreement"] = agreement / present
         return means

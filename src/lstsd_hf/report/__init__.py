@@ -1,0 +1,103 @@
+"""The report of a run: what the model thought of every training sample, and when, from the sealed epochs.
+
+    <output_dir>/_report/
+      report.html           a page that opens offline: data map, likely mislabelled samples, curves
+      samples.parquet       a row for each sample id that has a label; columns: `measures.of_classes`, `of_scores`
+      sample_ids.npy        (M,) int64: the samples that the last epoch has a prediction for, the rows of what follows
+      labels.npy            (M,) their labels
+      pred_probs.npy        (M, C) float32: the last epoch's probabilities, as cleanlab takes them; in-sample
+      predictions.npy       (M,) float32: the last epoch's scores; a regression has it in place of pred_probs.npy
+
+The store is read in chunks of samples, all epochs at once. What stays in memory is a row of the parquet file for each
+sample, and, of those that the page lists, the text and a few numbers for each epoch.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from .. import dynamics
+from ..config import LOGITS_FOLDER
+from .measures import Measures, measure
+from .page import write_page
+from .run import Run, read_run
+from .texts import read_texts
+
+REPORT_FOLDER = "_report"
+
+# Where these hold, there is nothing to tell.
+_NOTHING = {"prediction": -1, "first_learnt": -1, "noise_rank": 0}
+
+
+def write_report(
+    run_dir: str | os.PathLike[str],
+    dataset: str | os.PathLike[str] | Dataset | None = None,
+    text_columns: Sequence[str] | None = None,
+    *,
+    logits_dir: str | os.PathLike[str] | None = None,
+    sample_id_column: str = "sample_id",
+) -> Path:
+    """Writes the report of a run into `<run_dir>/_report`, over an earlier one.
+
+    Args:
+        run_dir: The run's output_dir, or a checkpoint in it. `logits_retention="all"` keeps all epochs for the report;
+            of fewer it shows what it can, and says what it cannot.
+        dataset: What holds the texts, with the id column; see `texts.read_texts`. None: the page shows ids.
+        text_columns: The columns to show; None: all columns of text but the label's.
+        logits_dir: Where the store is, if not in `<run_dir>/_logits`.
+        sample_id_column: The data set's id column.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        StoreError: there is no store, no epoch of it is sealed, or it has no labels; StoreCorruptionError: damaged.
+        ValueError: labels that are no classes, a multi-label head, or texts that cannot be read
+            or are of other samples.
+    """
+    run_dir = Path(run_dir)
+    run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
+    texts = None if dataset is None else read_texts(dataset, text_columns, sample_id_column)
+    if texts is not None:
+        texts.refuse_others(run.ids)
+    measures = measure(run)
+    folder = run_dir / REPORT_FOLDER
+    folder.mkdir(exist_ok=True)
+    _write_samples(folder / "samples.parquet", run, measures)
+    _write_last_epoch(folder, run, measures)
+    return write_page(folder / "report.html", run, measures, texts)
+
+
+def _write_samples(path: Path, run: Run, measures: Measures) -> None:
+    columns = {}
+    for name, values in measures.samples.items():
+        unknown = np.isnan(values) if values.dtype.kind == "f" else values == _NOTHING.get(name, np.nan)
+        columns[name] = pa.array(values, mask=unknown)
+    pq.write_table(pa.table(columns), path)
+
+
+def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
+    """The last epoch's predictions as plain arrays, of the samples that have one."""
+    prediction = measures.samples["prediction"]
+    seen = ~np.isnan(prediction) if run.is_regression else prediction >= 0
+    ids = run.ids[seen]
+    np.save(folder / "sample_ids.npy", ids)
+    np.save(folder / "labels.npy", run.labels[seen])
+    if run.is_regression:
+        np.save(folder / "predictions.npy", prediction[seen])
+        return
+    shape = (len(ids), len(run.classes))
+    path = folder / "pred_probs.npy"
+    if not len(ids):  # which cannot be mapped
+        np.save(path, np.empty(shape, np.float32))
+        return
+    probabilities = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for chunk in run.chunks(len(ids)):
+        logits = run.store.read(run.epochs[-1], ids[chunk]).astype(np.float32)
+        probabilities[chunk] = dynamics.softmax(logits)
+    probabilities.flush()

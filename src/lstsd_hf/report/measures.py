@@ -1,0 +1,123 @@
+"""What the report computes: of each sample over the epochs, and of each epoch over the samples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import dynamics
+from .run import Run
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A run's samples and epochs.
+
+    Attributes:
+        samples: Columns of N rows, a row for each sample that has a label, by ascending id.
+        epochs: Of each of the E sealed epochs the mean over samples, (E,): NaN where no sample has one.
+    """
+
+    samples: dict[str, Array]
+    epochs: dict[str, Array]
+
+
+def measure(run: Run) -> Measures:
+    """Computes everything, in chunks of samples."""
+    scale = float(np.std(run.labels)) or 1.0 if run.is_regression else 0.0
+    parts: list[dict[str, Array]] = []
+    totals: dict[str, Array] = {}
+    for chunk in run.chunks(len(run.ids)):
+        logits, labels = run.logits(run.ids[chunk]), run.labels[chunk]
+        if run.is_regression:
+            samples, over_epochs = of_scores(logits[:, :, 0], labels, scale)
+        else:
+            samples, over_epochs = of_classes(logits, labels, run.epochs)
+        parts.append(samples)
+        for name, values in over_epochs.items():
+            present = ~np.isnan(values)
+            sums = np.stack([np.where(present, values, 0).sum(axis=1, dtype=np.float64), present.sum(axis=1)])
+            totals[name] = totals.get(name, 0) + sums
+    samples = {"sample_id": run.ids, "label": run.labels}
+    samples |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
+    return Measures(samples, {name: _ratio(total, count) for name, (total, count) in totals.items()})
+
+
+def _ratio(total: Array, count: Array) -> Array:
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def of_classes(logits: Array, labels: Array, epochs: list[int]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The measures of n samples of a classifier.
+
+    Args:
+        logits: (E, n, C), NaN where there is no prediction.
+        labels: (n,), in [0, C).
+        epochs: The numbers of the E epochs, ascending.
+
+    Returns:
+        Of each sample, (n,): `prediction` and `prediction_probability`, the class that the last epoch predicted (-1:
+        none) and its probability; `confidence`, `variability`, `correctness`, `forgetting_events`, `never_learnt`
+        (bool), `first_learnt` (the number of the epoch; -1: none), `area_under_margin`, `noise_score`: see `dynamics`.
+        Of each sample and epoch, (E, n), NaN where unknown: `accuracy`: 1 where the prediction is the label, else 0.
+        `short_term_agreement`: 1 where it is that of the epoch before, which is the short-term teacher's.
+    """
+    probabilities = dynamics.softmax(logits)
+    given, hits = dynamics.given_probability(probabilities, labels), dynamics.correct(logits, labels)
+    first = dynamics.first_learnt(hits)
+    seen = ~np.isnan(hits)
+    samples = {
+        "prediction": np.where(seen[-1], logits[-1].argmax(axis=1), -1),
+        "prediction_probability": probabilities[-1].max(axis=1),
+        "confidence": dynamics.confidence(given),
+        "variability": dynamics.variability(given),
+        "correctness": dynamics.correctness(hits),
+        "forgetting_events": dynamics.forgetting_events(hits),
+        "never_learnt": (first < 0) & seen.any(axis=0),
+        "first_learnt": np.where(first < 0, -1, np.asarray(epochs)[first]),
+        "area_under_margin": dynamics.area_under_margin(logits, labels),
+        "noise_score": dynamics.noise_score(probabilities, labels),
+    }
+    same = np.full(hits.shape, np.nan, hits.dtype)
+    for i in range(1, len(epochs)):
+        if epochs[i] == epochs[i - 1] + 1:
+            equal = logits[i].argmax(axis=1) == logits[i - 1].argmax(axis=1)
+            same[i] = np.where(seen[i] & seen[i - 1], equal, np.nan)
+    return samples, {"accuracy": hits, "short_term_agreement": same}
+
+
+def of_scores(predictions: Array, labels: Array, scale: float) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The measures of n samples of a regression.
+
+    Args:
+        predictions: (E, n), NaN where there is none.
+        labels: (n,).
+        scale: The standard deviation of all labels.
+
+    Returns:
+        Of each sample, (n,): `prediction`, the last epoch's (NaN: none); `mean_absolute_error` and `variability`, the
+        mean of the absolute error and the standard deviation of the prediction over epochs, both in the label's unit;
+        `noise_score`: see `dynamics.regression_noise_score`. Of each sample and epoch, (E, n): `absolute_error`.
+    """
+    errors = predictions - labels
+    samples = {
+        "prediction": predictions[-1],
+        "mean_absolute_error": dynamics.mean_over_epochs(np.abs(errors)),
+        "variability": dynamics.variability(predictions),
+        "noise_score": dynamics.regression_noise_score(errors, scale),
+    }
+    return samples, {"absolute_error": np.abs(errors)}
+
+
+def logged_over_epochs(log: list[dict[str, Any]], name: str) -> Mapping[int, float]:
+    """The mean of what the Trainer logged under a name within each epoch, by the epoch's number."""
+    values: dict[int, list[float]] = {}
+    for entry in log:
+        if name in entry and "epoch" in entry:
+            values.setdefault(max(0, int(np.ceil(entry["epoch"])) - 1), []).append(entry[name])
+    return {epoch: float(np.mean(logged)) for epoch, logged in values.items()}

@@ -1,0 +1,42 @@
+"""What several test files train on."""
+
+import pytest
+from transformers import BertConfig, BertModel, BertTokenizer, set_seed
+
+GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "the", "film", "was", "very", "a", "b")
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a two-layer BERT and the tokenizer of a few words."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def text_layout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with small SST-2 and STS-B files in GLUE's own layout, no text of which contains another."""
+    root = tmp_path_factory.mktemp("glue")
+    for task in ("SST-2", "STS-B"):
+        (root / task).mkdir()
+    for split, count in (("train", 48), ("dev", 16)):
+        rows = [(f"{i} the film was {(BAD, GOOD)[i % 2][i // 2 % 4]} b{i}", i % 2) for i in range(count)]
+        lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in rows)]
+        (root / "SST-2" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = ["index\tsentence1\tsentence2\tscore"]
+        lines += [f"{i}\t{text}\t{i} very {text}\t{5 * label}" for i, (text, label) in enumerate(rows)]
+        (root / "STS-B" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(root)

@@ -1,0 +1,179 @@
+"""The quality benchmark: its rows, its statistics, and a small grid of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import ttest_rel
+
+import benchmark_quality as benchmark
+
+SCRIPT = Path(benchmark.__file__)
+ROOT = SCRIPT.parents[1]
+PLAN: dict[str, Any] = {
+    "num_hidden_layers": 1,
+    "max_seq_length": 16,
+    "seeds": [0, 1],
+    "cells": [
+        {"task": "sst2", "train_samples": 24, "reserved_samples": 8, "test_samples": 8},
+        {"task": "sst2", "noise": 0.4, "train_samples": 24, "reserved_samples": 8, "test_samples": 8},
+        {"task": "stsb", "train_samples": 24, "test_samples": 8},
+    ],
+    "training": {"num_train_epochs": 3, "use_cpu": True, "long_term_weight": 0, "short_term_weight": 0},
+    "methods": {
+        "plain": {},
+        "plain_short": {"num_train_epochs": 1},
+        "label_smoothing": {"label_smoothing_factor": 0.1},
+        "lstsd": {"long_term_weight": 0.4, "short_term_weight": 0.4},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def plan(text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "plan.yaml"
+    path.write_text(yaml.safe_dump({**PLAN, "model_name_or_path": text_model}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(plan: Path, text_layout: str) -> Path:
+    """The results of a grid that was cut off after its first seed, and then went on."""
+    results = plan.with_name("results.jsonl")
+    whole = benchmark.read_plan(str(plan))
+    first = [run for run in whole.runs() if run.seed == 0]
+    benchmark.train_all(first, text_layout, results, workers=1)
+    before = results.read_text()
+    command = [sys.executable, str(SCRIPT), str(plan), "--data_dir", text_layout, "--results", str(results)]
+    outcome = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"{2 * len(first)} runs, {len(first)} of them done before" in outcome.stdout
+    assert results.read_text().startswith(before)
+    return results
+
+
+def texts(rows: Any, columns: tuple[str, ...]) -> list[str]:
+    return [row[name].lower().strip() for row in rows for name in columns]
+
+
+def test_rows_are_drawn_by_seed_and_none_is_in_two_places(text_layout: str) -> None:
+    cell = benchmark.Cell("sst2", noise=0.25, train_samples=16, reserved_samples=12, test_samples=6)
+    one, again, other = (benchmark.split(cell, seed, False, text_layout) for seed in (0, 0, 1))
+    tuning = benchmark.split(cell, 0, True, text_layout)
+    assert one.train.to_dict() == again.train.to_dict()
+    assert one.train["sample_id"][:] != other.train["sample_id"][:]
+    assert tuning.train.to_dict() == one.train.to_dict()
+    assert not set(tuning.test["sample_id"]) & set(one.train["sample_id"])
+    assert not set(tuning.test["sample_id"]) & set(other.train["sample_id"])
+    drawn = texts(one.train, one.text_columns)
+    dev_rows = 16
+    for text in texts(one.test, one.text_columns)[dev_rows:]:
+        assert not any(f" {text} " in f" {known} " or f" {known} " in f" {text} " for known in drawn)
+
+
+def test_exactly_the_share_of_labels_is_changed_and_always_to_another_class(text_layout: str) -> None:
+    clean, noisy = (
+        benchmark.split(benchmark.Cell("sst2", noise, 30, 0, 4), 3, False, text_layout) for noise in (0.0, 0.4)
+    )
+    assert clean.train["sample_id"][:] == noisy.train["sample_id"][:]
+    changed = [
+        i for i, pair in enumerate(zip(clean.train["label"], noisy.train["label"], strict=True)) if len({*pair}) == 2
+    ]
+    assert len(changed) == 12
+    assert sorted(noisy.mislabelled["sample_id"]) == sorted(clean.train["sample_id"][i] for i in changed)
+    truth = dict(zip(clean.train["sample_id"], clean.train["label"], strict=True))
+    assert noisy.mislabelled["label"][:] == [truth[i] for i in noisy.mislabelled["sample_id"]]
+
+
+def test_phrases_that_overlap_are_found_in_both_directions() -> None:
+    drawn = benchmark.Dataset.from_dict({"sentence": ["a very fine film", "dull"]})
+    candidates = ["fine film", "a fine film", "so dull a film", "FINE", "fin", "dulled", "a very fine film indeed"]
+    rows = benchmark.Dataset.from_dict({"sentence": candidates})
+    kept = benchmark.without_overlap(rows, drawn, ("sentence",), None)
+    assert [candidates[i] for i in kept] == ["a fine film", "fin", "dulled"]
+    assert benchmark.without_overlap(rows, drawn, ("sentence",), 1) == kept[:1]
+
+
+def test_more_rows_than_there_are_is_refused(text_layout: str) -> None:
+    with pytest.raises(ValueError, match=r"sst2 has 40 rows that are not reserved: expected 41 to draw from\."):
+        benchmark.split(benchmark.Cell("sst2", 0.0, 41, 8), 0, False, text_layout)
+
+
+def test_calibration_error_by_hand() -> None:
+    probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.0, 1.0]])
+    # Bins of 0.9, 0.7 and 1.0: accuracy 0.5, 1 and 0.
+    expected = (2 * abs(0.5 - 0.9) + abs(1 - 0.7) + abs(0 - 1.0)) / 4
+    assert benchmark.calibration_error(probs, np.array([0, 1, 1, 0])) == pytest.approx(expected)
+
+
+def test_the_interval_is_that_of_the_paired_t_test() -> None:
+    method, baseline = np.array([71.0, 73.5, 70.0, 75.0]), np.array([70.0, 71.0, 70.5, 72.0])
+    found = benchmark.paired(method, baseline)
+    interval = ttest_rel(method, baseline).confidence_interval(0.95)
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx(
+        (interval.low, interval.high)
+    )
+    assert (found.wins, found.losses) == (3, 1)
+    assert benchmark.paired(method, baseline, lower_is_better=True).wins == 1
+
+
+def test_every_run_has_one_line_with_its_metrics(plan: Path, finished: Path) -> None:
+    lines = [json.loads(line) for line in finished.read_text().splitlines()]
+    runs = list(benchmark.read_plan(str(plan)).runs())
+    assert sorted(line["key"] for line in lines) == sorted(run.key for run in runs)
+    assert not any(line["task"] == "stsb" and line["method"] == "label_smoothing" for line in lines)
+    for line in lines:
+        assert 0 <= line.get("nll", 0) < 10
+        assert ("believed" in line) == bool(line["noise"])
+        assert ("ece" in line) == (line["task"] != "stsb")
+        assert line["test_samples"] >= 16
+
+
+def test_a_method_s_name_is_not_part_of_its_result_and_its_settings_are(plan: Path) -> None:
+    whole = benchmark.read_plan(str(plan))
+    renamed = benchmark.Plan(**{**vars(whole), "methods": {"other": whole.methods["lstsd"]}})
+    changed = benchmark.Plan(**{**vars(whole), "methods": {"lstsd": {**whole.methods["lstsd"], "temperature": 2.0}}})
+    keys = {run.key for run in whole.runs()}
+    assert {run.key for run in renamed.runs()} < keys
+    assert not {run.key for run in changed.runs()} & keys
+
+
+def test_the_report_is_made_from_the_lines_alone(plan: Path, finished: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    lines = finished.read_text().splitlines(keepends=True)
+    one.write_text("".join(lines[:9]))
+    two.write_text("".join(lines[7:]))  # two of the lines are in both
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(plan),
+        "--report",
+        str(one),
+        str(two),
+        "--plot",
+        str(tmp_path / "a.png"),
+    ]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    scores = [
+        100 * line["score"]
+        for line in map(json.loads, lines)
+        if (line["task"], line["noise"], line["method"]) == ("sst2", 0.4, "lstsd")
+    ]
+    assert f"| {np.mean(scores):.2f} ± {np.std(scores, ddof=1):.2f} |" in text
+    assert "runs are missing" not in text
+    assert "minus plain_short" in text
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    one_seed = subprocess.run([*command[:4], str(one)], check=True, capture_output=True, text=True).stdout
+    assert f"{len(lines) - 9} runs are missing." in one_seed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "quality").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_are_read(path: Path, tmp_path: Path) -> None:
+    whole = benchmark.read_plan(str(path))
+    assert {"plain", "plain_short"} <= set(whole.methods)
+    for run in whole.runs():
+        benchmark.LSTSDConfig(**{**run.settings, "bf16": False, "output_dir": str(tmp_path)})
