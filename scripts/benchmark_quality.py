@@ -488,7 +488,7 @@ def tables(results: Results) -> str:
     groups = {name: cells for name, cells in (("mean, clean", clean), ("mean, noisy", noisy)) if cells}
     parts = [f"{results.missing} runs are missing."] if results.missing else []
     left_out = [cell_name(cell) for cell in results.cells if cell not in counted]
-    if left_out:
+    if left_out and "plain" in results.methods:
         parts.append(
             f"Left out of the means, because plain fine-tuning does not clearly beat the majority: {left_out}."
         )

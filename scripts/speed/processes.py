@@ -36,6 +36,6 @@ def _run(setting: Setting, rank: int, port: int, timed: int, skip: int, warm_up:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    seconds = take_turns(trainings(setting, ("plain", "lstsd")), timed, skip, warm_up)
+    seconds = take_turns(trainings(setting, ("plain", "lstsd"), together=False), timed, skip, warm_up)
     torch.distributed.destroy_process_group()
     return seconds

@@ -141,7 +141,7 @@ def make_checkpoint(setting: Setting) -> None:
     state.save_to_json(str(setting.checkpoint / TRAINER_STATE_NAME))
 
 
-def train(setting: Setting, name: str, callback: TrainerCallback) -> None:
+def train(setting: Setting, name: str, callback: TrainerCallback, shared: "Shared | None" = None) -> None:
     """A whole `train()` of one of the trainers in `rivals`, "plain" and "lstsd" among them, from `EPOCH` on."""
     # Here, so that a process that measures the plain Trainer's memory does not load the package.
     if name.startswith("plain"):
@@ -171,7 +171,8 @@ def train(setting: Setting, name: str, callback: TrainerCallback) -> None:
     rows = training_set(setting)
     if name.startswith("plain") and isinstance(rows, datasets.Dataset):
         rows = rows.remove_columns("sample_id")
-    trainer = trainer_class(new_model(setting), arguments, train_dataset=rows, callbacks=[callback])
+    model, optimizer = (new_model(setting), None) if shared is None else (shared.model, shared.optimizer(arguments))
+    trainer = trainer_class(model, arguments, train_dataset=rows, callbacks=[callback], optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(setting.checkpoint))
 
@@ -185,6 +186,29 @@ def peak_memory(setting: Setting, name: str) -> dict[str, float]:
     return callback.megabytes()
 
 
-def trainings(setting: Setting, names: tuple[str, ...]) -> Mapping[str, Callable[[TrainerCallback], None]]:
-    """What `take_turns` takes."""
-    return {name: lambda callback, name=name: train(setting, name, callback) for name in names}
+class Shared:
+    """One model and one optimizer for trainings that take turns.
+
+    Each with its own, one of two equal trainings was a steady 1 % slower: where the weights lie in memory matters.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.model = new_model(setting)
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def optimizer(self, arguments: TrainingArguments) -> torch.optim.Optimizer:
+        """The Trainer's default one."""
+        if self._optimizer is None:
+            if torch.cuda.is_available():
+                self.model.cuda()
+            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+            self._optimizer = optimizer_class(self.model.parameters(), **settings)
+        return self._optimizer
+
+
+def trainings(
+    setting: Setting, names: tuple[str, ...], together: bool = True
+) -> Mapping[str, Callable[[TrainerCallback], None]]:
+    """What `take_turns` takes; `together`: of one model, which DistributedDataParallel does not allow."""
+    shared = Shared(setting) if together else None
+    return {name: lambda callback, name=name: train(setting, name, callback, shared) for name in names}
