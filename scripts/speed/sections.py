@@ -20,6 +20,7 @@ from .workload import Setting, make_checkpoint, peak_memory, trainings
 
 _BATCH = 256
 _PREFETCHED = 6  # at least what 2 workers fetch ahead, and the batch that the loader does
+_STEPS_TO_PEAK = 10
 _IMAGES_PER_SECOND = 3000
 _STEP_GOALS = {"BERT-base": 1.01, "MiniLM-L6": 1.01, "two-layer": 1.03}
 
@@ -112,7 +113,8 @@ def memory(
     kinds: tuple[str, ...] = ("host", "device"),
     at_most: float | None = None,
 ) -> Iterator[Line]:
-    """Peaks of two trainings, each in fresh processes; see `MemoryCallback` for the kinds."""
+    """Peaks of two trainings of a few steps, each in fresh processes; see `MemoryCallback` for the kinds."""
+    setting = replace(setting, steps=_STEPS_TO_PEAK)
     peaks: dict[str, list[dict[str, float]]] = {reference: [], "lstsd": []}
     for repeat in range(scale.memory_repeats):
         for name in list(peaks) if repeat % 2 == 0 else reversed(peaks):
@@ -322,9 +324,10 @@ def growth(scale: Scale) -> Iterator[Line]:
         what = f"step, {samples:.0e} samples"
         reference = f"LSTSD at {scale.samples[0]:.0e}"
         yield compare("growth", what, "ms", reference, smallest[:pairs], lstsd[:pairs], at_most=1.2)
-        short = replace(setting, steps=10)
         once = replace(scale, memory_repeats=1)
-        yield from memory(once, short, "growth", f"{samples:.0e} samples", "plain", kinds=("anonymous",), at_most=1.01)
+        yield from memory(
+            once, setting, "growth", f"{samples:.0e} samples", "plain", kinds=("anonymous",), at_most=1.01
+        )
         shutil.rmtree(setting.folder)
     yield end_of_epoch(scale)
 
