@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import transformers
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
     AutoConfig,
@@ -343,6 +344,8 @@ def command(argv: list[str] | None = None) -> None:
             print("lstsd glue: error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
     run(job)
+    # Left to the interpreter's end, a process of several sometimes dies of it, with everything done.
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
