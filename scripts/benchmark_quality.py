@@ -42,7 +42,7 @@ from transformers import (
     set_seed,
 )
 
-from lstsd_hf import LSTSDConfig, LSTSDTrainer, write_report
+from lstsd_hf import LSTSDConfig, LSTSDTrainer, dynamics, write_report
 from lstsd_hf.glue import keep_layers, set_head, tokenize
 from lstsd_hf.glue_arguments import DataArguments, resolve_package
 from lstsd_hf.glue_data import load_files, load_task
@@ -359,10 +359,8 @@ def calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
         probs: (N, C).
         labels: (N,) the true classes.
     """
-    confidence, correct = probs.max(-1), probs.argmax(-1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    hits = (probs.argmax(-1) == labels).astype(float)
+    return dynamics.calibration(probs.max(-1), hits, CALIBRATION_BINS).expected_error
 
 
 def work(run: Run, data_dir: str, threads: int) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import pytest
 from transformers import BertConfig, BertModel, BertTokenizer, set_seed
 
-GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
+from toys import BAD, GOOD
+
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "the", "film", "was", "very", "a", "b")
 
 
 @pytest.fixture(scope="session")
-def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a two-layer BERT and the tokenizer of a few words."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")

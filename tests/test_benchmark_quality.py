@@ -43,9 +43,9 @@ PLAN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def plan(text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plan") / "plan.yaml"
-    path.write_text(yaml.safe_dump({**PLAN, "model_name_or_path": text_model}))
+    path.write_text(yaml.safe_dump({**PLAN, "model_name_or_path": model}))
     return path
 
 

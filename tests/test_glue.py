@@ -19,47 +19,23 @@ from transformers import (
     AutoConfig,
     BertConfig,
     BertForSequenceClassification,
-    BertModel,
-    BertTokenizer,
     Trainer,
-    set_seed,
 )
 
 from lstsd_hf import glue
 from lstsd_hf.glue_arguments import DataArguments, ModelArguments
 from lstsd_hf.glue_tasks import TASKS
+from toys import BAD, GOOD
 
 ROOT = Path(__file__).parents[1]
 GLUE = ROOT.parent / "shared" / "glue"
 real_glue = pytest.mark.skipif(not GLUE.is_dir(), reason=f"the GLUE files are not there: {GLUE}")
-
-GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
 
 
 def write(path: Path, *lines: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a two-layer BERT and the tokenizer of a few words."""
-    folder = tmp_path_factory.mktemp("model")
-    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "the", "film", "was", "very", "a", "b")
-    write(folder / "vocab.txt", *words)
-    BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
-    set_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    BertModel(config).save_pretrained(folder)
-    return str(folder)
 
 
 def sentences(count: int) -> list[tuple[str, int]]:

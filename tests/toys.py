@@ -12,6 +12,7 @@ from lstsd_hf import LSTSDConfig
 
 VOCABULARY = 60
 TOKENS = 8
+GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
 
 # Each head with what its model's config says of it.
 HEADS: dict[str, dict[str, Any]] = {

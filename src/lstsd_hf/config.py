@@ -3,9 +3,11 @@
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 WeightSchedule = Literal["constant", "linear"]
 TeacherTrust = Literal["constant", "confidence"]
@@ -22,6 +24,13 @@ _CHOICES = {
     "logits_dtype": get_args(LogitsDtype),
     "logits_retention": get_args(LogitsRetention),
 }
+
+
+def checkpoints_of(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """A run's folders `checkpoint-<step>`, the newest first."""
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {int(number): path for path in folders if (number := path.name.rpartition("-")[2]).isdecimal()}
+    return [path for _, path in sorted(steps.items(), reverse=True)]
 
 
 def _refuse(name: str, found: object, allowed: str) -> ValueError:

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from . import model_card
 from ._version import __version__
 from .callbacks import StoreCallback
-from .config import LOGITS_FOLDER, DistillationArguments
+from .config import LOGITS_FOLDER, DistillationArguments, checkpoints_of
 from .data import (
     SAMPLE_IDS,
     TEACHER_LOGITS,
@@ -374,9 +374,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    steps = {int(number): path for path in folders if (number := path.name.rpartition("-")[2]).isdecimal()}
-    for _, path in sorted(steps.items(), reverse=True):
+    for path in checkpoints_of(output_dir):
         try:
             TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
         except (FileNotFoundError, json.JSONDecodeError):

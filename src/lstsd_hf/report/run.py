@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config import checkpoints_of
 from ..store import LogitsStore, StoreCorruptionError, StoreError
 
 Array = npt.NDArray[Any]
@@ -113,12 +114,7 @@ def _labels(store: LogitsStore) -> Array:
 
 def _json(run_dir: Path, name: str) -> dict[str, Any]:
     """What a file of the run holds, or else that of its last checkpoint; nothing where neither has one."""
-    checkpoints = {
-        int(number): path
-        for path in run_dir.glob("checkpoint-*")
-        if (number := path.name.rpartition("-")[2]).isdecimal()
-    }
-    folders = [run_dir, *(path for _, path in sorted(checkpoints.items(), reverse=True))]
+    folders = [run_dir, *checkpoints_of(run_dir)]
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if path is None:
         return {}
