@@ -34,7 +34,7 @@ def test_the_loss_and_its_gradient_wait_for_nothing(problem_type, classes, teach
     student = torch.randn(8, classes, device="cuda", requires_grad=True)
     teachers = torch.randn(2, 8, classes, device="cuda").half()
     lessons = learn_from(problem_type, student, teachers, 2.0, teacher_trust)
-    loss = distillation_loss(student.square().mean(), (0.4, 0.4), lessons)
+    loss = distillation_loss(student.square().mean(), torch.full((2,), 0.4, device="cuda"), lessons)
     loss.backward()
 
 

@@ -90,14 +90,14 @@ def test_an_absent_teacher_gives_its_weight_back_and_leaves_no_nan_in_the_gradie
     assert lessons.present.tolist() == [[1.0, 0.0]]
     assert lessons.agreement.tolist() == [[1.0, 0.0]]
     base = student.square().mean()
-    loss = distillation_loss(base, [0.4], lessons)
+    loss = distillation_loss(base, torch.tensor([0.4]), lessons)
     kl = divergence(CLASSES, student[:1], teacher[:1], 1.0)[0]
     assert loss.item() == pytest.approx((0.8 * base + 0.2 * kl).item())  # half of the samples have the teacher
     loss.backward()
     assert torch.isfinite(student.grad).all()
 
     nobody = learn_from(CLASSES, student, torch.full((1, 2, 2), math.nan), 1.0, "constant")
-    assert distillation_loss(base, [0.4], nobody).item() == base.item()
+    assert distillation_loss(base, torch.tensor([0.4]), nobody).item() == base.item()
 
 
 def test_the_loss_is_the_convex_combination_of_the_contract():
@@ -110,7 +110,9 @@ def test_the_loss_is_the_convex_combination_of_the_contract():
         share = weight * c.mean()
         expected = expected - share * base + share * (c * d).sum() / c.sum()
     lessons = learn_from(CLASSES, student, teachers, 2.0, "confidence")
-    assert distillation_loss(base, (0.3, 0.5), lessons).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert distillation_loss(base, torch.tensor([0.3, 0.5]), lessons).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
 def test_agreement_counts_equal_decisions():

@@ -18,6 +18,8 @@ _METHOD = DistillationArguments()
 class TeachersTrainer(Trainer):
     """The plain Trainer with both teachers' loss; where their logits come from is the subclass's business."""
 
+    weights: torch.Tensor | None = None
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -28,9 +30,11 @@ class TeachersTrainer(Trainer):
         lessons = learn_from(
             "single_label_classification", student, teachers, _METHOD.temperature, _METHOD.teacher_trust
         )
-        weights = (_METHOD.long_term_weight, _METHOD.short_term_weight)
         self.keep(ids, student.detach())
-        return distillation_loss(base_loss, weights, lessons)
+        if self.weights is None:
+            weights = [_METHOD.long_term_weight, _METHOD.short_term_weight]
+            self.weights = torch.tensor(weights, device=student.device)
+        return distillation_loss(base_loss, self.weights, lessons)
 
     def look_up(self, ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Both teachers' logits, (2, B, C)."""

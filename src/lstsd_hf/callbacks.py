@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from .config import LOGITS_FOLDER, DistillationArguments
 from .data import SampleIdError, TeacherCollator, TrainingSet
-from .objective import TeacherWeights, teacher_weights, teaching_epochs
+from .objective import teacher_weights, teaching_epochs
 from .store import LogitsStore, StoreError, StoreMismatchError
 
 logger = logging.get_logger(__name__)
@@ -38,12 +38,12 @@ class StoreCallback(TrainerCallback):
     Attributes:
         epoch: The epoch under way, from 0. Counted here, because `int(state.epoch)` is wrong after an early end of an
             epoch and after a resume with another batch size.
-        weights: The teachers' weights in this epoch.
+        weights: float32 (T,), on the device: the weights of the T teachers that this epoch has, long-term first.
     """
 
     def __init__(self, arguments: DistillationArguments, args: TrainingArguments, accelerator: Accelerator) -> None:
         self.epoch = -1
-        self.weights = TeacherWeights(0.0, 0.0)
+        self.weights = torch.empty(0)
         self._arguments = arguments
         self._accelerator = accelerator
         self._keeps = args.should_save  # this process makes, seals and copies the store: one, or one on each node
@@ -140,9 +140,9 @@ class StoreCallback(TrainerCallback):
         # Not only at the epoch's end: that is skipped where an epoch was cut short.
         self._seal(self.epoch)
         self.epoch += 1
-        self.weights = teacher_weights(self._arguments, self.epoch, state.num_train_epochs)
+        weights = teacher_weights(self._arguments, self.epoch, state.num_train_epochs)
         epochs = teaching_epochs(self.epoch, self._arguments.mini_generation_epochs)
-        pairs = zip(epochs, self.weights, strict=True)
+        pairs = zip(epochs, weights, strict=True)
         teaching = [epoch if epoch is not None and weight else -1 for epoch, weight in pairs]
         missing = set(teaching) - {-1, *(self._store.sealed_epochs if self._store is not None else ())}
         if missing and not self._arguments.resume_without_logits:
@@ -153,6 +153,9 @@ class StoreCallback(TrainerCallback):
             )
         teaching = [-1 if epoch in missing else epoch for epoch in teaching]
         self._collator.epochs.copy_(torch.tensor(teaching))
+        # Once an epoch: a step that brings numbers to the device waits for it.
+        present = [weight for weight, epoch in zip(weights, teaching, strict=True) if epoch >= 0]
+        self.weights = torch.tensor(present, device=self._accelerator.device)
         if self._training_set.streamed and self._accelerator.num_processes == 1:
             self._seen = np.zeros(self._training_set.num_samples, np.bool_)
 

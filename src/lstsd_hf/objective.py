@@ -5,7 +5,6 @@ are the paper's; the convex form of the loss, the trust in a teacher and the tre
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -107,7 +106,7 @@ def divergence(
     else:
         log_q = F.log_softmax(q, dim=-1)
         kl = (log_q.exp() * (log_q - F.log_softmax(p, dim=-1))).sum(dim=-1)
-    return temperature**2 * kl
+    return kl * temperature**2
 
 
 def confidence(problem_type: ProblemType, teacher: torch.Tensor) -> torch.Tensor:
@@ -121,11 +120,10 @@ def confidence(problem_type: ProblemType, teacher: torch.Tensor) -> torch.Tensor
     if problem_type == "regression":
         return torch.ones_like(teacher[..., 0])
     if problem_type == "multi_label_classification":
-        entropy = -(torch.sigmoid(teacher) * F.logsigmoid(teacher) + torch.sigmoid(-teacher) * F.logsigmoid(-teacher))
+        entropy = torch.special.entr(torch.sigmoid(teacher)) + torch.special.entr(torch.sigmoid(-teacher))
         share = entropy.mean(dim=-1) / math.log(2)
     else:
-        log_q = F.log_softmax(teacher, dim=-1)
-        share = -(log_q.exp() * log_q).sum(dim=-1) / math.log(teacher.shape[-1])
+        share = torch.special.entr(F.softmax(teacher, dim=-1)).sum(dim=-1) / math.log(teacher.shape[-1])
     return (1 - share).clamp(0, 1)  # rounding leaves the range
 
 
@@ -148,10 +146,9 @@ def learn_from(
         teacher_trust: "constant": 1. "confidence": see `confidence`.
     """
     student, teachers = student.float(), teachers.float()
-    missing = teachers.isnan().any(dim=-1)
+    present = teachers.isfinite().all(dim=-1).float()
     # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
-    teachers = teachers.masked_fill(missing[..., None], 0.0)
-    present = (~missing).float()
+    teachers = teachers.nan_to_num(0.0)
     trust = present * confidence(problem_type, teachers) if teacher_trust == "confidence" else present
     if problem_type == "regression":
         agreement = None
@@ -162,18 +159,18 @@ def learn_from(
     return Lessons(present, trust, divergence(problem_type, student, teachers, temperature), agreement)
 
 
-def distillation_loss(base_loss: torch.Tensor, weights: Sequence[float], lessons: Lessons) -> torch.Tensor:
+def distillation_loss(base_loss: torch.Tensor, weights: torch.Tensor, lessons: Lessons) -> torch.Tensor:
     """The loss of a micro-batch of B samples.
 
         loss = (1 - sum_t a_t) L + sum_t a_t D_t,   a_t = weight_t mean_i c_i,   D_t = sum_i c_i d_i / sum_i c_i
 
-    so a sample without a teacher, or with one that is not trusted, gives its weight back to the base loss.
+    so a sample without a teacher, or with one that is not trusted, gives its weight back to the base loss. Computed as
+    L + mean_i sum_t weight_t c_i (d_i - L), which is the same.
 
     Args:
         base_loss: L, a scalar: what the plain Trainer would have minimised.
-        weights: weight_t of each of the T teachers.
+        weights: weight_t of each of the T teachers, floating-point, (T,), on the device of the logits.
         lessons: The teachers' trust c and divergences d.
     """
-    share = torch.stack([weight * trust for weight, trust in zip(weights, lessons.trust, strict=True)])
-    samples = share.shape[-1]
-    return (1 - share.sum() / samples) * base_loss + (share * lessons.divergence).sum() / samples
+    share = weights[:, None] * lessons.trust
+    return base_loss + (share * (lessons.divergence - base_loss)).sum() / share.shape[-1]
