@@ -7,6 +7,7 @@ It ends with the report of the LSTSD run: a page about what the model thought of
 Both runs read configs/demo.yaml, with the same seed, data and budget. Further flags go to both of them.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -47,13 +48,12 @@ def seconds(dtype: torch.dtype) -> float:
 
 def main() -> None:
     """Runs both trainers, each in a fresh process so that neither finds anything warm, and prints the table."""
-    more = sys.argv[1:]
-    root = Path("runs/demo")
-    if "--output_dir" in more:
-        position = more.index("--output_dir")
-        root = Path(more[position + 1])
-        del more[position : position + 2]
-    more = [*device_flags(), *more]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
+    parsed, further = parser.parse_known_args()
+    root, more = parsed.output_dir, [*device_flags(), *further]
 
     results = {}
     for trainer, name in TRAINERS.items():

@@ -259,9 +259,37 @@ def test_finding_a_sample(desktop: Browser) -> None:
     assert find("NUMBER 7 was") == ""
     assert "Sample 7" in desktop.find("#details").text
     assert find("film number") == f"{SAMPLES - 2} samples: the most suspicious is shown"
-    assert find("no such words") == "no such sample"
+    assert find("no such words") == "no id or text on this page matches"
+    assert find(str(SAMPLES)) == "no id or text on this page matches"
     desktop.click("#samples tbody button.id")
     assert f"Sample {WRONG}" in desktop.find("#details").text
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_labels_of_texts_without_spaces_fit_the_window(tmp_path: Path, size: str) -> None:
+    store = LogitsStore.create(tmp_path / "_logits", 3, (2,), "float32", "test")
+    store.write_labels([0, 0, 0])
+    store.record(0, np.arange(3), [[0, 9], [0, 5], [0, 1]])
+    store.seal(0)
+    words = "An introduction of some ten words, which is followed by"
+    texts = ["这部电影非常糟糕、演员的表演令人失望。" * 9, f"https://example.org/{'a' * 260}", f"{words} {'🙂' * 200}"]
+    data = datasets.Dataset.from_dict({"sample_id": range(3), "text": texts})
+    browser = Browser(write_report(tmp_path, data), tmp_path, size, "light")
+    try:
+        hover = browser.run("return document.getElementById('plot-map').data[0].hovertext")
+        for label, text in zip(hover, texts, strict=True):
+            lines = label.split("<br>")[1:-1]  # between the id and the prediction
+            assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+        for number in range(3):
+            x, y = browser.point(number)
+            browser.tell("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+            shown = f"id {number}, given"
+            script = "return document.querySelector('#plot-map .hovertext')?.textContent ?? ''"
+            browser.wait(lambda shown=shown, script=script: shown in browser.run(script))
+            script = "return document.querySelector('#plot-map .hovertext').getBoundingClientRect().width"
+            assert browser.run(script) < browser.width
+    finally:
+        browser.driver.quit()
 
 
 def test_the_scheme_changes_while_the_page_is_open(desktop: Browser) -> None:
@@ -304,6 +332,7 @@ def test_a_regression_with_gaps_and_without_texts(tmp_path: Path) -> None:
     predictions[:, 4] = labels[4] + 3
     predictions[0, 4] = np.nan
     predictions[:, 9] = np.nan
+    labels[5], predictions[:, 5] = 0, 1.25e-4
     store = LogitsStore.create(tmp_path / "_logits", 30, (1,), "float32", "test")
     store.write_labels(labels)
     for epoch, predicted in enumerate(predictions):
@@ -327,6 +356,11 @@ def test_a_regression_with_gaps_and_without_texts(tmp_path: Path) -> None:
         with file.open(encoding="utf-8", newline="") as lines:
             row = next(csv.DictReader(lines))
         assert (row["id"], row["given"], row["predicted"]) == ("4", "-1", "2")
+        browser.find("#query").send_keys("5\n")
+        measures = browser.find("#details .measures").text.split()
+        assert measures[measures.index("error") + 1] == "0.000125"
+        browser.find("#query").send_keys("00\n")
+        assert browser.find("#found").text == "no id on this page matches"
         assert browser.driver.get_log("browser") == []
     finally:
         browser.driver.quit()

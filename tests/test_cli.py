@@ -1,7 +1,10 @@
 """The command `lstsd`."""
 
+import json
+import sys
 from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 
@@ -85,3 +88,31 @@ def test_store_verify(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     code, _, err = leave(capsys, "store", "info", str(tmp_path / "nothing"))
     assert code == 2
     assert "holds no logits store" in err
+
+
+def test_report_says_where_it_goes(capsys: pytest.CaptureFixture) -> None:
+    _, out, _ = leave(capsys, "report", "--help")
+    assert "or a checkpoint in it; the report goes to _report in the output_dir" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("where", [["--output_dir", "{}"], ["--output_dir={}"]])
+def test_demo_takes_its_folder_and_hands_the_other_flags_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: list[str]
+) -> None:
+    commands = []
+
+    def run(command: list[str], check: bool) -> None:
+        commands.append(command)
+        out = Path(command[command.index("--output_dir") + 1])
+        out.mkdir()
+        results = {"eval_accuracy": 0.9, "eval_loss": 0.1, "train_runtime": 7}
+        (out / "all_results.json").write_text(json.dumps(results))
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(demo, "device_flags", lambda: ["--use_cpu"])
+    given = ["--seed", "3", *(part.format(tmp_path) for part in where), "--max_steps=2"]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *given])
+    demo.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lstsd", "plain"]
+    for command in commands:
+        assert command[-4:] == ["--use_cpu", "--seed", "3", "--max_steps=2"]

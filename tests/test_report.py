@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cleanlab.filter import find_label_issues
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, add_sample_ids, cli, write_report
 from lstsd_hf.report import page as page_module
@@ -70,6 +69,16 @@ def data_of(page: Path) -> dict[str, Any]:
     packed = re.search(r'id="data">([^<]*)<', page.read_text(encoding="utf-8"))
     assert packed is not None
     return json.loads(gzip.decompress(base64.b64decode(packed[1])))
+
+
+def tiles_of(page: Path) -> dict[str, str]:
+    return dict(
+        re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", page.read_text(encoding="utf-8").split("</header>")[0])
+    )
+
+
+def notes_of(page: Path) -> str:
+    return "\n".join(re.findall(r'<p class="note">([^<]*)</p>', page.read_text(encoding="utf-8")))
 
 
 # ---- what is computed
@@ -133,7 +142,7 @@ def test_cleanlab_takes_the_last_epoch(run: tuple[Path, datasets.Dataset], repor
     assert (probabilities.argmax(axis=1) == last.argmax(axis=1)).all()
 
 
-def test_cleanlab_finds_a_flipped_label(tmp_path: Path) -> None:
+def test_cleanlab_finds_a_flipped_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     true = np.arange(60) % 3
     logits = rng.normal(0, 0.3, (2, 60, 3)) + 3 * np.eye(3)[true]
@@ -141,16 +150,35 @@ def test_cleanlab_finds_a_flipped_label(tmp_path: Path) -> None:
     logits[:, 59] = NAN  # without a prediction
     labels = true.copy()
     labels[[7, 20]] = (true[[7, 20]] + 1) % 3
-    folder = write_report(store_of(tmp_path, logits, labels)).parent
-    ids, labels, probabilities = (np.load(folder / f"{name}.npy") for name in ("sample_ids", "labels", "pred_probs"))
-    assert ids.tolist() == list(range(59))
-    issues = find_label_issues(labels, probabilities, filter_by="confident_learning")
-    assert set(ids[issues].tolist()) == {7, 20}
+    folder = write_report(store_of(tmp_path / "out", logits, labels)).parent
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(import numpy.*?)```", readme, flags=re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    assert found["sample_ids"].tolist() == list(range(59))
+    assert found["issues"][:2].tolist() in ([7, 20], [20, 7])
     ranked = sorted(samples_of(folder / "report.html"), key=lambda row: row["noise_rank"] or 99)
     assert {row["sample_id"] for row in ranked[:2]} == {7, 20}
     assert ranked[-1]["sample_id"] == 59
     assert ranked[-1]["confidence"] is None
     assert ranked[-1]["noise_rank"] is None
+
+
+def test_samples_that_were_never_seen_are_in_no_count(tmp_path: Path) -> None:
+    logits = np.zeros((3, 10, 2))
+    logits[:, :, 0] = 1
+    logits[1, 0] = [0, 1]  # forgotten, and learnt again
+    logits[:, 1] = [0, 1]  # never learnt
+    logits[:, 4:] = NAN
+    page = write_report(store_of(tmp_path, logits, [0] * 10))
+    tiles = tiles_of(page)
+    assert (tiles["forgotten at least once"], tiles["never learnt"]) == ("25.0%", "1")
+    assert data_of(page)["figures"]["forgetting"]["data"][0]["text"] == ["1", "2", "1"]
+    rows = samples_of(page)
+    assert (rows[1]["forgetting_events"], rows[1]["never_learnt"]) == (0, True)
+    known = {name for name, value in rows[9].items() if value is not None}
+    assert known == {"sample_id", "label"}
 
 
 # ---- the page
@@ -240,6 +268,77 @@ def test_one_epoch_and_no_log_and_no_texts(tmp_path: Path) -> None:
     assert data["rows"]["text"] is None
     assert data["rows"]["id"] == [1, 0]
     assert set(data["figures"]) == {"map", "agreement", "reliability"}
+    assert list(tiles_of(page)) == [
+        "samples",
+        "epochs",
+        "predicted as labelled, last epoch",
+        "calibration error, last epoch",
+        "noise above 0.5",
+    ]
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_last_epoch_with_gaps(tmp_path: Path, classes: int) -> None:
+    logits = np.zeros((2, 6, classes))
+    labels = np.array([0, 1] * 3, np.float32 if classes == 1 else np.int64)
+    logits[1, 2:] = NAN
+    page = write_report(store_of(tmp_path / "some", logits, labels))
+    assert "none in the last one, 1: 4." in notes_of(page)
+    assert "none" not in tiles_of(page).values()
+    logits[1] = NAN
+    logits[:, 0] = NAN
+    page = write_report(store_of(tmp_path / "all", logits, labels))
+    assert "no prediction in any epoch: 1." in notes_of(page)
+    assert "none in the last one, 1: 5." in notes_of(page)
+    names = ["predicted as labelled", "calibration error"] if classes == 2 else ["mean absolute error"]
+    assert [tiles_of(page)[f"{name}, last epoch"] for name in names] == ["none"] * len(names)
+    assert "nan" not in page.read_text(encoding="utf-8").split("</header>")[0]
+
+
+def test_the_colours_of_the_map_are_of_the_whole_scale(tmp_path: Path) -> None:
+    logits = np.array([[[0, 1.0]] * 2, [[1.0, 0]] * 2, [[1.0, 0]] * 2])  # two right of three: no sample is at an end
+    marker = data_of(write_report(store_of(tmp_path / "classes", logits, [0, 0])))["figures"]["map"]["data"][0][
+        "marker"
+    ]
+    assert (marker["cmin"], marker["cmax"]) == (0, 1)
+    folder = store_of(tmp_path / "scores", np.ones((1, 2, 1)), np.array([3, 5], np.float32))
+    assert "cmin" not in data_of(write_report(folder))["figures"]["map"]["data"][0]["marker"]
+
+
+def test_the_newer_log_is_read(tmp_path: Path) -> None:
+    folder = store_of(tmp_path, np.zeros((1, 2, 2)), [0, 1])
+
+    def logged(own: int, checkpoint: int) -> list[float]:
+        """The loss that the report shows, of a run's log at one step and its checkpoint's at another."""
+        (folder / "checkpoint-7").mkdir(exist_ok=True)
+        for place, step, loss in ((folder, own, 9.0), (folder / "checkpoint-7", checkpoint, 0.5)):
+            state = {"global_step": step, "log_history": [{"epoch": 1, "loss": loss}]}
+            (place / "trainer_state.json").write_text(json.dumps(state))
+        return data_of(write_report(folder))["figures"]["losses"]["data"][0]["y"]
+
+    assert logged(own=4, checkpoint=7) == [0.5]
+    assert logged(own=7, checkpoint=7) == [9.0]
+    assert logged(own=9, checkpoint=7) == [9.0]
+
+
+def test_the_report_of_a_checkpoint_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = train(tmp_path)
+    checkpoint = tmp_path / f"checkpoint-{3 * EPOCHS}"
+    before = sorted(checkpoint.rglob("*"))
+    page = write_report(checkpoint, data)
+    assert page == tmp_path / "_report" / "report.html"
+    assert data_of(page)["epochs"] == list(range(EPOCHS))
+    assert sorted(checkpoint.rglob("*")) == before
+    monkeypatch.chdir(checkpoint)
+    assert write_report(".") == page
+    # The run goes on, and its old checkpoints go.
+    args = config(tmp_path, num_train_epochs=EPOCHS + 2, save_strategy="epoch", save_total_limit=1)
+    LSTSDTrainer(model=tiny_bert(), args=args, train_dataset=data).train(resume_from_checkpoint=True)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{3 * (EPOCHS + 2)}"]
+    assert data_of(write_report(tmp_path, data))["epochs"] == list(range(EPOCHS + 2))
+    # No checkpoint of a Trainer, but a run of that name.
+    other = store_of(tmp_path / "checkpoint-1", np.zeros((1, 2, 2)), [0, 1])
+    assert write_report(other).parent == other / "_report"
 
 
 def test_losses_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
@@ -278,6 +377,16 @@ def test_many_samples_are_drawn_from_and_paged(tmp_path: Path, monkeypatch: pyte
     text = page.read_text(encoding="utf-8")
     assert "The map shows 20 samples: the 5 most suspicious" in text
     assert "samples.parquet has all" in text
+    assert f"Texts are cut at {600 // len(listed)} characters, {len(listed)} of them" in text
+
+
+def test_texts_that_are_cut_are_said_to_be(tmp_path: Path) -> None:
+    folder = store_of(tmp_path, np.zeros((1, 3, 2)), [0, 1, 0])
+    texts = datasets.Dataset.from_dict({"sample_id": [0, 1, 2], "text": ["a" * 300, "b" * 301, None]})
+    page = write_report(folder, texts)
+    assert data_of(page)["rows"]["text"] == ["a" * 300, "b" * 299 + "…", ""]
+    assert "Texts are cut at 300 characters, 1 of them" in notes_of(page)
+    assert "Texts are cut" not in notes_of(write_report(folder, texts.select([0, 2])))
 
 
 # ---- regression
@@ -300,6 +409,28 @@ def test_regression(tmp_path: Path) -> None:
     assert set(data_of(page)["figures"]) == {"map", "losses", "error"}
 
 
+def test_scores_of_any_size(tmp_path: Path) -> None:
+    labels = np.array([1.23456e-4, -2e-4, 0, 1234.5678, 2.5], np.float32)
+    predictions = labels + np.array([1.5e-5, 0, 0, 1.25, 0.25], np.float32)
+    page = write_report(store_of(tmp_path, [predictions[:, None], labels[:, None]], labels))
+    rows = data_of(page)["rows"]
+    at = np.argsort(rows["id"])
+    assert [rows["label"][i] for i in at] == [0.0001235, -0.0002, 0, 1234.568, 2.5]
+    assert [rows["predicted"][0][i] for i in at] == [0.0001385, -0.0002, 0, 1235.818, 2.75]
+    assert [rows["mean_absolute_error"][i] for i in at] == [7.5e-06, 0, 0, 0.625, 0.125]
+    assert [rows["variability"][i] for i in at] == [7.5e-06, 0, 0, 0.625, 0.125]
+    small = store_of(tmp_path / "small", labels[None, :2, None] + np.float32(8.7e-5), labels[:2])
+    assert tiles_of(write_report(small))["mean absolute error, last epoch"] == "8.7e-05"
+
+
+def test_arrays_of_an_earlier_report_of_the_other_kind_go(tmp_path: Path) -> None:
+    classes = store_of(tmp_path / "classes", np.zeros((1, 2, 2)), [0, 1]) / "_logits"
+    scores = store_of(tmp_path / "scores", np.zeros((1, 2, 1)), np.array([0, 1], np.float32)) / "_logits"
+    for store, name in ((classes, "pred_probs"), (scores, "predictions"), (classes, "pred_probs")):
+        folder = write_report(tmp_path, logits_dir=store).parent
+        assert sorted(path.stem for path in folder.glob("*.npy")) == sorted(["labels", "sample_ids", name])
+
+
 # ---- where the texts come from
 
 
@@ -309,7 +440,7 @@ def test_texts_from_files(tmp_path: Path, kind: str) -> None:
     data = datasets.Dataset.from_dict(
         {"one": ["null", 'say "a, b"', "c\u00fc"], "two": ["x", "y", "z"], "sample_id": [2, 0, 7], "label": ["a"] * 3}
     )
-    path = tmp_path / f"texts.{kind}"
+    path = tmp_path / f"texts[1].{kind}"
     if kind == "folder":
         data.save_to_disk(path)
     elif kind == "dictionary":
@@ -325,6 +456,16 @@ def test_texts_from_files(tmp_path: Path, kind: str) -> None:
     assert dict(zip(shown["id"], shown["text"], strict=True)) == {2: "null\nx", 0: 'say "a, b"\ny', 1: None}
     shown = data_of(write_report(folder, str(path), ["two"]))["rows"]
     assert dict(zip(shown["id"], shown["text"], strict=True)) == {2: "x", 0: "y", 1: None}
+
+
+def test_texts_from_a_dictionary_in_memory_and_one_column_by_name(tmp_path: Path) -> None:
+    folder = store_of(tmp_path, np.zeros((1, 2, 2)), [0, 1])
+    data = datasets.Dataset.from_dict({"sample_id": [0, 1], "text": ["a", "b"], "words": ["c", "d"]})
+    splits = datasets.DatasetDict({"test": data.select([1]), "train": data})
+    assert data_of(write_report(folder, splits))["rows"]["text"] == ["a\nc", "b\nd"]
+    assert data_of(write_report(folder, data, "words"))["rows"]["text"] == ["c", "d"]
+    with pytest.raises(ValueError, match=r"expected a split 'train', found 'other'"):
+        write_report(folder, datasets.DatasetDict({"other": data}))
 
 
 def test_texts_that_cannot_be_read(tmp_path: Path) -> None:
@@ -355,8 +496,16 @@ def test_texts_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="holds no logits store"):
+    with pytest.raises(StoreError, match=r"holds no logits store: .* name it \(--logits_dir\)"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_run_that_diverged(tmp_path: Path, classes: int) -> None:
+    labels = np.array([0, 1, 0], np.float32 if classes == 1 else np.int64)
+    folder = store_of(tmp_path, np.full((2, 3, classes), NAN), labels)
+    with pytest.raises(StoreError, match=r"no sample has a finite prediction: .* Has training diverged\?"):
+        write_report(folder)
 
 
 def test_no_sealed_epoch(tmp_path: Path) -> None:
@@ -387,6 +536,17 @@ def test_damaged_labels(tmp_path: Path) -> None:
         write_report(folder)
 
 
+def test_a_flipped_bit_in_an_epoch(tmp_path: Path) -> None:
+    folder = store_of(tmp_path, np.zeros((1, 3, 2)), [0, 1, 0])
+    file = folder / "_logits" / "epoch-0000.npy"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(data)
+    with pytest.raises(StoreCorruptionError, match=r"epoch-0000\.npy is damaged"):
+        write_report(folder)
+
+
 def test_several_labels_for_a_sample(tmp_path: Path) -> None:
     train(tmp_path, "multi_label")
     with pytest.raises(ValueError, match="The report does not know multi-label heads"):
@@ -409,12 +569,34 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_errors_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def refused(folder: Path, start: str, *flags: str) -> None:
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(["report", str(folder), *flags])
+        assert leaving.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"lstsd report: error: {start}")
+        assert error.count("\n") == 1
+
+    refused(tmp_path, f"{tmp_path / '_logits'} holds no logits store")
+    run = store_of(tmp_path / "run", np.zeros((1, 2, 2)), [0, 1])
+    missing = tmp_path / "missing"
+    refused(missing, f"{missing}: no such folder: expected a run's output_dir", "--logits_dir", str(run / "_logits"))
+    refused(run, "--text_columns without --dataset", "--text_columns", "text")
+    (run / "config.json").write_text("[]")
+    refused(run, f"{run / 'config.json'} is damaged: expected a JSON object, found list")
+    (run / "_report").write_text("")
+    refused(run, f"{run / '_report'} is a file: expected a folder")
+
+
+def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lstsd_hf.report.write_report", refuse)
     with pytest.raises(SystemExit) as leaving:
-        cli.main(["report", str(tmp_path)])
+        cli.main(["report", "run"])
     assert leaving.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"lstsd report: error: {tmp_path / '_logits'} holds no logits store")
-    assert error.count("\n") == 1
+    assert capsys.readouterr().err == "lstsd report: error: [Errno 28] No space left on device\n"
 
 
 def test_script(tmp_path: Path) -> None:

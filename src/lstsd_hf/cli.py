@@ -18,7 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     store.add_argument("path", help="its folder: <output_dir>/_logits, or <output_dir>/checkpoint-<step>/_logits")
 
     report = commands.add_parser("report", help="write a page about what the model learnt of each training sample")
-    report.add_argument("run_dir", metavar="RUN_DIR", help="a run's output_dir; the report goes to RUN_DIR/_report")
+    report.add_argument(
+        "run_dir",
+        metavar="RUN_DIR",
+        help="a run's output_dir, or a checkpoint in it; the report goes to _report in the output_dir, in either case",
+    )
     report.add_argument(
         "--dataset", help="the texts: a save_to_disk folder, or a CSV, TSV, JSON (lines) or parquet file"
     )
@@ -39,12 +43,16 @@ def main(argv: list[str] | None = None) -> None:
             print(write_report(parsed))
         else:
             print(verify(parsed.path) if parsed.action == "verify" else info(parsed.path))
-    except (StoreError, ValueError) as error:
+    except (StoreError, ValueError, OSError) as error:
         parser.exit(2, f"lstsd {parsed.command}: error: {error}\n")
 
 
 def write_report(parsed: argparse.Namespace) -> str:
-    """Writes a run's report, and says where it is. Raises StoreError or ValueError where it cannot."""
+    """Writes a run's report, and says where it is. Raises StoreError, ValueError or OSError where it cannot."""
+    if parsed.text_columns and not parsed.dataset:
+        raise ValueError(
+            "--text_columns without --dataset: expected the data set that has them. Name it with --dataset."
+        )
     from .report import write_report
 
     page = write_report(

@@ -16,6 +16,9 @@ LogitsDtype = Literal["float16", "float32"]
 LogitsRetention = Literal["needed", "all"]
 
 LOGITS_FOLDER = "_logits"
+REPORT_FOLDER = "_report"
+# What a push to the Hub leaves out, for the underscore in front.
+PRIVATE_FOLDERS = (LOGITS_FOLDER, REPORT_FOLDER)
 
 _CHOICES = {
     "weight_schedule": get_args(WeightSchedule),

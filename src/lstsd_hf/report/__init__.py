@@ -8,47 +8,50 @@
       pred_probs.npy        (M, C) float32: the last epoch's probabilities, as cleanlab takes them; in-sample
       predictions.npy       (M,) float32: the last epoch's scores; a regression has it in place of pred_probs.npy
 
+A checkpoint has its report beside it, in the run's `_report`: pushes to the Hub may upload a checkpoint whole, and
+the report holds texts.
+
 The store is read in chunks of samples, all epochs at once. What stays in memory is a row of the parquet file for each
 sample, and, of those that the page lists, the text and a few numbers for each epoch.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import dynamics
-from ..config import LOGITS_FOLDER
+from ..config import LOGITS_FOLDER, REPORT_FOLDER
 from .measures import Measures, measure
 from .page import write_page
 from .run import Run, read_run
 from .texts import read_texts
 
-REPORT_FOLDER = "_report"
-
-# Where these hold, there is nothing to tell.
+# Where these hold, there is nothing to tell; and of a sample that was never seen only its id and label.
 _NOTHING = {"prediction": -1, "first_learnt": -1, "noise_rank": 0}
 
 
 def write_report(
     run_dir: str | os.PathLike[str],
-    dataset: str | os.PathLike[str] | Dataset | None = None,
-    text_columns: Sequence[str] | None = None,
+    dataset: str | os.PathLike[str] | Dataset | DatasetDict | None = None,
+    text_columns: str | Sequence[str] | None = None,
     *,
     logits_dir: str | os.PathLike[str] | None = None,
     sample_id_column: str = "sample_id",
 ) -> Path:
-    """Writes the report of a run into `<run_dir>/_report`, over an earlier one.
+    """Writes the report of a run into the `_report` in its output_dir, over an earlier one.
 
     Args:
         run_dir: The run's output_dir, or a checkpoint in it. `logits_retention="all"` keeps all epochs for the report;
             of fewer it shows what it can, and says what it cannot.
         dataset: What holds the texts, with the id column; see `texts.read_texts`. None: the page shows ids.
-        text_columns: The columns to show; None: all columns of text but the label's.
+        text_columns: The column to show, or several; None: all columns of text but the label's.
         logits_dir: Where the store is, if not in `<run_dir>/_logits`.
         sample_id_column: The data set's id column.
 
@@ -56,33 +59,51 @@ def write_report(
         The path of the page.
 
     Raises:
-        StoreError: there is no store, no epoch of it is sealed, or it has no labels; StoreCorruptionError: damaged.
-        ValueError: labels that are no classes, a multi-label head, or texts that cannot be read
-            or are of other samples.
+        StoreError: there is no store, no epoch of it is sealed, or it has no labels or no finite prediction.
+        StoreCorruptionError: the store is damaged: every byte of it is checked.
+        ValueError: there is no such run, or a file where the report goes; labels that are no classes, a multi-label
+            head; or texts that cannot be read or are of other samples.
     """
     run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
+    folder = _folder(run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder, where the report goes. Move it aside.")
     run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
     texts = None if dataset is None else read_texts(dataset, text_columns, sample_id_column)
     if texts is not None:
         texts.refuse_others(run.ids)
     measures = measure(run)
-    folder = run_dir / REPORT_FOLDER
     folder.mkdir(exist_ok=True)
     _write_samples(folder / "samples.parquet", run, measures)
     _write_last_epoch(folder, run, measures)
     return write_page(folder / "report.html", run, measures, texts)
 
 
+def _folder(run_dir: Path) -> Path:
+    """Where the report of a run, or of a checkpoint in it, goes."""
+    place = run_dir.resolve()
+    is_checkpoint = (
+        re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", place.name) and (place / "trainer_state.json").is_file()
+    )
+    return (place.parent if is_checkpoint else run_dir) / REPORT_FOLDER
+
+
 def _write_samples(path: Path, run: Run, measures: Measures) -> None:
     columns = {}
     for name, values in measures.samples.items():
         unknown = np.isnan(values) if values.dtype.kind == "f" else values == _NOTHING.get(name, np.nan)
+        if name not in ("sample_id", "label"):
+            unknown |= ~measures.seen
         columns[name] = pa.array(values, mask=unknown)
     pq.write_table(pa.table(columns), path)
 
 
 def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
     """The last epoch's predictions as plain arrays, of the samples that have one."""
+    # An earlier report, of a store that is gone, may have been of the other kind.
+    (folder / ("pred_probs.npy" if run.is_regression else "predictions.npy")).unlink(missing_ok=True)
     prediction = measures.samples["prediction"]
     seen = ~np.isnan(prediction) if run.is_regression else prediction >= 0
     ids = run.ids[seen]

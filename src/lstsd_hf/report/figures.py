@@ -39,15 +39,24 @@ def _figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
 
 
 def data_map(
-    x: npt.NDArray[Any], y: npt.NDArray[Any], colour: npt.NDArray[Any], titles: tuple[str, str, str], scale: Any
+    x: npt.NDArray[Any],
+    y: npt.NDArray[Any],
+    colour: npt.NDArray[Any],
+    titles: tuple[str, str, str],
+    scale: Any,
+    ends: tuple[float | None, float | None] = (None, None),
 ) -> Figure:
-    """A point for each sample, and a second trace without points: the sample that the reader picked."""
+    """A point for each sample, and a second trace without points: the sample that the reader picked.
+
+    `ends`: the colours that the scale starts and ends at; None: the least and the largest there are.
+    """
     bar = {"title": {"text": titles[2], "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 0.9}
+    marker = {"color": colour, "colorscale": scale, "cmin": ends[0], "cmax": ends[1], "showscale": True}
     points = go.Scatter(
         x=x,
         y=y,
         mode="markers",
-        marker={"color": colour, "colorscale": scale, "size": 6, "opacity": 0.75, "showscale": True, "colorbar": bar},
+        marker=marker | {"colorbar": bar, "size": 6, "opacity": 0.75},
         hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import dynamics
+from ..store import StoreError
 from .run import Run
 
 Array = npt.NDArray[Any]
@@ -25,9 +26,14 @@ class Measures:
     samples: dict[str, Array]
     epochs: dict[str, Array]
 
+    @property
+    def seen(self) -> Array:
+        """(N,) bool: whether a sample has a prediction in any epoch. Nothing is known of one that has none."""
+        return self.samples["noise_rank"] > 0
+
 
 def measure(run: Run) -> Measures:
-    """Computes everything, in chunks of samples."""
+    """Computes everything, in chunks of samples. Raises StoreError where no sample has a finite prediction."""
     scale = float(np.std(run.labels)) or 1.0 if run.is_regression else 0.0
     parts: list[dict[str, Array]] = []
     totals: dict[str, Array] = {}
@@ -45,7 +51,14 @@ def measure(run: Run) -> Measures:
     samples = {"sample_id": run.ids, "label": run.labels}
     samples |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
-    return Measures(samples, {name: _ratio(total, count) for name, (total, count) in totals.items()})
+    measures = Measures(samples, {name: _ratio(total, count) for name, (total, count) in totals.items()})
+    if not measures.seen.any():
+        raise StoreError(
+            f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "
+            f"label in epochs {', '.join(map(str, run.epochs))}. Has training diverged? Train again with a lower "
+            "learning rate, or without float16."
+        )
+    return measures
 
 
 def _ratio(total: Array, count: Array) -> Array:

@@ -60,7 +60,11 @@ async function main() {
 
   // Plotly reads some HTML in its labels.
   const escape = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const wrap = (text, width) => text.replace(new RegExp(`(.{${width / 2},${width}})\\s`, "g"), "$1\n");
+  // At whitespace where there is some, else at the width. A zero before each wide character makes it count twice.
+  const wrap = (text, width) => text
+    .replace(/[\u2e80-\u{10ffff}]/gu, "\0$&")
+    .replace(new RegExp(`(.{${width / 2},${width}})\\s|(.{${width}})(?=.)`, "gu"), "$1$2\n")
+    .replaceAll("\0", "");
   const perEpoch = (i) => epochs.map((epoch, at) => {
     const percent = isRegression || rows.given[at][i] === null ? "" : ` (${rows.given[at][i]}% given label)`;
     return `epoch ${epoch}: ${name(rows.predicted[at][i])}${percent}`;
@@ -79,6 +83,10 @@ async function main() {
   await Promise.all(Object.entries(data.figures).map(([key, figure]) =>
     Plotly.newPlot(byId(`plot-${key}`), figure.data, { ...figure.layout, dragmode, template: theme() }, settings)));
   dark.addEventListener("change", () => plots.forEach((plot) => Plotly.relayout(plot, { template: theme() })));
+
+  // Scores may be of any size.
+  const measured = (value, { digits, in_scores: inScores }) =>
+    (inScores && value !== 0 && Math.abs(value) < 0.1 ? value.toPrecision(digits) : value.toFixed(digits));
 
   // ---- one sample
 
@@ -113,7 +121,7 @@ async function main() {
     for (const column of columns) {
       const value = rows[column.name][i];
       const pair = element("div");
-      pair.append(element("dt", column.title), element("dd", value === null ? "–" : value.toFixed(column.digits)));
+      pair.append(element("dt", column.title), element("dd", value === null ? "–" : measured(value, column)));
       measures.append(pair);
     }
     const text = rows.text ? [element("p", rows.text[i] ?? "(not in the data set)", "text")] : [];
@@ -149,7 +157,7 @@ async function main() {
       { data: "predicted", type: shown, render: text, ...classFilter },
       ...columns.map((column) => ({
         data: ({ i }) => rows[column.name][i], type: "num", searchable: false, className: "number",
-        render: (value, kind) => (kind !== "display" ? value : value === null ? "" : value.toFixed(column.digits)),
+        render: (value, kind) => (kind !== "display" ? value : value === null ? "" : measured(value, column)),
       })),
     ],
     order: [],
@@ -189,8 +197,10 @@ async function main() {
     const found = byNumber >= 0 || !query || !rows.text
       ? [byNumber].filter((i) => i >= 0)
       : rows.text.flatMap((words, i) => (words?.toLowerCase().includes(query) ? [i] : []));
+    // Of more samples than are listed, and of long texts, the page has a part.
+    const none = `no id${rows.text ? " or text" : ""} on this page matches`;
     byId("found").value = !query ? "" : found.length > 1
-      ? `${found.length} samples: the most suspicious is shown` : found.length ? "" : "no such sample";
+      ? `${found.length} samples: the most suspicious is shown` : found.length ? "" : none;
     if (found.length) show(found[0]);
   });
 

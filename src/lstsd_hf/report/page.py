@@ -41,6 +41,7 @@ class Column(NamedTuple):
     title: str
     digits: int
     meaning: str
+    in_scores: bool = False  # in the unit of the scores, which may be of any size: small ones in significant digits
 
 
 CLASS_COLUMNS = (
@@ -56,8 +57,8 @@ CLASS_COLUMNS = (
 )
 SCORE_COLUMNS = (
     Column("noise_score", "noise", 3, "How likely the score is wrong: 0.5 is as far off as the scores vary."),
-    Column("mean_absolute_error", "error", 3, "The mean absolute error over epochs."),
-    Column("variability", "variability", 3, "The standard deviation of the prediction over epochs."),
+    Column("mean_absolute_error", "error", 3, "The mean absolute error over epochs.", in_scores=True),
+    Column("variability", "variability", 3, "The standard deviation of the prediction over epochs.", in_scores=True),
 )
 
 
@@ -66,12 +67,13 @@ def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) ->
     columns = SCORE_COLUMNS if run.is_regression else CLASS_COLUMNS
     listed, drawn = _choose(measures.samples["noise_rank"])
     length = min(TEXT_LENGTH, _ALL_TEXTS // max(1, len(listed)))
+    words, cut = (None, 0) if texts is None else texts.of(run.ids[listed], length)
     plots, missing = summary.curves(run, measures)
     data = {
         "epochs": run.epochs,
         "classes": run.classes,
         "columns": [column._asdict() for column in columns],
-        "rows": _rows(run, measures, columns, listed, texts, length),
+        "rows": _rows(run, measures, columns, listed) | {"text": words},
         "drawn": drawn.tolist(),
         "figures": {"map": summary.data_map(run, measures, listed[drawn]), **plots},
     }
@@ -85,9 +87,9 @@ def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) ->
         run=run,
         columns=columns,
         tiles=summary.tiles(run, measures),
-        notes=[*summary.notes(run, measures), *missing, *_left_out(measures, listed, drawn, texts, length)],
+        notes=[*summary.notes(run, measures), *missing, *_left_out(measures, listed, drawn, words, length, cut)],
         plots=[(name, *summary.PLOTS[name]) for name in plots],
-        has_texts=texts is not None,
+        has_texts=words is not None,
         data=_pack(json.dumps(data, allow_nan=False)),
         plotly=_pack(get_plotlyjs()),
         datatables=_pack((bundle / "dt_bundle.js").read_text(encoding="utf-8")),
@@ -124,9 +126,7 @@ def _choose(rank: Array) -> tuple[Array, Array]:
     return order[listed], np.searchsorted(listed, drawn)
 
 
-def _rows(
-    run: Run, measures: Measures, columns: tuple[Column, ...], listed: Array, texts: Texts | None, length: int
-) -> dict[str, Any]:
+def _rows(run: Run, measures: Measures, columns: tuple[Column, ...], listed: Array) -> dict[str, Any]:
     """The page's rows, in columns; by epoch: `predicted`, the class or score, and `given`, the label's percent."""
     samples = measures.samples
     ids = run.ids[listed]
@@ -136,7 +136,7 @@ def _rows(
         logits = run.logits(ids[chunk])
         absent = np.asarray(np.isnan(logits).any(axis=2))
         if run.is_regression:
-            found = np.round(logits[:, :, 0].astype(np.float64), 3)
+            found = _scores(logits[:, :, 0])
         else:
             found = logits.argmax(axis=2)
             percent = dynamics.given_probability(dynamics.softmax(logits), run.labels[listed][chunk]) * 100
@@ -144,22 +144,29 @@ def _rows(
                 kept += _plain(np.round(np.where(gaps, 0, values)).astype(int), gaps)
         for kept, values, gaps in zip(predicted, found, absent, strict=True):
             kept += _plain(values, gaps)
-    rows = {column.name: _measure(samples[column.name][listed], column.digits) for column in columns}
+    rows = {column.name: _measure(samples[column.name][listed], column) for column in columns}
+    labels = run.labels[listed]
     return rows | {
         "id": ids.tolist(),
-        "text": None if texts is None else texts.of(ids, length),
-        "label": np.round(run.labels[listed].astype(np.float64), 3).tolist()
-        if run.is_regression
-        else run.labels[listed].tolist(),
+        "label": (_scores(labels) if run.is_regression else labels).tolist(),
         "predicted": predicted,
         "given": None if run.is_regression else given,
     }
 
 
-def _measure(values: Array, digits: int) -> list[Any]:
-    if values.dtype.kind == "f":
-        return _plain(np.round(values.astype(np.float64), digits + 1), np.isnan(values))
-    return _plain(values, values < 0)
+def _measure(values: Array, column: Column) -> list[Any]:
+    if values.dtype.kind != "f":
+        return _plain(values, values < 0)
+    rounded = _scores(values) if column.in_scores else np.round(values.astype(np.float64), column.digits + 1)
+    return _plain(rounded, np.isnan(values))
+
+
+def _scores(values: Array) -> Array:
+    """Rounded to 3 decimals, or to 4 significant digits where these are more."""
+    values = values.astype(np.float64)
+    size = np.floor(np.log10(np.maximum(np.abs(values), 1e-19)))
+    factor = 10.0 ** np.maximum(3, 3 - size)  # up to 1e22, which a float still holds exactly
+    return np.round(values * factor) / factor
 
 
 def _plain(values: Array, absent: Array) -> list[Any]:
@@ -169,7 +176,9 @@ def _plain(values: Array, absent: Array) -> list[Any]:
     return plain.tolist()
 
 
-def _left_out(measures: Measures, listed: Array, drawn: Array, texts: Texts | None, length: int) -> list[str]:
+def _left_out(
+    measures: Measures, listed: Array, drawn: Array, words: list[str | None] | None, length: int, cut: int
+) -> list[str]:
     """What the page does not show, because it is too much, or was not given."""
     count, told = int(measures.samples["noise_rank"].max()), []
     if len(drawn) < count:
@@ -178,8 +187,8 @@ def _left_out(measures: Measures, listed: Array, drawn: Array, texts: Texts | No
         )
     if len(listed) < count:
         told.append(f"The table lists {len(listed):,} samples, the most suspicious; samples.parquet has all.")
-    if texts is None:
+    if words is None:
         told.append("The page shows ids, because the report was made without texts: name them with --dataset.")
-    elif length < TEXT_LENGTH:
-        told.append(f"Texts are cut at {length} characters, because there are many.")
+    elif cut:
+        told.append(f"Texts are cut at {length} characters, {cut:,} of them: no search here finds what comes after.")
     return told

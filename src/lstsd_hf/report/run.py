@@ -61,14 +61,25 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
     Raises:
         StoreError: there is no store, no epoch of it is sealed, or it has no labels.
         StoreCorruptionError: a file of the store is damaged.
-        ValueError: the head is one that the report does not know, or a label is no class.
+        ValueError: the head is one that the report does not know, a label is no class, or a JSON file is damaged.
     """
+    if not (logits_dir / "store.json").exists():
+        raise StoreError(
+            f"{logits_dir} holds no logits store: expected store.json in it. If the run had a logits_dir of its own, "
+            "name it (--logits_dir)."
+        )
     store = LogitsStore.open(logits_dir)
     epochs = store.sealed_epochs
     if not epochs:
         raise StoreError(f"{logits_dir} has no sealed epoch yet: expected at least one. Train for an epoch first.")
+    store.verify()
     labels = _labels(store)
-    config = _json(run_dir, "config.json")
+    checkpoints = checkpoints_of(run_dir)
+    config = _json([run_dir, *checkpoints], "config.json")
+    # A run that went on from a checkpoint, and was cut off, has newer checkpoints than its own log; `max` takes the
+    # first of equals.
+    states = (_json(folders, "trainer_state.json") for folders in ([run_dir], checkpoints))
+    state = max(states, key=lambda state: state.get("global_step", 0))
     classes = store.row_shape[0]
     if labels.ndim != 1 or (labels.dtype.kind == "f" and classes > 1):
         raise ValueError(
@@ -92,7 +103,7 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
         ids=ids,
         labels=labels,
         classes=() if classes == 1 else names or tuple(map(str, range(classes))),
-        log=_json(run_dir, "trainer_state.json").get("log_history", []),
+        log=state.get("log_history", []),
     )
 
 
@@ -112,13 +123,15 @@ def _labels(store: LogitsStore) -> Array:
     return labels
 
 
-def _json(run_dir: Path, name: str) -> dict[str, Any]:
-    """What a file of the run holds, or else that of its last checkpoint; nothing where neither has one."""
-    folders = [run_dir, *checkpoints_of(run_dir)]
+def _json(folders: list[Path], name: str) -> dict[str, Any]:
+    """What the file holds in the first of the folders that has it; nothing where none has."""
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if path is None:
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: expected JSON: {error}.") from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, found {type(held).__name__}.")
+    return held

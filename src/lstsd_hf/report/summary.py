@@ -30,7 +30,7 @@ def data_map(run: Run, measures: Measures, rows: Array) -> figures.Figure:
         "correctness",
     )
     colour = samples["correctness"]
-    return figures.data_map(samples["variability"], samples["confidence"], colour, titles, figures.BAD_TO_GOOD)
+    return figures.data_map(samples["variability"], samples["confidence"], colour, titles, figures.BAD_TO_GOOD, (0, 1))
 
 
 # The titles of the plots below the table, and what they show.
@@ -80,7 +80,8 @@ def curves(run: Run, measures: Measures) -> tuple[dict[str, figures.Figure], lis
     if bins is not None:
         plots["reliability"] = figures.reliability(bins)
     if len(run.epochs) > 1:
-        plots["forgetting"] = figures.forgetting(samples["forgetting_events"], samples["never_learnt"])
+        seen = measures.seen
+        plots["forgetting"] = figures.forgetting(samples["forgetting_events"][seen], samples["never_learnt"][seen])
     return plots, missing
 
 
@@ -102,16 +103,21 @@ def tiles(run: Run, measures: Measures) -> list[tuple[str, str]]:
     samples = measures.samples
     shown = [("samples", f"{len(run.ids):,}"), ("epochs", str(len(run.epochs)))]
     if run.is_regression:
-        return [*shown, ("mean absolute error, last epoch", f"{measures.epochs['absolute_error'][-1]:.3f}")]
+        error = measures.epochs["absolute_error"][-1]
+        # Scores may be of any size.
+        told = "none" if np.isnan(error) else f"{error:.3g}" if error < 0.1 else f"{error:.3f}"
+        return [*shown, ("mean absolute error, last epoch", told)]
     bins = _calibration(measures)
     shown += [
-        ("predicted as labelled, last epoch", f"{measures.epochs['accuracy'][-1]:.1%}"),
+        ("predicted as labelled, last epoch", "none" if bins is None else f"{measures.epochs['accuracy'][-1]:.1%}"),
         ("calibration error, last epoch", "none" if bins is None else f"{bins.expected_error:.1%}"),
-        ("forgotten at least once", f"{(samples['forgetting_events'] > 0).mean():.1%}"),
-        ("never learnt", f"{samples['never_learnt'].sum():,}"),
-        ("noise above 0.5", f"{(samples['noise_score'] > 0.5).sum():,}"),
     ]
-    return shown
+    if len(run.epochs) > 1:  # which one alone cannot tell
+        shown += [
+            ("forgotten at least once", f"{(samples['forgetting_events'][measures.seen] > 0).mean():.1%}"),
+            ("never learnt", f"{samples['never_learnt'].sum():,}"),
+        ]
+    return [*shown, ("noise above 0.5", f"{(samples['noise_score'] > 0.5).sum():,}")]
 
 
 def notes(run: Run, measures: Measures) -> list[str]:
@@ -127,9 +133,15 @@ def notes(run: Run, measures: Measures) -> list[str]:
         )
     elif len(epochs) == 1:
         told.append("One epoch says nothing of variability and forgetting: train for more.")
-    unseen = int((measures.samples["noise_rank"] == 0).sum())
+    seen, last = measures.seen, measures.samples["prediction"]
+    unseen, late = int((~seen).sum()), int((seen & (np.isnan(last) if run.is_regression else last < 0)).sum())
     if unseen:
         told.append(f"Samples with a label and no prediction in any epoch: {unseen:,}. They are not on this page.")
+    if late:
+        told.append(
+            f"Samples with a prediction in an earlier epoch and none in the last one, {epochs[-1]}: {late:,}. The "
+            "numbers of the last epoch are without them."
+        )
     return told
 
 

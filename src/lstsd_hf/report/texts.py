@@ -1,5 +1,7 @@
 """The texts that the report shows, from a data set in memory or from a file, by sample id."""
 
+import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,15 @@ _TEXT = (Value("string"), Value("large_string"))
 class Texts:
     """A data set's texts by sample id; several text columns of a row are lines of one text."""
 
-    def __init__(self, dataset: Dataset, text_columns: Sequence[str] | None, sample_id_column: str) -> None:
+    def __init__(self, dataset: Dataset, text_columns: str | Sequence[str] | None, sample_id_column: str) -> None:
         """Checks the columns; reads the ids, and no text yet.
 
         Raises:
             ValueError: a column is missing, or there is no text column; `SampleIdError`, which is one: an id is
                 missing, negative, repeated, or no integer.
         """
+        if isinstance(text_columns, str):
+            text_columns = [text_columns]
         wanted = [sample_id_column, *(text_columns or ())]
         missing = [name for name in wanted if name not in dataset.column_names]
         if missing:
@@ -64,58 +68,64 @@ class Texts:
                 f"{expected}, found {found}. Is it the training set of this run?"
             )
 
-    def of(self, sample_ids: npt.NDArray[np.integer[Any]], limit: int) -> list[str | None]:
-        """The texts of (n,) samples, each cut to `limit` characters; None where the data set does not have the id."""
+    def of(self, sample_ids: npt.NDArray[np.integer[Any]], limit: int) -> tuple[list[str | None], int]:
+        """The texts of (n,) samples, None where the data set does not have the id; and how many of them were cut.
+
+        `limit`: the number of characters that a text is cut to.
+        """
         place = np.minimum(np.searchsorted(self._ids, sample_ids), len(self._ids) - 1)
         known = self._ids[place] == sample_ids
         texts: list[str | None] = [None] * len(sample_ids)
+        cut = 0
         found = self._rows.select(self._order[place[known]])
         at = iter(np.flatnonzero(known))
         for batch in found.iter(10_000):
             for cells in zip(*(batch[name] for name in self.columns), strict=True):
                 text = "\n".join("" if cell is None else str(cell) for cell in cells)
+                cut += len(text) > limit
                 texts[next(at)] = text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-        return texts
+        return texts, cut
 
 
 def read_texts(
-    dataset: str | Path | Dataset, text_columns: Sequence[str] | None, sample_id_column: str = "sample_id"
+    dataset: str | os.PathLike[str] | Dataset | DatasetDict,
+    text_columns: str | Sequence[str] | None,
+    sample_id_column: str = "sample_id",
 ) -> Texts:
     """Opens what holds the texts.
 
     Args:
-        dataset: A `datasets.Dataset`; or the path of a folder that `save_to_disk` wrote (of a dictionary of splits,
-            its `train`), or of a CSV, TSV, JSON (lines) or parquet file. It needs the column of ids.
-        text_columns: The columns to show; None: all columns of text but the label's.
+        dataset: A `datasets.Dataset`, or the path of a folder that `save_to_disk` wrote (of a dictionary of splits,
+            either way, its `train`), or of a CSV, TSV, JSON (lines) or parquet file. It needs the column of ids.
+        text_columns: The column to show, or several; None: all columns of text but the label's.
         sample_id_column: The column of ids.
 
     Raises:
-        ValueError: nothing is there, it cannot be read, or a column is missing.
+        ValueError: nothing is there, it cannot be read, or a column or the split is missing.
     """
-    if not isinstance(dataset, Dataset):
-        dataset = _read(Path(dataset))
-    return Texts(dataset, text_columns, sample_id_column)
+    found = dataset if isinstance(dataset, (Dataset, DatasetDict)) else _read(Path(dataset))
+    if isinstance(found, DatasetDict):
+        if "train" not in found:
+            raise ValueError(
+                "The data set of the texts is a dictionary: expected a split 'train', found "
+                f"{', '.join(map(repr, found))}. Give the split that the run was trained on."
+            )
+        found = found["train"]
+    return Texts(found, text_columns, sample_id_column)
 
 
-def _read(path: Path) -> Dataset:
+def _read(path: Path) -> Dataset | DatasetDict:
     if path.is_dir():
         try:
-            saved = load_from_disk(str(path))
+            return load_from_disk(str(path))
         except FileNotFoundError as error:
             raise ValueError(f"{path}: expected a folder that Dataset.save_to_disk wrote: {error}") from error
-        if not isinstance(saved, DatasetDict):
-            return saved
-        if "train" not in saved:
-            raise ValueError(
-                f"{path}: expected a split 'train', found {', '.join(map(repr, saved))}. Name its folder."
-            )
-        return saved["train"]
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"{path}: expected a folder, or a file that ends in {', '.join(_FORMATS)}.")
     if not path.is_file():
         raise ValueError(f"{path}: no such file.")
     builder, options = _FORMATS[path.suffix.lower()]
     try:
-        return load_dataset(builder, data_files=str(path), split="train", **options)
+        return load_dataset(builder, data_files=glob.escape(str(path)), split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as {builder}: {error.__cause__ or error}") from error
