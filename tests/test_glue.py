@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -248,6 +249,9 @@ def test_mnli_has_two_halves(layout: str, model: str, tmp_path: Path) -> None:
         assert metrics[name] == saved[name]
         assert metrics[f"{name}_mm"] == saved[f"{name}_mm"]
     assert metrics["eval_samples_mm"] == 3
+    card = ModelCard.load(tmp_path / "README.md")
+    shown = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert (shown["accuracy"], shown["mm_accuracy"]) == (metrics["eval_accuracy"], metrics["eval_accuracy_mm"])
     matched = (tmp_path / "MNLI-m.tsv").read_text().split("\n")
     mismatched = (tmp_path / "MNLI-mm.tsv").read_text().split("\n")
     assert [line.split("\t")[0] for line in matched] == ["index", "0", ""]

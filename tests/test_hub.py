@@ -242,6 +242,38 @@ def test_there_must_be_a_store_to_push(hub, tmp_path):
     assert hub.repos[REPO].titles == ["initial commit"]
 
 
+def test_what_a_search_has_recorded_stays(hub, tmp_path):
+    """In a trial's folder the plain Trainer's push leaves nothing out."""
+    out = tmp_path / "out"
+    settings = {"num_train_epochs": 3, "save_strategy": "epoch"}
+
+    def search(**changes: Any) -> Any:
+        trainer = LSTSDTrainer(
+            args=config(out, **PUSHING | settings | changes),
+            model_init=lambda trial: tiny_bert(),
+            train_dataset=rows(20),
+            eval_dataset=rows(8, seed=1),
+        )
+        trainer.hyperparameter_search(
+            hp_space=lambda trial: {"seed": trial.suggest_int("seed", 0, 9)}, n_trials=1, backend="optuna"
+        )
+        return trainer
+
+    with pytest.raises(StoreError, match=r"would upload .*run-0/_logits.* Use hub_strategy='end' in a search"):
+        search(hub_strategy="every_save")
+    trainer = search(hub_strategy="end")
+    with pytest.raises(StoreError, match=r"would upload .*run-0/_logits"):
+        trainer.push_to_hub()
+    shutil.rmtree(out / "run-0" / "_logits")
+    with pytest.raises(StoreError, match=r"would upload .*run-0/checkpoint-\d+/_logits"):
+        trainer.push_to_hub()
+    assert hub.repos[REPO].titles == ["initial commit"]
+    shutil.move(out / "run-0", tmp_path / "elsewhere")
+    trainer.train()  # a search leaves no model behind
+    trainer.push_to_hub()
+    assert hub.listing() == MODEL
+
+
 # ---- what goes wrong
 
 
@@ -293,18 +325,22 @@ def test_a_server_that_goes_away_in_mid_upload(hub, tmp_path, uploads):
 # ---- whole processes
 
 
-def child(hub: Hub, *command: str) -> None:
+def start(hub: Hub, *command: str, token: str = WRITER) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": WRITER,
+        "HF_TOKEN": token,
         "HF_HUB_DISABLE_XET": "1",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "ACCELERATE_USE_CPU": "true",
     }
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
+
+
+def child(hub: Hub, *command: str) -> None:
+    done = start(hub, *command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
@@ -317,17 +353,35 @@ def test_two_processes_push_once(hub, tmp_path):
     assert sum(path == "api/repos/create" for _, path in hub.requests) == 1
 
 
-def test_the_glue_script_pushes_what_it_made(hub, tmp_path):
+def glue_command(tmp_path: Path) -> list[str]:
     words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad")
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tiny_bert(vocab_size=len(words)).save_pretrained(tmp_path / "start")
     BertTokenizer(vocab=str(tmp_path / "vocab.txt"), model_max_length=16).save_pretrained(tmp_path / "start")
     data, out = tmp_path / "data.csv", tmp_path / "out"
     data.write_text("text,label\n" + "good,yes\nbad,no\n" * 10)
-    command = f"""{SCRIPT} --model_name_or_path {tmp_path}/start --train_file {data} --validation_file {data}
+    return f"""{SCRIPT} --model_name_or_path {tmp_path}/start --train_file {data} --validation_file {data}
         --do_train --do_eval --output_dir {out} --push_to_hub --push_logits --hub_model_id model --use_cpu
-        --ignore_mismatched_sizes --disable_tqdm true --report_to none"""
-    child(hub, *command.split())
+        --ignore_mismatched_sizes --disable_tqdm true --report_to none""".split()
+
+
+def test_the_glue_script_says_in_a_line_that_the_token_is_wrong(hub, tmp_path):
+    done = start(hub, *glue_command(tmp_path), token="hf_test_nobody")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("lstsd glue: error: ")
+    assert "Invalid username or password" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_glue_script_has_all_on_disk_when_it_pushes(hub, tmp_path):
+    hub.uploads_until_gone = 1
+    assert start(hub, *glue_command(tmp_path), "--report", "true", "--logits_retention", "all").returncode
+    names = {"model.safetensors", "all_results.json", "trainer_state.json", "_report/report.html"}
+    assert names <= files_below(tmp_path / "out")
+
+
+def test_the_glue_script_pushes_what_it_made(hub, tmp_path):
+    child(hub, *glue_command(tmp_path))
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     sealed = {f"_logits/{name}" for name in ("store.json", "labels.npy", "epoch-0001.npy", "epoch-0002.npy")}
     results = {"train_results.json", "eval_results.json", "all_results.json", "trainer_state.json"}

@@ -91,8 +91,31 @@ def test_the_recipe_makes_the_same_settings(trainer, tmp_path, monkeypatch):
     elsewhere = {"output_dir", "logits_dir", "logits_retention", "report_to", "disable_tqdm", "use_cpu"} | {
         "dataloader_pin_memory"
     }
-    often = {"logging_steps", "logging_nan_inf_filter", "save_strategy", "eval_strategy", "do_eval"}
+    often = {"logging_steps", "logging_nan_inf_filter"}
     assert {name for name in ours if ours[name] != theirs[name]} <= elsewhere | often
+
+
+def test_the_section_is_true_to_a_run_that_was_cut_short_or_taught_by_labels_alone(tmp_path):
+    text = card_of(trained(tmp_path, max_steps=7, long_term_weight=0.0, short_term_weight=0.0)).text
+    assert "- epochs: 1.4" in text.splitlines()  # of 5 steps each
+    assert "Both teachers' weights were 0" in text
+    assert "was taught, beside its label" not in text
+
+
+def test_the_recipe_has_what_a_schedule_and_a_best_model_need(tmp_path):
+    changes = {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1e-5},
+        "load_best_model_at_end": True,
+        "save_strategy": "epoch",
+        "metric_for_best_model": "accuracy",
+    }
+    trainer = trained(tmp_path, **changes)
+    (block,) = re.findall(r"```python\n(.*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(block, made)
+    for name in (*changes, "eval_strategy", "greater_is_better"):
+        assert getattr(made["args"], name) == getattr(trainer.args, name), name
 
 
 def test_a_card_is_written_anew_each_time(trainer):

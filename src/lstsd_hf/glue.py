@@ -17,6 +17,7 @@ import numpy as np
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -262,11 +263,6 @@ def run(job: Job) -> dict[str, float]:
             found = to_task(predicted(outcome.predictions, is_regression))
             write_predictions(Path(str(args.output_dir), name), data.labels, data_args.task_name, rows["idx"], found)
 
-    card = model_card_arguments(model_args, data_args)
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    elif data.train is not None:
-        trainer.create_model_card(**card)
     if model_args.report and trainer.is_world_process_zero():
         page = write_report(
             str(args.output_dir),
@@ -276,6 +272,11 @@ def run(job: Job) -> dict[str, float]:
             sample_id_column=args.sample_id_column,
         )
         print(f"Report: {page}")
+    card = model_card_arguments(model_args, data_args)
+    if args.push_to_hub:  # last: all else is on disk, whatever the network does
+        trainer.push_to_hub(**card)
+    elif data.train is not None:
+        trainer.create_model_card(**card)
     return results
 
 
@@ -286,7 +287,7 @@ def train(trainer: Trainer, rows: Dataset) -> dict[str, float]:
         resume = resume.lower() == "true"  # the last checkpoint in output_dir, or none
     metrics = trainer.train(resume_from_checkpoint=resume).metrics
     metrics["train_samples"] = len(rows)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without the push, which is for the end
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
@@ -297,9 +298,10 @@ def evaluate(trainer: Trainer, halves: dict[str, Dataset]) -> dict[str, float]:
     """Evaluates on each data set; a key of `halves` is what the names of that one's metrics end in."""
     combined: dict[str, float] = {}
     for suffix, rows in halves.items():
-        metrics = trainer.evaluate(eval_dataset=rows)
-        metrics["eval_samples"] = len(rows)
-        combined |= {name + suffix: value for name, value in metrics.items()}
+        prefix = f"eval{suffix}"  # in the trainer's log, where the halves must not share a name
+        metrics = trainer.evaluate(eval_dataset=rows, metric_key_prefix=prefix)
+        metrics[f"{prefix}_samples"] = len(rows)
+        combined |= {name.replace(prefix, "eval", 1) + suffix: value for name, value in metrics.items()}
     trainer.log_metrics("eval", combined)
     trainer.save_metrics("eval", combined)
     return combined
@@ -340,12 +342,20 @@ def command(argv: list[str] | None = None) -> None:
     try:
         job = prepare(sys.argv[1:] if argv is None else argv)
     except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print("lstsd glue: error:", " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(2) from None
-    run(job)
+        raise _end(error, 2) from None
+    try:
+        run(job)
+    except HfHubHTTPError as error:  # a wrong token, or a repo that is refused
+        raise _end(error, 1) from None
     # Left to the interpreter's end, a process of several sometimes dies of it, with everything done.
     PartialState().destroy_process_group()
+
+
+def _end(error: Exception, code: int) -> SystemExit:
+    """Says in one line, in one process, what was wrong."""
+    if os.environ.get("RANK", "0") == "0":
+        print("lstsd glue: error:", " ".join(str(error).split()), file=sys.stderr)
+    return SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,19 @@ _WHERE_CHANGED = (
     "data_seed",
     "bf16",
     "fp16",
+    "optim_args",
+    "lr_scheduler_kwargs",
+    "neftune_noise_alpha",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    # An evaluation draws random numbers as well, and the best model is one that was saved.
+    "eval_strategy",
+    "eval_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "save_strategy",
+    "save_steps",
 )
 
 
@@ -112,15 +125,20 @@ def describe(
         num_samples: The size of the training set; None where it is not known.
     """
     k = arguments.mini_generation_epochs
+    epochs = next((entry["epoch"] for entry in reversed(log_history) if "epoch" in entry), args.num_train_epochs)
     shares = [coverage(log_history, teacher) for teacher in ("long_term", "short_term")]
+    taught = (
+        "Every training sample was taught, beside its label, by what the model itself had predicted for it earlier: "
+        "the short-term teacher is its prediction in the previous epoch, the long-term teacher the one at the end of "
+        "the previous mini-generation of `K` epochs. There was one model, and one training run."
+    )
+    if not (arguments.long_term_weight or arguments.short_term_weight):
+        taught = "Both teachers' weights were 0: the labels alone taught, and predictions were only recorded."
     lines = [
         "## Long Short-Term Sample Distillation",
         "",
         "Trained with Long Short-Term Sample Distillation (LSTSD; Jiang et al., AAAI 2020, "
-        f"[arXiv 2003.00739](https://arxiv.org/abs/2003.00739)), by `lstsd_hf` {__version__}. Every training sample "
-        "was taught, beside its label, by what the model itself had predicted for it earlier: the short-term teacher "
-        "is its prediction in the previous epoch, the long-term teacher the one at the end of the previous "
-        "mini-generation of `K` epochs. There was one model, and one training run.",
+        f"[arXiv 2003.00739](https://arxiv.org/abs/2003.00739)), by `lstsd_hf` {__version__}. {taught}",
         "",
         "| | long-term teacher | short-term teacher |",
         "|---|---|---|",
@@ -133,7 +151,7 @@ def describe(
     size = "" if num_samples is None else f"- training samples: {num_samples}\n"
     lines += [
         "",
-        f"{size}- epochs: {args.num_train_epochs:g}",
+        f"{size}- epochs: {epochs:g}",
         f"- epochs in a mini-generation, `K`: {k}",
         f"- temperature: {arguments.temperature:g}",
         f"- trust in a teacher: {arguments.teacher_trust}; weight schedule: {arguments.weight_schedule}",
@@ -141,8 +159,8 @@ def describe(
     if arguments.push_logits:
         lines += [
             "",
-            f"The training labels, and what the model predicted for every training sample, lie in `{LOGITS_FOLDER}/`: "
-            f'`numpy.load("{LOGITS_FOLDER}/epoch-0000.npy")[sample_id]`, and likewise for each epoch that was kept.',
+            f"The training labels, and what the model predicted for every training sample, lie in `{LOGITS_FOLDER}/`, "
+            "a file for each epoch that was kept, numbered from 0: `numpy.load(file)[sample_id]`.",
         ]
     return "\n".join([*lines, "", *_recipe(arguments, args)]) + "\n"
 

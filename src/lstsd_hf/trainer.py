@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from huggingface_hub import CommitInfo, HfApi
@@ -19,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerState
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, has_length
 from transformers.utils import logging
 
 from . import model_card
 from ._version import __version__
 from .callbacks import StoreCallback
-from .config import LOGITS_FOLDER, DistillationArguments, checkpoints_of
+from .config import LOGITS_FOLDER, PRIVATE_FOLDERS, DistillationArguments, checkpoints_of
 from .data import (
     SAMPLE_IDS,
     TEACHER_LOGITS,
@@ -93,6 +94,8 @@ class LSTSDTrainer(Trainer):
             )
         self._trial = trial
         self._parts = _LossParts()
+        if trial is not None and self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
+            self._refuse_leak([Path(self._get_output_dir(trial), LOGITS_FOLDER)])
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         self._store_callback.resume_from(resume_from_checkpoint or None, self._num_labels())
@@ -242,10 +245,9 @@ class LSTSDTrainer(Trainer):
         loss, lessons = base_loss, None
         if teachers:
             lessons = learn_from(problem_type, logits, torch.stack(list(teachers.values())), temperature, trust)
-            weights = [getattr(self._store_callback.weights, name) for name in teachers]
-            loss = distillation_loss(base_loss, weights, lessons)
+            loss = distillation_loss(base_loss, self._store_callback.weights, lessons)
         self._store_callback.record(sample_ids, logits)
-        self._parts.add(base_loss, len(sample_ids), list(teachers), lessons)
+        self._parts.add(base_loss, len(sample_ids), tuple(teachers), lessons)
 
         if num_items_in_batch is not None:
             share = len(sample_ids) * self.accelerator.num_processes / num_items_in_batch
@@ -313,8 +315,11 @@ class LSTSDTrainer(Trainer):
             The model's commit; with `blocking=False` a future of it, which is done when the store has arrived as well.
 
         Raises:
-            StoreError: `push_logits=True`, and there is no store. Nothing is uploaded then.
+            StoreError: `push_logits=True`, and there is no store; or the push would take along what it must not.
+                Nothing is uploaded then.
         """
+        if self.is_world_process_zero():
+            self._refuse_leak(private_folders_of_trials(Path(str(self.args.output_dir))))
         if not self.distillation.push_logits or not self.is_world_process_zero():
             return super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
         path = Path(self._logits_path())
@@ -353,6 +358,16 @@ class LSTSDTrainer(Trainer):
         following.add_done_callback(_warn_of_failed_push)
         return following
 
+    def _refuse_leak(self, paths: Sequence[Path]) -> None:
+        """Raises StoreError where there are folders that a push would take along, and `push_logits` is not set."""
+        if paths and not self.distillation.push_logits:
+            raise StoreError(
+                f"A push of {self.args.output_dir} to the Hub would upload {paths[0]}, with what a trial of a "
+                "hyper-parameter search predicted for the training samples: expected that to stay. Use "
+                "hub_strategy='end' in a search, and move the trials' folders elsewhere before a push; or set "
+                "push_logits=True."
+            )
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         before = self._pushes()
         super()._push_from_checkpoint(checkpoint_folder)
@@ -382,6 +397,16 @@ def last_complete_checkpoint(output_dir: str) -> str:
             continue
         return str(path)
     raise ValueError(f"No complete checkpoint in {output_dir}: expected a folder checkpoint-N to resume from.")
+
+
+def private_folders_of_trials(output_dir: Path) -> list[Path]:
+    """Stores and reports in the folders of a hyper-parameter search's trials.
+
+    A push leaves out what has an underscore in front, or is a checkpoint, but at the top of `output_dir` only.
+    """
+    patterns = (f"[!_]*/{inside}{name}" for name in PRIVATE_FOLDERS for inside in ("", f"{PREFIX_CHECKPOINT_DIR}-*/"))
+    found = (path for pattern in patterns for path in output_dir.glob(pattern))
+    return sorted(path for path in found if path.parent not in checkpoints_of(output_dir))
 
 
 def _warn_of_failed_push(push: Future) -> None:
@@ -426,31 +451,39 @@ class _LossParts:
     """Sums of the loss's parts since the last log, kept on the device: reading them there would wait for it."""
 
     def __init__(self) -> None:
-        self._sums: torch.Tensor | None = None
+        self._samples = 0
+        self._base: torch.Tensor | None = None
+        # By the teachers that there were, float32 (4, T): sums of trust times divergence, trust, agreement, presence.
+        self._lessons: dict[tuple[str, ...], torch.Tensor] = {}
         self._decides = True
 
-    def add(self, base_loss: torch.Tensor, samples: int, teachers: list[str], lessons: Lessons | None) -> None:
+    def add(self, base_loss: torch.Tensor, samples: int, teachers: tuple[str, ...], lessons: Lessons | None) -> None:
         """Adds a micro-batch with the lessons of its teachers, of these names."""
-        base = base_loss.detach().float()
-        sums = [torch.full_like(base, samples)[None], samples * base[None]]
-        taught: dict[str, torch.Tensor] = {}
+        base = base_loss.detach().float() * samples
+        self._base = base if self._base is None else self._base + base
+        self._samples += samples
         if lessons is not None:
             present, trust, divergence, agreement = lessons
             self._decides = agreement is not None
             columns = [trust * divergence.detach(), trust, present if agreement is None else agreement, present]
-            taught = dict(zip(teachers, torch.stack(columns, dim=1).sum(dim=2).unbind(), strict=True))
-        sums += [taught[name] if name in taught else base.new_zeros(4) for name in TEACHER_LOGITS]
-        new = torch.cat(sums)
-        self._sums = new if self._sums is None else self._sums + new
+            sums = torch.stack(columns).sum(dim=2)
+            self._lessons[teachers] = self._lessons[teachers] + sums if teachers in self._lessons else sums
 
     def means_since_last_log(self, accelerator: Accelerator, weighted: set[str]) -> dict[str, float]:
         """The means over all processes' samples; waits for the device. `weighted`: the teachers that are in use."""
-        if self._sums is None:
+        if self._base is None:
             return {}
-        samples, base, *rest = accelerator.reduce(self._sums, "sum").tolist()
-        self._sums = None
+        sums = [self._base.new_full((), self._samples), self._base, *(s.flatten() for s in self._lessons.values())]
+        samples, base, *rest = accelerator.reduce(torch.hstack(sums), "sum").tolist()
+        of_teachers = {name: np.zeros(4) for name in TEACHER_LOGITS}
+        for teachers in self._lessons:
+            columns = np.reshape(rest[: 4 * len(teachers)], (4, -1)).T
+            del rest[: 4 * len(teachers)]
+            for name, column in zip(teachers, columns, strict=True):
+                of_teachers[name] += column
+        self._samples, self._base, self._lessons = 0, None, {}
         means = {"base_loss": base / samples}
-        for name, (divergence, trust, agreement, present) in zip(TEACHER_LOGITS, (rest[:4], rest[4:]), strict=True):
+        for name, (divergence, trust, agreement, present) in of_teachers.items():
             if present or name in weighted:  # by definition 0 where no sample has the teacher
                 means[f"{name}_loss"] = divergence / trust if trust else 0.0
                 means[f"{name}_coverage"] = present / samples
