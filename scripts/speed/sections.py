@@ -44,7 +44,7 @@ class Scale:
 
     folder: Path
     turns: dict[str, int] = field(default_factory=lambda: {"two-layer": 150, "MiniLM-L6": 40, "BERT-base": 40})
-    block: int = 10
+    block: int = 5
     tokens: int = 64
     repeats: int = 1000
     memory_repeats: int = 3

@@ -105,7 +105,7 @@ def divergence(
         ).mean(dim=-1)
     else:
         log_q = F.log_softmax(q, dim=-1)
-        kl = (log_q.exp() * (log_q - F.log_softmax(p, dim=-1))).sum(dim=-1)
+        kl = torch.linalg.vecdot(log_q.exp(), log_q - F.log_softmax(p, dim=-1))
     return kl * temperature**2
 
 
@@ -120,11 +120,12 @@ def confidence(problem_type: ProblemType, teacher: torch.Tensor) -> torch.Tensor
     if problem_type == "regression":
         return torch.ones_like(teacher[..., 0])
     if problem_type == "multi_label_classification":
-        entropy = torch.special.entr(torch.sigmoid(teacher)) + torch.special.entr(torch.sigmoid(-teacher))
-        share = entropy.mean(dim=-1) / math.log(2)
+        negative = torch.sigmoid(teacher) * F.logsigmoid(teacher) + torch.sigmoid(-teacher) * F.logsigmoid(-teacher)
+        share = negative.mean(dim=-1) / math.log(2)
     else:
-        share = torch.special.entr(F.softmax(teacher, dim=-1)).sum(dim=-1) / math.log(teacher.shape[-1])
-    return (1 - share).clamp(0, 1)  # rounding leaves the range
+        log_q = F.log_softmax(teacher, dim=-1)
+        share = torch.linalg.vecdot(log_q.exp(), log_q) / math.log(teacher.shape[-1])
+    return (share + 1).clamp(0, 1)  # rounding leaves the range
 
 
 def learn_from(
@@ -146,7 +147,8 @@ def learn_from(
         teacher_trust: "constant": 1. "confidence": see `confidence`.
     """
     student, teachers = student.float(), teachers.float()
-    present = teachers.isfinite().all(dim=-1).float()
+    total = teachers.sum(dim=-1)
+    present = (total == total).float()  # a NaN, which a row's sum is if there is one in it, differs from itself
     # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
     teachers = teachers.nan_to_num(0.0)
     trust = present * confidence(problem_type, teachers) if teacher_trust == "confidence" else present

@@ -28,8 +28,11 @@ import shutil
 import struct
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -50,6 +53,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.d
 _BITS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
 _BLOCK_TABLE = np.dtype([("step", "<i8"), ("rows", "<u8"), ("clipped", "<u8"), ("checksum", "<u8"), ("offset", "<u8")])
 _CHUNK_BYTES = 1 << 20  # from 32 MB on glibc would keep what it took
+_FLUSH_BYTES = 16 << 20
+_INDEXED = 1 << 24  # samples whose rows are looked for at once, at 10 bytes for each
 # Another disk, a file system without hard links, or too many of them.
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
@@ -229,8 +234,7 @@ class LogitsStore:
         if str(epoch) not in manifest["sealed"]:
             temporary = self.path / f".epoch-{epoch:04d}.npy.tmp"
             with _writing(self._epoch_path(epoch)):
-                clipped = self._write_epoch(temporary, journals)
-                checksum = _checksum(temporary)
+                clipped, checksum = self._write_epoch(temporary, journals)
                 temporary.chmod(0o444)
                 _publish(temporary, self._epoch_path(epoch))
                 manifest["sealed"][str(epoch)] = checksum
@@ -295,7 +299,7 @@ class LogitsStore:
             self._map(epoch)
         for journal in self._journals():
             for block in journal.blocks():
-                journal.payload(block)
+                journal.ids(block)
         for key, size in manifest["open"].items():
             epoch, rank = map(int, key.split())
             path = self.journal_path(epoch, rank)
@@ -418,30 +422,69 @@ class LogitsStore:
         end = _Journal(path, epoch, rank, self._row_bytes).end() if path.exists() else 0
         return _JournalWriter(path, end, _journal_head(epoch, rank, self._row_bytes))
 
-    def _write_epoch(self, path: Path, journals: list["_Journal"]) -> int:
-        """Writes the sealed file's content under another name and returns how many values were clipped."""
-        shape = (self.num_samples, *self.row_shape)
-        with path.open("wb") as file:
-            header = {"descr": self._row_dtype.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            rows_at_once = max(1, _CHUNK_BYTES // self._row_bytes)
-            empty = np.full((min(rows_at_once, self.num_samples), *self.row_shape), np.nan, self._row_dtype)
-            # Real writes before the map: a hole in a file on a full disk would kill the process by SIGBUS.
-            for start in range(0, self.num_samples, rows_at_once):
-                file.write(empty[: self.num_samples - start].data)
-        sealed = np.load(path, mmap_mode="r+", allow_pickle=False)
-        row = np.dtype((np.void, self._row_bytes))  # moved as it is: numpy copies float16 one number at a time
-        target = np.asarray(sealed).reshape(self.num_samples, -1).view(row)[:, 0]
+    def _write_epoch(self, path: Path, journals: list["_Journal"]) -> tuple[int, str]:
+        """Writes the sealed file's content under another name.
+
+        The rows are gathered by id and written in one sweep, which the disk follows at once. Written to where they
+        belong in the order of the journals, 2.6 GB took ten times as long.
+
+        Returns:
+            How many values were clipped, and the file's checksum.
+        """
         tables = [np.fromiter(journal.blocks(), _BLOCK_TABLE) for journal in journals]
         table = np.concatenate([np.empty(0, _BLOCK_TABLE), *tables])
         owners = np.repeat(np.arange(len(journals)), [len(part) for part in tables])
         ranks = np.array([journal.rank for journal in journals], int)[owners]
-        # Backwards, and backwards within a block, so that the first record of a sample is the one that stays.
-        for index in np.lexsort((table["offset"], ranks, table["step"]))[::-1]:
-            ids, rows = journals[owners[index]].payload(_Block(*table[index].tolist()))
-            target[self._checked_ids(ids)[::-1]] = rows.view(row)[::-1]
-        sealed.flush()
-        return int(table["clipped"].sum())
+        # Backwards, so that the first record of a sample is the one that stays.
+        order = np.lexsort((table["offset"], ranks, table["step"]))[::-1]
+        blocks = [(int(owners[i]), _Block(*table[i].tolist())) for i in order]
+
+        header = {"descr": self._row_dtype.str, "fortran_order": False, "shape": (self.num_samples, *self.row_shape)}
+        head = BytesIO()
+        np.lib.format.write_array_header_1_0(head, header)
+        digest, unflushed, flushes = xxhash.xxh3_128(), 0, []
+        with path.open("wb") as file, ThreadPoolExecutor(1) as disk:
+            for data in chain([head.getbuffer()], self._rows_by_id(journals, blocks)):
+                digest.update(data)
+                file.write(data)
+                unflushed += data.nbytes
+                if unflushed >= _FLUSH_BYTES:
+                    file.flush()
+                    flushes.append(disk.submit(os.fsync, file.fileno()))
+                    unflushed = 0
+            for flush in flushes:
+                flush.result()
+        return int(table["clipped"].sum()), digest.hexdigest()
+
+    def _rows_by_id(self, journals: list["_Journal"], blocks: list[tuple[int, "_Block"]]) -> Iterator[memoryview]:
+        """The sealed file's rows as bytes, some at a time.
+
+        Args:
+            journals: Of all ranks.
+            blocks: Each with the position of its journal; where a sample is in several, the last one counts, and
+                within a block its first row.
+        """
+        row = np.dtype((np.void, self._row_bytes))  # moved as it is: numpy copies float16 one number at a time
+        nothing = np.full(self.row_shape, np.nan, self._row_dtype).reshape(-1).view(row)
+        rows_at_once = max(1, _CHUNK_BYTES // self._row_bytes)
+        for first in range(0, self.num_samples, _INDEXED):
+            offsets = np.zeros(min(_INDEXED, self.num_samples - first), np.int64)  # in its journal; 0: nowhere
+            owners = np.zeros(len(offsets), np.uint16)
+            for owner, block in blocks:
+                ids = self._checked_ids(journals[owner].ids(block))
+                places = self._row_bytes * np.arange(block.rows) + block.offset + block.rows * _ID.itemsize
+                here = np.flatnonzero((ids >= first) & (ids < first + len(offsets)))[::-1]
+                offsets[ids[here] - first] = places[here]
+                owners[ids[here] - first] = owner
+            for start in range(0, len(offsets), rows_at_once):
+                part = slice(start, start + rows_at_once)
+                known = offsets[part] > 0
+                rows = np.empty(len(known), row)
+                rows[~known] = nothing
+                for owner, journal in enumerate(journals):
+                    found = np.flatnonzero(known & (owners[part] == owner))
+                    rows[found] = journal.rows_at(offsets[part][found])
+                yield rows.view(np.uint8).data
 
 
 class _Block(NamedTuple):
@@ -488,13 +531,18 @@ class _Journal:
             end = self._end_of(block)
         return end
 
-    def payload(self, block: _Block) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """A block's ids, and its rows as bytes. Raises StoreCorruptionError where they fail their checksum."""
+    def ids(self, block: _Block) -> npt.NDArray[Any]:
+        """A block's ids. Raises StoreCorruptionError where these or its rows fail their checksum."""
         payload = self._data[block.offset : self._end_of(block)]
         if xxhash.xxh3_64_intdigest(payload.data) != block.checksum:
             raise StoreCorruptionError(f"{self.path} is damaged: wrong checksum of the block at byte {block.offset}.")
-        ids, rows = np.split(payload, [block.rows * _ID.itemsize])
-        return ids.view(_ID), rows
+        return payload[: block.rows * _ID.itemsize].view(_ID)
+
+    def rows_at(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The rows at these bytes of the journal, as they are."""
+        row = np.dtype((np.void, self._row_bytes))
+        count = len(self._data) - self._row_bytes + 1
+        return np.ndarray((max(count, 0),), row, self._data.data, strides=(1,))[offsets]
 
     def _end_of(self, block: _Block) -> int:
         return block.offset + block.rows * (_ID.itemsize + self._row_bytes)
