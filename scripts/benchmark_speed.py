@@ -52,8 +52,8 @@ def quick(folder: Path) -> Scale:
     return Scale(
         folder,
         turns={"two-layer": 20, "MiniLM-L6": 5, "BERT-base": 3},
-        block=3,
-        tokens=16,
+        block=2,
+        tokens=8,
         repeats=100,
         memory_repeats=1,
         small=100_000,

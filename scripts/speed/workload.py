@@ -26,7 +26,11 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from lstsd_hf import LogitsStore, LSTSDConfig
+from lstsd_hf.data import inspect_training_set
+
 from .measure import MemoryCallback
+from .rivals import TRAINERS
 
 SIZES: dict[str, dict[str, int]] = {
     "BERT-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -121,18 +125,16 @@ def new_model(setting: Setting) -> Any:
 def make_checkpoint(setting: Setting) -> None:
     """Makes what a run leaves behind at the end of epoch 2: weights, the trainer's state, two sealed epochs."""
     shutil.rmtree(setting.folder, ignore_errors=True)
-    from lstsd_hf import LogitsStore
-    from lstsd_hf.data import inspect_training_set
-
     rows = inspect_training_set(training_set(setting), "sample_id", None, None)
     row_shape = (setting.classes,)
     made = LogitsStore.create(setting.folder / "made", rows.num_samples, row_shape, "float16", rows.fingerprint)
     rng = np.random.default_rng(SEED)
     at_once = max(1, _ROWS_AT_ONCE // setting.classes)
     for epoch in TEACHERS.values():
+        logits = rng.standard_normal((at_once, *row_shape), np.float32)
         for start in range(0, setting.samples, at_once):
             ids = np.arange(start, min(start + at_once, setting.samples))
-            made.record(epoch, ids, rng.standard_normal((len(ids), *row_shape), np.float32), step=start)
+            made.record(epoch, ids, logits[: len(ids)], step=start)
         made.seal(epoch)
     new_model(setting).save_pretrained(setting.checkpoint)
     made.copy(setting.checkpoint / "_logits", {"steps_per_epoch": setting.steps_per_epoch})
@@ -143,16 +145,8 @@ def make_checkpoint(setting: Setting) -> None:
 
 def train(setting: Setting, name: str, callback: TrainerCallback, shared: "Shared | None" = None) -> None:
     """A whole `train()` of one of the trainers in `rivals`, "plain" and "lstsd" among them, from `EPOCH` on."""
-    # Here, so that a process that measures the plain Trainer's memory does not load the package.
-    if name.startswith("plain"):
-        trainer_class: type[Trainer] = Trainer
-        arguments_class: type[TrainingArguments] = TrainingArguments
-    else:
-        from lstsd_hf import LSTSDConfig
-
-        from .rivals import TRAINERS
-
-        trainer_class, arguments_class = TRAINERS[name], LSTSDConfig if name == "lstsd" else TrainingArguments
+    trainer_class: type[Trainer] = Trainer if name.startswith("plain") else TRAINERS[name]
+    arguments_class: type[TrainingArguments] = LSTSDConfig if name == "lstsd" else TrainingArguments
     cuda = torch.cuda.is_available()
     arguments = arguments_class(
         output_dir=str(setting.folder / name),
