@@ -26,7 +26,7 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from speed.measure import ONE_HEAP, Line, processor
+from speed.measure import STEADY, Line, processor
 from speed.sections import SECTIONS, Scale
 from speed.workload import SEED, hush
 
@@ -131,6 +131,6 @@ def plot(lines: Sequence[Line], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if not ONE_HEAP.items() <= os.environ.items():
-        os.execve(sys.executable, sys.orig_argv, os.environ | ONE_HEAP)
+    if not STEADY.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, os.environ | STEADY)
     main()

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-# glibc's setting for one heap for all threads, which it reads when a process starts.
-ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+# What is read when a process starts: glibc's setting for one heap for all threads, and OpenMP's for one thread in each
+# training. Pairs of equal steps differ half as much then: another core takes what else the machine does.
+STEADY = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _RESAMPLES = 2000
 _DISK_BLOCK = 16 << 20
@@ -142,7 +143,7 @@ def _keep_heap() -> None:
 
     Else it hangs on what was freed before whether a large gradient comes from the heap or from the kernel, page by
     page: one of two equal trainings was 13 % slower than the other. Threads must share one heap for the same reason;
-    see `ONE_HEAP`.
+    see `STEADY`.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)

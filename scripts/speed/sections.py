@@ -43,9 +43,9 @@ class Scale:
     """
 
     folder: Path
-    turns: dict[str, int] = field(default_factory=lambda: {"two-layer": 150, "MiniLM-L6": 40, "BERT-base": 40})
+    turns: dict[str, int] = field(default_factory=lambda: {"two-layer": 200, "MiniLM-L6": 60, "BERT-base": 40})
     block: int = 5
-    tokens: int = 64
+    tokens: int = 32
     repeats: int = 1000
     memory_repeats: int = 3
     small: int = 1_000_000
@@ -58,7 +58,7 @@ class Scale:
             self.folder / folder, size=size, batch=batch, classes=classes, tokens=self.tokens, workers=workers
         )
         turn = self.turn(workers)
-        turns = max(self.turns[size] // self.block, 2) if workers else self.turns[size]
+        turns = max(self.turns[size] // (2 * self.block), 2) if workers else self.turns[size]
         steps = (turns + turn["warm_up"] + 1) * (turn["timed"] + turn["skip"])
         return replace(setting, steps=steps, samples=steps * batch)
 
