@@ -1,5 +1,8 @@
 """Sample ids, the fingerprint and the collator, on real data sets and real data loaders."""
 
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,7 @@ from lstsd_hf.data import (
     TEACHER_LOGITS,
     IdentifiedDataset,
     SampleIdError,
+    SentByValue,
     TeacherCollator,
     fingerprint,
     inspect_training_set,
@@ -243,6 +247,18 @@ def test_teachers_reach_the_batch_in_workers_of_every_kind(store, workers):
                     np.testing.assert_array_equal(found.numpy(), store.read(epoch, ids.numpy()))
                     assert found.isnan().any(dim=1).tolist() == (ids == 5).tolist()
         assert sorted(seen) == list(range(6))
+
+
+def test_a_tensor_sent_by_value_arrives_as_a_plain_one_that_owns_its_memory():
+    array = np.arange(6, dtype=np.float16).reshape(3, 2)
+    sent = bytes(ForkingPickler.dumps(SentByValue.from_numpy(array)))  # as a queue between processes does it
+    assert b"rebuild_storage" not in sent
+    arrived = pickle.loads(sent)
+    assert type(arrived) is torch.Tensor
+    assert arrived.dtype == torch.float16
+    assert torch.equal(arrived, torch.from_numpy(array))
+    arrived += 1  # which numpy would warn of, were it read-only
+    assert b"rebuild_storage" in bytes(ForkingPickler.dumps(torch.from_numpy(array)))
 
 
 def test_ids_are_taken_out_of_dictionaries_without_touching_them(store):

@@ -21,6 +21,7 @@ from .workload import Setting, make_checkpoint, peak_memory, trainings
 _BATCH = 256
 _PREFETCHED = 6  # at least what 2 workers fetch ahead, and the batch that the loader does
 _STEPS_TO_PEAK = 10
+_IN_A_ROW = 10  # the first after a thousand system calls of a rival is slow
 _IMAGES_PER_SECOND = 3000
 _STEP_GOALS = {"BERT-base": 1.01, "MiniLM-L6": 1.01, "two-layer": 1.03}
 
@@ -157,10 +158,12 @@ def instead(scale: Scale) -> Iterator[Line]:
         table.keep(ids, logits)
 
     calls = {"store": with_store, "table": lambda: with_table(table), "files": lambda: with_table(files)}
-    seconds = alternate(calls, max(scale.repeats // 10, 10))
+    in_a_row = {name: lambda call=call: [call() for _ in range(_IN_A_ROW)] for name, call in calls.items()}
+    seconds = alternate(in_a_row, max(scale.repeats // 10, 10))
     for name, goal in (("table", 0.0), ("files", 100.0)):
-        old, new = ([1e6 * value for value in seconds[key]] for key in (name, "store"))
-        yield compare("instead", "both teachers and a record, 32 x 3", "us", name, old, new, at_least=goal)
+        old, new = ([1e6 * value / _IN_A_ROW for value in seconds[key]] for key in (name, "store"))
+        what = f"both teachers and a record, 32 x 3, {_IN_A_ROW} in a row"
+        yield compare("instead", what, "us", name, old, new, at_least=goal)
     store.close()
     shutil.rmtree(scale.folder / "store")
     shutil.rmtree(scale.folder / "files")
