@@ -11,6 +11,7 @@ the report of `lstsd report` finds the changed ones: configs/quality/label_error
 """
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -159,6 +160,7 @@ class Split:
     labels: tuple[str, ...]
 
 
+@functools.cache  # a worker does many runs of a task
 def load(task: str, data_dir: str) -> tuple[Dataset, Dataset | None, tuple[str, ...], tuple[str, ...]]:
     """All training rows with their ids, the dev set where there is one, the text columns and the labels."""
     wanted: dict[str, Any] = {"train": True, "prediction": False, "sample_id_column": "sample_id"}
@@ -461,7 +463,7 @@ def average(
         (results.values(cell, method, metric, baseline), results.values(cell, baseline, metric, method))
         for cell in cells
     ]
-    pairs = [(a, b) for a, b in pairs if not np.isnan(a).all()]
+    pairs = [(a, b) for a, b in pairs if len(a) == 0 or not np.isnan(a).all()]
     if not pairs or min(len(a) for a, _ in pairs) == 0:
         return None
     seeds = min(len(a) for a, _ in pairs)

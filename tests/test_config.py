@@ -1,12 +1,17 @@
 """`LSTSDConfig` refuses what cannot be, and says what it found and what is allowed."""
 
+import ast
 import math
 import os
+import re
+from pathlib import Path
 
 import pytest
 from transformers import HfArgumentParser
 
 from lstsd_hf import LSTSDConfig
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -47,8 +52,20 @@ def test_the_store_lies_in_the_output_folder_where_a_push_leaves_it(tmp_path):
 
 
 def test_every_field_is_a_flag_with_help(tmp_path):
-    flags = ["--output_dir", str(tmp_path), "--teacher_trust", "constant", "--temperature", "2", "--num_samples", "7"]
+    flags = ["--output_dir", str(tmp_path), "--lone_teacher", "teacher", "--temperature", "2", "--num_samples", "7"]
     (parsed,) = HfArgumentParser(LSTSDConfig).parse_args_into_dataclasses(flags)
-    assert (parsed.teacher_trust, parsed.temperature, parsed.num_samples) == ("constant", 2.0, 7)
+    assert (parsed.lone_teacher, parsed.temperature, parsed.num_samples) == ("teacher", 2.0, 7)
     own = [field for field in LSTSDConfig.__dataclass_fields__.values() if "help" in field.metadata]
     assert {"mini_generation_epochs", "push_logits", "resume_without_logits"} <= {field.name for field in own}
+
+
+def test_the_readme_states_the_defaults(tmp_path):
+    table = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    stated = {
+        name: ast.literal_eval(value)
+        for names, values in table
+        for name, value in zip(names.replace("`", "").split(", "), values.replace("`", "").split(", "), strict=True)
+    }
+    assert {"mini_generation_epochs", "long_term_weight", "short_term_weight", "teacher_trust"} <= set(stated)
+    made = LSTSDConfig(output_dir=str(tmp_path))
+    assert {name: getattr(made, name) for name in stated} == stated

@@ -48,7 +48,7 @@ class DistillationArguments:
     """
 
     mini_generation_epochs: int = field(
-        default=2,
+        default=3,
         metadata={
             "help": "K, the number of epochs in a mini-generation. The long-term teacher is the last epoch of the "
             "mini-generation before, so it teaches from epoch K on (epochs count from 0)."
@@ -69,10 +69,10 @@ class DistillationArguments:
         metadata={"help": "'linear': the weights grow by epoch, (epoch + 1) / epochs. 'constant': they stay."},
     )
     teacher_trust: TeacherTrust = field(
-        default="confidence",
+        default="constant",
         metadata={
-            "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
-            "nothing teaches nothing. 'constant': every teacher counts in full."
+            "help": "'constant': every teacher counts in full. 'confidence': by 1 - its entropy / log(classes), so "
+            "one that has learned nothing teaches nothing."
         },
     )
     lone_teacher: LoneTeacher = field(
