@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -374,6 +375,18 @@ def work(run: Run, data_dir: str, threads: int) -> dict[str, Any]:
     return train(run, data_dir)
 
 
+def end_with_parent() -> None:
+    """Lets a worker go when the grid was killed, and can no longer take its result."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def train_all(runs: Sequence[Run], data_dir: str, results: Path, workers: int) -> None:
     """Does the runs that have no line yet, several at a time, and writes each line as it comes."""
     done = {line["key"] for line in read_results([results])} if results.exists() else set()
@@ -381,7 +394,8 @@ def train_all(runs: Sequence[Run], data_dir: str, results: Path, workers: int) -
     print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done before. Results: {results}", flush=True)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     results.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool, results.open("a") as out:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, end_with_parent) as pool, results.open("a") as out:
         futures = {pool.submit(work, run, data_dir, threads): run for run in to_do}
         for count, future in enumerate(as_completed(futures), 1):
             line = future.result()

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from scipy.stats import ttest_rel
@@ -203,3 +205,15 @@ def test_the_configurations_are_read(path: Path, tmp_path: Path) -> None:
     whole = benchmark.read_plan(str(path))
     for run in whole.runs():
         benchmark.LSTSDConfig(**{**run.settings, "bf16": False, "output_dir": str(tmp_path)})
+
+
+def test_a_killed_grid_leaves_no_worker_behind(plan: Path, text_layout: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(plan), "--data_dir", text_layout, "--results", str(tmp_path / "r")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as grid:
+        deadline = time.monotonic() + 60
+        while len(workers := psutil.Process(grid.pid).children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        grid.kill()
+    assert len(workers) >= 2
+    _, alive = psutil.wait_procs(workers, timeout=120)  # they import torch first
+    assert not alive
