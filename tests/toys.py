@@ -59,8 +59,6 @@ def config(folder: Path, **changes: Any) -> LSTSDConfig:
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": 5,
-        "mini_generation_epochs": 2,
-        "teacher_trust": "confidence",
         "per_device_train_batch_size": 8,
         "learning_rate": 5e-2,
         "lr_scheduler_type": "constant",

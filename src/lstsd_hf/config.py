@@ -44,15 +44,11 @@ def _refuse(name: str, found: object, allowed: str) -> ValueError:
 class DistillationArguments:
     """What Long Short-Term Sample Distillation adds to the training arguments.
 
-    `LSTSDTrainer` uses this class alone, with its defaults, beside a plain `TrainingArguments`. The defaults of the
-    method are what did best on clean and on wrong labels together, on rows set apart for that
-    (configs/quality/tune.yaml): three epochs are enough to be worth learning from and too few to learn wrong labels by
-    heart; a label that keeps a fifth of the loss lets a model that has not learnt yet get away from teachers that have
-    not either.
+    `LSTSDTrainer` uses this class alone, with its defaults, beside a plain `TrainingArguments`.
     """
 
     mini_generation_epochs: int = field(
-        default=3,
+        default=2,
         metadata={
             "help": "K, the number of epochs in a mini-generation. The long-term teacher is the last epoch of the "
             "mini-generation before, so it teaches from epoch K on (epochs count from 0)."
@@ -73,10 +69,10 @@ class DistillationArguments:
         metadata={"help": "'linear': the weights grow by epoch, (epoch + 1) / epochs. 'constant': they stay."},
     )
     teacher_trust: TeacherTrust = field(
-        default="constant",
+        default="confidence",
         metadata={
-            "help": "'constant': every teacher counts in full. 'confidence': by 1 - its entropy / log(classes), so "
-            "one that has learned nothing teaches nothing."
+            "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
+            "nothing teaches nothing. 'constant': every teacher counts in full."
         },
     )
     lone_teacher: LoneTeacher = field(
