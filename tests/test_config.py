@@ -52,9 +52,9 @@ def test_the_store_lies_in_the_output_folder_where_a_push_leaves_it(tmp_path):
 
 
 def test_every_field_is_a_flag_with_help(tmp_path):
-    flags = ["--output_dir", str(tmp_path), "--lone_teacher", "teacher", "--temperature", "2", "--num_samples", "7"]
+    flags = ["--output_dir", str(tmp_path), "--teacher_trust", "constant", "--temperature", "2", "--num_samples", "7"]
     (parsed,) = HfArgumentParser(LSTSDConfig).parse_args_into_dataclasses(flags)
-    assert (parsed.lone_teacher, parsed.temperature, parsed.num_samples) == ("teacher", 2.0, 7)
+    assert (parsed.teacher_trust, parsed.temperature, parsed.num_samples) == ("constant", 2.0, 7)
     own = [field for field in LSTSDConfig.__dataclass_fields__.values() if "help" in field.metadata]
     assert {"mini_generation_epochs", "push_logits", "resume_without_logits"} <= {field.name for field in own}
 
