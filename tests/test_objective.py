@@ -13,6 +13,7 @@ from lstsd_hf.objective import (
     divergence,
     infer_problem_type,
     learn_from,
+    log_probabilities,
     teacher_weights,
     teaching_epochs,
 )
@@ -50,37 +51,51 @@ def test_the_lone_teacher_may_borrow_its_partners_weight(lone_teacher, before, a
     assert teacher_weights(arguments, 3, 9) == pytest.approx(after)
 
 
+def apart(problem_type: str, student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The divergence of logits."""
+    return divergence(problem_type, *(log_probabilities(problem_type, x) for x in (student, teacher)), temperature)
+
+
+def sure(problem_type: str, teacher: torch.Tensor) -> torch.Tensor:
+    """The confidence of logits."""
+    return confidence(problem_type, log_probabilities(problem_type, teacher))
+
+
 def test_divergence_of_classes_is_the_full_kl_times_the_squared_temperature():
     # softmax(log([1, 3])) = [1/4, 3/4]; at temperature 2 the odds are the square roots: 1 : sqrt(3).
     student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]])
     at_one = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    assert divergence(CLASSES, student, teacher, 1.0).tolist() == pytest.approx([at_one])
+    assert apart(CLASSES, student, teacher, 1.0).tolist() == pytest.approx([at_one])
     q = 1 / (1 + math.sqrt(3))
     at_two = 4 * (q * math.log(q / 0.5) + (1 - q) * math.log((1 - q) / 0.5))
-    assert divergence(CLASSES, student, teacher, 2.0).tolist() == pytest.approx([at_two])
-    assert divergence(CLASSES, teacher, teacher, 3.0).tolist() == pytest.approx([0.0], abs=1e-7)
+    assert apart(CLASSES, student, teacher, 2.0).tolist() == pytest.approx([at_two])
+    assert apart(CLASSES, teacher, teacher, 3.0).tolist() == pytest.approx([0.0], abs=1e-7)
 
 
 def test_divergence_of_labels_is_the_mean_of_bernoulli_kls():
     student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]])
     kl = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert divergence(LABELS, student, teacher, 1.0).tolist() == pytest.approx([kl / 2])
+    assert apart(LABELS, student, teacher, 1.0).tolist() == pytest.approx([kl / 2])
+    q = math.sqrt(3) / (1 + math.sqrt(3))
+    at_two = 4 * (q * math.log(q / 0.5) + (1 - q) * math.log((1 - q) / 0.5))
+    assert apart(LABELS, student, teacher, 2.0).tolist() == pytest.approx([at_two / 2])
 
 
-def test_divergence_of_numbers_is_the_squared_error_at_any_temperature():
+def test_divergence_of_numbers_is_the_squared_error_at_any_temperature_and_trust():
     student, teacher = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [2.5]])
-    assert divergence(NUMBER, student, teacher, 7.0).tolist() == pytest.approx([4.0, 0.25])
+    lessons = learn_from(NUMBER, student, teacher[None], 7.0, "confidence")
+    assert lessons.divergence.tolist() == [pytest.approx([4.0, 0.25])]
+    assert lessons.trust.tolist() == [[1.0, 1.0]]
 
 
 def test_confidence_is_zero_for_a_teacher_that_knows_nothing_and_one_for_a_sure_one():
     teacher = torch.tensor([[0.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
-    assert confidence(CLASSES, teacher).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert sure(CLASSES, teacher).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
     entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     half = torch.tensor([[0.0, math.log(3)]])
-    assert confidence(CLASSES, half).tolist() == pytest.approx([1 - entropy / math.log(2)])
+    assert sure(CLASSES, half).tolist() == pytest.approx([1 - entropy / math.log(2)])
     labels = torch.tensor([[math.log(3), 0.0]])
-    assert confidence(LABELS, labels).tolist() == pytest.approx([(1 - entropy / math.log(2)) / 2])
-    assert confidence(NUMBER, torch.tensor([[5.0], [-1.0]])).tolist() == [1.0, 1.0]
+    assert sure(LABELS, labels).tolist() == pytest.approx([(1 - entropy / math.log(2)) / 2])
 
 
 def test_an_absent_teacher_gives_its_weight_back_and_leaves_no_nan_in_the_gradient():
@@ -91,7 +106,7 @@ def test_an_absent_teacher_gives_its_weight_back_and_leaves_no_nan_in_the_gradie
     assert lessons.agreement.tolist() == [[1.0, 0.0]]
     base = student.square().mean()
     loss = distillation_loss(base, torch.tensor([0.4]), lessons)
-    kl = divergence(CLASSES, student[:1], teacher[:1], 1.0)[0]
+    kl = apart(CLASSES, student[:1], teacher[:1], 1.0)[0]
     assert loss.item() == pytest.approx((0.8 * base + 0.2 * kl).item())  # half of the samples have the teacher
     loss.backward()
     assert torch.isfinite(student.grad).all()
@@ -106,7 +121,7 @@ def test_the_loss_is_the_convex_combination_of_the_contract():
     base = torch.tensor(1.25)
     expected = base.clone()
     for weight, teacher in zip((0.3, 0.5), teachers, strict=True):
-        c, d = confidence(CLASSES, teacher), divergence(CLASSES, student, teacher, 2.0)
+        c, d = sure(CLASSES, teacher), apart(CLASSES, student, teacher, 2.0)
         share = weight * c.mean()
         expected = expected - share * base + share * (c * d).sum() / c.sum()
     lessons = learn_from(CLASSES, student, teachers, 2.0, "confidence")

@@ -603,10 +603,23 @@ def test_streams_are_checked_at_their_batch(tmp_path):
             trainer.train()
 
 
-def test_a_stream_has_no_last_epoch_for_a_linear_schedule(tmp_path):
-    stream = add_sample_ids(rows(8)).to_iterable_dataset()
-    settings = config(tmp_path, max_steps=4, num_samples=8, weight_schedule="linear")
-    refused(ValueError, "weight_schedule='linear' needs the number of epochs", tiny_bert(), settings, stream)
+def test_a_stream_has_the_linear_schedule_of_a_sized_set(tmp_path):
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            weights_of[name].append(trainer._store_callback.weights)
+
+    data = add_sample_ids(rows(8))
+    settings = {"max_steps": 5, "per_device_train_batch_size": 4, "weight_schedule": "linear"}
+    weights_of = {"sized": [], "stream": []}
+    for name, training_set in (("sized", data), ("stream", data.to_iterable_dataset())):
+        num_samples = 8 if name == "stream" else None
+        arguments = config(tmp_path / name, num_samples=num_samples, **settings)
+        trainer = LSTSDTrainer(tiny_bert(), arguments, train_dataset=training_set, callbacks=[Watch()])
+        trainer.train()
+    assert [len(weights) for weights in weights_of["sized"]] == [0, 0, 1, 1, 2]  # no teacher, one, two
+    assert weights_of["sized"][-1].tolist() == pytest.approx([0.4, 0.4])
+    for sized, stream in zip(weights_of["sized"], weights_of["stream"], strict=True):
+        assert torch.equal(sized, stream)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):

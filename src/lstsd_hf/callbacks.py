@@ -103,11 +103,6 @@ class StoreCallback(TrainerCallback):
         self._state = state
         self._store, self._seen = None, None
         self._pending.clear()
-        if self._arguments.weight_schedule == "linear" and not sized:
-            raise ValueError(
-                "weight_schedule='linear' needs the number of epochs: expected a training set with a length, found a "
-                "stream. Use weight_schedule='constant'."
-            )
         k = self._arguments.mini_generation_epochs
         too_few = self._arguments.long_term_weight and state.num_train_epochs <= k
         if too_few and self._accelerator.is_main_process:
@@ -140,7 +135,7 @@ class StoreCallback(TrainerCallback):
         # Not only at the epoch's end: that is skipped where an epoch was cut short.
         self._seal(self.epoch)
         self.epoch += 1
-        weights = teacher_weights(self._arguments, self.epoch, state.num_train_epochs)
+        weights = teacher_weights(self._arguments, self.epoch, self._num_train_epochs(state))
         epochs = teaching_epochs(self.epoch, self._arguments.mini_generation_epochs)
         pairs = zip(epochs, weights, strict=True)
         teaching = [epoch if epoch is not None and weight else -1 for epoch, weight in pairs]
@@ -158,6 +153,13 @@ class StoreCallback(TrainerCallback):
         self.weights = torch.tensor(present, device=self._accelerator.device)
         if self._training_set.streamed and self._accelerator.num_processes == 1:
             self._seen = np.zeros(self._training_set.num_samples, np.bool_)
+
+    def _num_train_epochs(self, state: TrainerState) -> int:
+        """How many epochs the whole run has; at the beginning of an epoch."""
+        if self._steps_per_epoch is None and self.epoch:
+            # The Trainer does not know how long a stream is. It has ended before, and no teacher is in epoch 0.
+            return math.ceil(state.max_steps * self.epoch / state.global_step)
+        return state.num_train_epochs
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

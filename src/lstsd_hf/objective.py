@@ -82,49 +82,54 @@ def infer_problem_type(config: Any, labels: Any) -> ProblemType:
     return "single_label_classification"
 
 
+def log_probabilities(problem_type: ProblemType, logits: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the distributions that logits (..., C) stand for, which lie along the last axis of the result.
+
+    Args:
+        problem_type: Classes: one distribution over C classes, (..., C). Multi-label: a Bernoulli distribution for
+            each of C labels, (..., C, 2).
+        logits: Floating-point.
+    """
+    if problem_type == "multi_label_classification":
+        return torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), dim=-1)
+    return F.log_softmax(logits, dim=-1)
+
+
+def _expectation(problem_type: ProblemType, log_q: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The mean of values under q, averaged over the labels of a multi-label row."""
+    means = torch.linalg.vecdot(log_q.exp(), values)
+    return means.mean(dim=-1) if problem_type == "multi_label_classification" else means
+
+
 def divergence(
-    problem_type: ProblemType, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+    problem_type: ProblemType, log_p: torch.Tensor, log_q: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """How far the student is from the teacher, (..., B), 0 where they agree.
 
+    Classes: `tau^2 KL(softmax(q / tau) || softmax(p / tau))`, with the teacher's entropy (Hinton et al., 2015).
+    Multi-label: the same of each label's Bernoulli distribution, averaged over labels.
+
     Args:
-        problem_type: Classes: `tau^2 KL(softmax(q / tau) || softmax(p / tau))`, with the teacher's entropy (Hinton et
-            al., 2015). Multi-label: the same of each label's Bernoulli distribution, averaged over labels.
-            Regression: the squared error, averaged over columns; there the temperature has no part.
-        student: p, floating-point logits of shape (B, C).
-        teacher: q, floating-point logits of shape (..., B, C), finite.
+        problem_type: See `log_probabilities`.
+        log_p: The student's log probabilities, of B samples.
+        log_q: The teacher's, finite, of the student's shape with any axes in front.
         temperature: tau, above 0.
     """
-    if problem_type == "regression":
-        return (student - teacher).square().mean(dim=-1)
-    p, q = student / temperature, teacher / temperature
-    if problem_type == "multi_label_classification":
-        kl = (
-            torch.sigmoid(q) * (F.logsigmoid(q) - F.logsigmoid(p))
-            + torch.sigmoid(-q) * (F.logsigmoid(-q) - F.logsigmoid(-p))
-        ).mean(dim=-1)
-    else:
-        log_q = F.log_softmax(q, dim=-1)
-        kl = torch.linalg.vecdot(log_q.exp(), log_q - F.log_softmax(p, dim=-1))
-    return kl * temperature**2
+    if temperature != 1:  # of log probabilities as of logits, which differ by a constant that softmax does not see
+        log_p, log_q = (F.log_softmax(log / temperature, dim=-1) for log in (log_p, log_q))
+    return temperature**2 * _expectation(problem_type, log_q, log_q - log_p)
 
 
-def confidence(problem_type: ProblemType, teacher: torch.Tensor) -> torch.Tensor:
+def confidence(problem_type: ProblemType, log_q: torch.Tensor) -> torch.Tensor:
     """How sure a teacher is, (..., B): 1 less its entropy over the largest possible; 0 knows nothing, 1 is sure.
 
+    Classes: `1 - H(softmax(q)) / log C`. Multi-label: `1 - H / log 2` of each label, averaged.
+
     Args:
-        problem_type: Classes: `1 - H(softmax(q)) / log C`. Multi-label: `1 - H / log 2` of each label, averaged. A
-            regression has no entropy: always 1.
-        teacher: q, floating-point logits of shape (..., B, C), finite.
+        problem_type: See `log_probabilities`.
+        log_q: The teacher's log probabilities, finite.
     """
-    if problem_type == "regression":
-        return torch.ones_like(teacher[..., 0])
-    if problem_type == "multi_label_classification":
-        negative = torch.sigmoid(teacher) * F.logsigmoid(teacher) + torch.sigmoid(-teacher) * F.logsigmoid(-teacher)
-        share = negative.mean(dim=-1) / math.log(2)
-    else:
-        log_q = F.log_softmax(teacher, dim=-1)
-        share = torch.linalg.vecdot(log_q.exp(), log_q) / math.log(teacher.shape[-1])
+    share = _expectation(problem_type, log_q, log_q) / math.log(log_q.shape[-1])
     return (share + 1).clamp(0, 1)  # rounding leaves the range
 
 
@@ -140,7 +145,8 @@ def learn_from(
     Teachers come together because the tensors are small: what a step costs is the number of operations.
 
     Args:
-        problem_type: See `divergence`.
+        problem_type: Classes and multi-label: see `divergence`. Regression: the divergence is the squared error,
+            averaged over columns; the temperature has no part in it, and every teacher is trusted in full.
         student: The model's logits, (B, C), with gradient.
         teachers: The recorded logits, (T, B, C), of any floating-point type. A row with a NaN: that teacher is absent.
         temperature: See `divergence`.
@@ -151,14 +157,19 @@ def learn_from(
     present = (total == total).float()  # a NaN, which a row's sum is if there is one in it, differs from itself
     # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
     teachers = teachers.nan_to_num(0.0)
-    trust = present * confidence(problem_type, teachers) if teacher_trust == "confidence" else present
     if problem_type == "regression":
-        agreement = None
-    elif problem_type == "multi_label_classification":
-        agreement = present * ((student > 0) == (teachers > 0)).float().mean(dim=-1)
+        return Lessons(present, present, (student - teachers).square().mean(dim=-1), None)
+    log_p, log_q = log_probabilities(problem_type, student), log_probabilities(problem_type, teachers)
+    if problem_type == "multi_label_classification":
+        agreement = ((student > 0) == (teachers > 0)).float().mean(dim=-1)
     else:
-        agreement = present * (student.argmax(dim=-1) == teachers.argmax(dim=-1))
-    return Lessons(present, trust, divergence(problem_type, student, teachers, temperature), agreement)
+        agreement = student.argmax(dim=-1) == teachers.argmax(dim=-1)
+    return Lessons(
+        present,
+        present * confidence(problem_type, log_q) if teacher_trust == "confidence" else present,
+        divergence(problem_type, log_p, log_q, temperature),
+        present * agreement,
+    )
 
 
 def distillation_loss(base_loss: torch.Tensor, weights: torch.Tensor, lessons: Lessons) -> torch.Tensor:
