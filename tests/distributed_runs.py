@@ -3,6 +3,7 @@
 distributed_runs.py FOLDER [VARIANT]     without a variant: all, and then runs that are interrupted and resumed
 """
 
+import gc
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from accelerate import PartialState
 from transformers import Trainer, TrainerCallback
 
 from lstsd_hf import LSTSDTrainer, add_sample_ids
@@ -123,3 +125,5 @@ def main(folder: Path, world: int, only: str | None = None) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1")), *sys.argv[2:])
+    gc.collect()  # see lstsd_hf.glue.command
+    PartialState().destroy_process_group()

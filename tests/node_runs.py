@@ -3,6 +3,7 @@
 node_runs.py FOLDER [STOP]     stops after the checkpoint of step STOP; a later start resumes from it
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -40,3 +41,5 @@ def main(folder: Path, stop: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    gc.collect()  # see lstsd_hf.glue.command
+    torch.distributed.destroy_process_group()

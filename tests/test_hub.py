@@ -3,6 +3,7 @@
 test_hub.py OUTPUT_DIR is the script that the tests start under torchrun.
 """
 
+import gc
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers.utils.hub
+from accelerate import PartialState
 from huggingface_hub import ModelCard, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import http_backoff
@@ -396,3 +398,5 @@ def test_the_glue_script_pushes_what_it_made(hub, tmp_path):
 
 if __name__ == "__main__":
     trained(Path(sys.argv[1]), hub_strategy="end", push_logits=True, use_cpu=True).push_to_hub()
+    gc.collect()  # see lstsd_hf.glue.command
+    PartialState().destroy_process_group()

@@ -5,6 +5,7 @@ run:      model -> Trainer or LSTSDTrainer -> metrics, predictions, model card
 """
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -347,7 +348,10 @@ def command(argv: list[str] | None = None) -> None:
         run(job)
     except HfHubHTTPError as error:  # a wrong token, or a repo that is refused
         raise _end(error, 1) from None
-    # Left to the interpreter's end, a process of several sometimes dies of it, with everything done.
+    # Left to the interpreter's end, a process of several sometimes dies of it, with everything done. What refers to
+    # the group goes first: who frees it last waits with Python's lock held, and the threads waited for may want that
+    # lock.
+    gc.collect()
     PartialState().destroy_process_group()
 
 
