@@ -48,7 +48,8 @@ class DistillationArguments:
     labels that are mostly right: there accuracy rose a little in all ten pairs of runs of the README's table, and no
     model was held back before it had learnt, because a teacher counts by how sure it is. Where many labels are wrong a
     teacher is as unsure as one that has learnt nothing: `teacher_trust="constant"`, with a learning rate that starts
-    anew with each mini-generation, protects better there.
+    anew with each mini-generation, protects better there. The teachers of a regression always count in full, and were
+    seen to hold it back.
     """
 
     mini_generation_epochs: int = field(
