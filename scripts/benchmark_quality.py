@@ -45,6 +45,7 @@ from transformers import (
 )
 
 from lstsd_hf import LSTSDConfig, LSTSDTrainer, dynamics, write_report
+from lstsd_hf.config import DEFAULT_WEIGHT, DEFAULT_WEIGHT_REGRESSION
 from lstsd_hf.glue import keep_layers, set_head, tokenize
 from lstsd_hf.glue_arguments import DataArguments, resolve_package
 from lstsd_hf.glue_data import load_files, load_task
@@ -63,12 +64,13 @@ class Plan:
 
     Attributes:
         model_name_or_path: A folder, a name on the Hub, or `package://NAME/path`.
-        num_hidden_layers: How many of its layers are kept; None: all.
+        num_hidden_layers: How many of its layers are kept; None: all. A cell may say otherwise.
         max_seq_length: Longer inputs are cut.
         seeds: One run for each.
-        cells: (task, label noise) pairs, and which rows each has: see `Cell`.
+        cells: (task, label noise) pairs, and which rows each has: see `Cell`; and `num_hidden_layers`.
         training: `LSTSDConfig` fields of every run.
-        methods: `LSTSDConfig` fields by method. "plain" and "plain_short" are what the others are compared with.
+        methods: `LSTSDConfig` fields by method. "plain" and "plain_short" are what the others are compared with. A
+            teacher's weight that is null is the default for the task.
         tuning: Test on the rows that are reserved for tuning, instead of on the test rows.
     """
 
@@ -84,6 +86,8 @@ class Plan:
     def runs(self) -> Iterator["Run"]:
         """Seeds first: what there is at any time is paired."""
         for seed, cell, method in itertools.product(self.seeds, self.cells, self.methods):
+            cell = {"num_hidden_layers": self.num_hidden_layers, **cell}
+            num_hidden_layers = cell.pop("num_hidden_layers")
             chosen = Cell(**cell)
             if "label_smoothing_factor" in self.methods[method] and chosen.task == "stsb":
                 continue  # a regression has no classes to smooth over
@@ -91,9 +95,9 @@ class Plan:
                 chosen,
                 method,
                 seed,
-                self.training | self.methods[method],
+                with_default_weights(self.training | self.methods[method], chosen.task),
                 self.model_name_or_path,
-                self.num_hidden_layers,
+                num_hidden_layers,
                 self.max_seq_length,
                 self.tuning,
             )
@@ -135,6 +139,12 @@ class Run:
         """Names all that the result depends on, the method by its settings."""
         facts = {name: value for name, value in asdict(self).items() if name != "method"}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_default_weights(settings: dict[str, Any], task: str) -> dict[str, Any]:
+    """The settings, with numbers for teachers' weights that are None: a result's line says what it was made with."""
+    unset = [name for name in ("long_term_weight", "short_term_weight") if settings.get(name, 0) is None]
+    return settings | dict.fromkeys(unset, DEFAULT_WEIGHT_REGRESSION if task == "stsb" else DEFAULT_WEIGHT)
 
 
 def read_plan(path: str) -> Plan:
@@ -447,6 +457,7 @@ class Results:
         self.cells = list(dict.fromkeys((run.cell.task, run.cell.noise) for run in runs))
         self.missing = sum(run.key not in by_key for run in plan.runs())
         self._lines = {(run.cell.task, run.cell.noise, run.method, run.seed): by_key[run.key] for run in runs}
+        self._planned = {(run.cell.task, run.cell.noise, run.method) for run in plan.runs()}
         self._seeds = plan.seeds
 
     def values(self, cell: tuple[str, float], method: str, metric: str, beside: str | None = None) -> np.ndarray:
@@ -458,6 +469,10 @@ class Results:
         ]
         values = np.array(found, dtype=float)
         return values if metric == "nll" else 100 * values
+
+    def is_planned(self, cell: tuple[str, float], method: str) -> bool:
+        """Whether the plan has the method there: a regression has no label smoothing."""
+        return (*cell, method) in self._planned
 
     def counts(self, cell: tuple[str, float]) -> bool:
         """Whether plain fine-tuning clearly beats the majority class: its mean by two standard errors over seeds."""
@@ -472,10 +487,11 @@ class Results:
 def average(
     results: Results, cells: Sequence[tuple[str, float]], method: str, baseline: str, metric: str
 ) -> Difference | None:
-    """The paired difference of the means over cells; None where a cell lacks the method or the metric."""
+    """The paired difference of the means over the cells that the method is planned for; None where one has no runs."""
     pairs = [
         (results.values(cell, method, metric, baseline), results.values(cell, baseline, metric, method))
         for cell in cells
+        if results.is_planned(cell, method)
     ]
     pairs = [(a, b) for a, b in pairs if len(a) == 0 or not np.isnan(a).all()]
     if not pairs or min(len(a) for a, _ in pairs) == 0:

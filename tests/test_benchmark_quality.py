@@ -171,6 +171,36 @@ def test_a_method_s_name_is_not_part_of_its_result_and_its_settings_are(plan: Pa
     assert not {run.key for run in changed.runs()} & keys
 
 
+def test_a_cell_has_its_own_layers_and_null_is_the_default_of_its_task(plan: Path) -> None:
+    whole = benchmark.read_plan(str(plan))
+    cells = [{"task": "sst2"}, {"task": "stsb", "num_hidden_layers": 2}]
+    defaults = {"long_term_weight": None, "short_term_weight": None}
+    numbers = {"long_term_weight": 0.1, "short_term_weight": 0.1}
+    methods = {"defaults": defaults, "numbers": numbers, "half": {**defaults, "long_term_weight": 0.0}}
+    changed = benchmark.Plan(**{**vars(whole), "seeds": [0], "cells": cells, "methods": methods})
+    runs = {(run.cell.task, run.method): run for run in changed.runs()}
+    assert {task: runs[task, "defaults"].num_hidden_layers for task in ("sst2", "stsb")} == {"sst2": 1, "stsb": 2}
+    weights = {name: [run.settings[weight] for weight in defaults] for name, run in runs.items()}
+    assert weights["sst2", "defaults"] == [0.4, 0.4]
+    assert weights["stsb", "half"] == [0.0, 0.1]
+    assert runs["stsb", "defaults"].key == runs["stsb", "numbers"].key
+
+
+def test_a_mean_is_over_the_cells_that_a_method_is_planned_for(plan: Path) -> None:
+    whole = benchmark.read_plan(str(plan))
+    gain = {"label_smoothing": 0.02, "lstsd": 0.04}
+    lines = [
+        {"key": run.key, "score": 0.5 + gain.get(run.method, 0.0) * (2 if run.cell.task == "stsb" else 1)}
+        for run in whole.runs()
+    ]
+    clean = [("sst2", 0.0), ("stsb", 0.0)]
+    results = benchmark.Results(whole, lines)
+    means = {name: benchmark.average(results, clean, name, "plain", "score").mean for name in gain}
+    assert means == pytest.approx({"label_smoothing": 2.0, "lstsd": 6.0})  # a regression has no label smoothing
+    cut_off = benchmark.Results(whole, lines[:8])  # nothing of STS-B
+    assert benchmark.average(cut_off, clean, "lstsd", "plain", "score") is None
+
+
 def test_the_report_is_made_from_the_lines_alone(plan: Path, finished: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     lines = finished.read_text().splitlines(keepends=True)

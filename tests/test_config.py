@@ -10,6 +10,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from lstsd_hf import LSTSDConfig
+from lstsd_hf.config import DEFAULT_WEIGHT_REGRESSION
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -42,6 +43,14 @@ def test_weights_may_take_the_whole_loss(tmp_path):
     LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.9, short_term_weight=0.1)
 
 
+def test_a_weight_that_was_given_stays(tmp_path):
+    given = LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.0)
+    given.fill_weights(is_regression=True)
+    assert (given.long_term_weight, given.short_term_weight) == (0.0, DEFAULT_WEIGHT_REGRESSION)
+    with pytest.raises(ValueError, match=r"long_term_weight=0.7 and short_term_weight=0.4 add up to 1.1"):
+        LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.7)
+
+
 def test_the_store_lies_in_the_output_folder_where_a_push_leaves_it(tmp_path):
     assert LSTSDConfig(output_dir=str(tmp_path)).logits_dir == os.path.join(tmp_path, "_logits")
     LSTSDConfig(output_dir=str(tmp_path / "run"), logits_dir=str(tmp_path / "elsewhere"))
@@ -68,4 +77,5 @@ def test_the_readme_states_the_defaults(tmp_path):
     }
     assert {"mini_generation_epochs", "long_term_weight", "short_term_weight", "teacher_trust"} <= set(stated)
     made = LSTSDConfig(output_dir=str(tmp_path))
+    made.fill_weights(is_regression=False)
     assert {name: getattr(made, name) for name in stated} == stated

@@ -179,6 +179,37 @@ def test_a_regression_has_no_agreement(tmp_path):
     assert not logged(trainer, "long_term_agreement")
 
 
+class WithoutConfig(torch.nn.Module):
+    """A regression that only its labels tell of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = tiny_bert("regression")
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        logits = self.bert(input_ids=input_ids, attention_mask=attention_mask).logits
+        return {"loss": (logits[:, 0] - labels).square().mean(), "logits": logits}
+
+
+@pytest.mark.parametrize(
+    ("head", "make", "expected"),
+    [
+        ("classes", tiny_bert, 0.4),
+        ("multi_label", lambda: tiny_bert("multi_label"), 0.4),
+        ("regression", lambda: tiny_bert("regression"), 0.1),
+        ("regression", WithoutConfig, 0.1),
+    ],
+)
+def test_the_teachers_of_a_regression_weigh_less(tmp_path, head, make, expected):
+    trainer = LSTSDTrainer(make(), config(tmp_path, learning_rate=1e-3), train_dataset=rows(8, head))
+    trainer.train()
+    last = {name: logged(trainer, name)[4] for name in ("loss", "base_loss", "long_term_loss", "short_term_loss")}
+    if head == "regression":  # every teacher counts in full
+        taught = expected * (last["long_term_loss"] + last["short_term_loss"])
+        assert last["loss"] == pytest.approx((1 - 2 * expected) * last["base_loss"] + taught, rel=1e-5)
+    assert (trainer.args.long_term_weight, trainer.args.short_term_weight) == (expected, expected)
+
+
 def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
     """`Tensor.item` and its kin, which wait for the device, run in a step only where the plain Trainer's do."""
     calls: dict[type, int] = {}

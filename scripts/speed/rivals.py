@@ -13,6 +13,7 @@ from lstsd_hf.config import DistillationArguments
 from lstsd_hf.objective import distillation_loss, learn_from
 
 _METHOD = DistillationArguments()
+_METHOD.fill_weights(is_regression=False)
 
 
 class TeachersTrainer(Trainer):

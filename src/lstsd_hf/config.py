@@ -20,6 +20,11 @@ REPORT_FOLDER = "_report"
 # What a push to the Hub leaves out, for the underscore in front.
 PRIVATE_FOLDERS = (LOGITS_FOLDER, REPORT_FOLDER)
 
+# The teachers' weights where none are given.
+DEFAULT_WEIGHT = 0.4
+DEFAULT_WEIGHT_REGRESSION = 0.1
+
+_WEIGHTS = ("long_term_weight", "short_term_weight")
 _CHOICES = {
     "weight_schedule": get_args(WeightSchedule),
     "teacher_trust": get_args(TeacherTrust),
@@ -48,8 +53,9 @@ class DistillationArguments:
     labels that are mostly right: there accuracy rose a little in all ten pairs of runs of the README's table, and no
     model was held back before it had learnt, because a teacher counts by how sure it is. Where many labels are wrong a
     teacher is as unsure as one that has learnt nothing: `teacher_trust="constant"`, with a learning rate that starts
-    anew with each mini-generation, protects better there. The teachers of a regression always count in full, and were
-    seen to hold it back.
+    anew with each mini-generation, protects better there. The teachers of a regression always count in full, and held
+    it back with the weights that are good for classes, so it has smaller ones: a weight that is None becomes a number
+    when the trainer knows the problem.
     """
 
     mini_generation_epochs: int = field(
@@ -59,11 +65,19 @@ class DistillationArguments:
             "mini-generation before, so it teaches from epoch K on (epochs count from 0)."
         },
     )
-    long_term_weight: float = field(
-        default=0.4, metadata={"help": "Share of the loss that the long-term teacher takes from the label. 0 is off."}
+    long_term_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the loss that the long-term teacher takes from the label. 0 is off. Default: "
+            f"{DEFAULT_WEIGHT}, and {DEFAULT_WEIGHT_REGRESSION} for a regression."
+        },
     )
-    short_term_weight: float = field(
-        default=0.4, metadata={"help": "Share of the loss that the short-term teacher takes from the label. 0 is off."}
+    short_term_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the loss that the short-term teacher takes from the label. 0 is off. Default: "
+            f"{DEFAULT_WEIGHT}, and {DEFAULT_WEIGHT_REGRESSION} for a regression."
+        },
     )
     temperature: float = field(
         default=1.0,
@@ -117,6 +131,12 @@ class DistillationArguments:
         metadata={"help": "Resume from a checkpoint that holds no logits store: train on without teachers at first."},
     )
 
+    def fill_weights(self, is_regression: bool) -> None:
+        """Gives the teachers' weights that are None their default."""
+        for name in _WEIGHTS:
+            if getattr(self, name) is None:
+                setattr(self, name, DEFAULT_WEIGHT_REGRESSION if is_regression else DEFAULT_WEIGHT)
+
     def check(self) -> None:
         """Raises ValueError, naming the field, the value found and what is allowed.
 
@@ -126,15 +146,15 @@ class DistillationArguments:
         k = self.mini_generation_epochs
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise _refuse("mini_generation_epochs", k, "an integer of at least 1")
-        for name in ("long_term_weight", "short_term_weight"):
-            weight = getattr(self, name)
+        weights = {name: DEFAULT_WEIGHT if getattr(self, name) is None else getattr(self, name) for name in _WEIGHTS}
+        for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-                raise _refuse(name, weight, "a number from 0 to 1")
-        total = self.long_term_weight + self.short_term_weight
+                raise _refuse(name, weight, "a number from 0 to 1, or None for the default")
+        total = sum(weights.values())
         if total > 1 + 1e-9:  # 0.9 + 0.1 is allowed, however the binary fractions round
+            given = " and ".join(f"{name}={weight}" for name, weight in weights.items())
             raise ValueError(
-                f"long_term_weight={self.long_term_weight} and short_term_weight={self.short_term_weight} add up to "
-                f"{total:.6g}: expected at most 1, because the label keeps what they leave."
+                f"{given} add up to {total:.6g}: expected at most 1, because the label keeps what they leave."
             )
         tau = self.temperature
         if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau < math.inf:

@@ -61,6 +61,8 @@ def teacher_weights(arguments: DistillationArguments, epoch: int, num_train_epoc
     """The teachers' weights in an epoch: the ramp, and who gets the long-term teacher's weight while it is absent."""
     ramp = (epoch + 1) / num_train_epochs if arguments.weight_schedule == "linear" else 1.0
     long_term, short_term = arguments.long_term_weight, arguments.short_term_weight
+    assert long_term is not None, "see DistillationArguments.fill_weights"
+    assert short_term is not None
     if epoch < arguments.mini_generation_epochs and arguments.lone_teacher == "teacher":
         long_term, short_term = 0.0, short_term + long_term
     return TeacherWeights(long_term * ramp, short_term * ramp)

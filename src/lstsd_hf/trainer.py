@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from huggingface_hub import CommitInfo, HfApi
@@ -53,7 +54,8 @@ class LSTSDTrainer(Trainer):
     """`transformers.Trainer` with Long Short-Term Sample Distillation (Jiang et al., AAAI 2020).
 
     Takes the arguments of `Trainer`. `args` may be an `LSTSDConfig`, or any other `TrainingArguments`: the method's
-    defaults apply then. The training set may lack sample ids: a row's position is its id then, and the set must come
+    defaults apply then. Teachers' weights that are None in `args` become numbers there, by the model's problem type.
+    The training set may lack sample ids: a row's position is its id then, and the set must come
     in the same order when a run is resumed.
 
     A sample's two past predictions are its teachers; see `lstsd_hf.objective` for the loss. It is scaled so that the
@@ -129,6 +131,7 @@ class LSTSDTrainer(Trainer):
         taken = signature if self.args.remove_unused_columns else None
         training_set = inspect_training_set(dataset, column, taken, arguments.num_samples)
         self._refuse_labels_outside(training_set)
+        self._fill_weights(training_set.labels)
 
         path = self._logits_path()
         in_rows = isinstance(dataset, IterableDataset) or (
@@ -174,11 +177,19 @@ class LSTSDTrainer(Trainer):
         """The size of the model's head, where its config tells it; multiple-choice heads have one row per choice."""
         if self._model_class() in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
             return None
-        return getattr(getattr(self.model, "config", None), "num_labels", None)
+        return getattr(self._config(), "num_labels", None)
 
     def _model_class(self) -> str:
         model: Any = self.model
         return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__  # PEFT
+
+    def _config(self) -> Any:
+        return getattr(self.model, "config", None)
+
+    def _fill_weights(self, labels: npt.NDArray[Any] | None) -> None:
+        """Gives the weights that are None their default; `labels` are the training set's, where they are known."""
+        first = None if labels is None else torch.from_numpy(labels[:1])
+        self.distillation.fill_weights(infer_problem_type(self._config(), first) == "regression")
 
     def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError where labels that are known ahead should be classes of the model, and are not."""
@@ -187,8 +198,7 @@ class LSTSDTrainer(Trainer):
             return
         if self.compute_loss_func is not None:  # what its labels mean is its own business
             return
-        model: Any = self.model
-        if infer_problem_type(model.config, torch.from_numpy(labels[:1])) == "single_label_classification":
+        if infer_problem_type(self._config(), torch.from_numpy(labels[:1])) == "single_label_classification":
             refuse_labels_outside(training_set, num_labels)
 
     # ---- the loss
@@ -240,7 +250,7 @@ class LSTSDTrainer(Trainer):
         base_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         logits = _logits(outputs, 0 if label_is_kept else 1, len(sample_ids))
 
-        problem_type = infer_problem_type(getattr(self.model, "config", None), labels)
+        problem_type = infer_problem_type(self._config(), labels)
         temperature, trust = self.distillation.temperature, self.distillation.teacher_trust
         loss, lessons = base_loss, None
         if teachers:
@@ -287,6 +297,7 @@ class LSTSDTrainer(Trainer):
         # The name that the repo on the Hub gets, which the plain Trainer does not think of for output_dir=".".
         model_name = model_name or Path(self.hub_model_id or output_dir.absolute()).name
         super().create_model_card(language, license, tags, model_name, *args, **kwargs)
+        self._fill_weights(None)  # of a trainer that has not trained
         log_history, rows = self.state.log_history, self.train_dataset
         section = model_card.describe(
             self.distillation, self.args, log_history, len(rows) if has_length(rows) else None
