@@ -132,6 +132,15 @@ def test_there_is_no_model_index_before_an_evaluation(tmp_path):
     assert "| samples that had it, over the whole run | not logged | not logged |" in card.text
 
 
+@pytest.mark.parametrize(("head", "weight"), [("classes", "0.4"), ("regression", "0.1")])
+def test_the_weights_are_those_in_force_before_a_training_too(tmp_path, head, weight):
+    untrained = LSTSDTrainer(tiny_bert(head), config(tmp_path), train_dataset=rows(8, head))
+    text = card_of(untrained).text
+    assert f"| weight | {weight} | {weight} |" in text
+    assert f"long_term_weight={weight}," in text
+    assert untrained.args.long_term_weight is None  # its problem may still turn out to be another
+
+
 @pytest.mark.parametrize("name", ["/home/alice/bert", "../alice/bert", "~/alice", r"C:\alice\bert", "", "EXISTING"])
 def test_no_local_path_is_told(trainer, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

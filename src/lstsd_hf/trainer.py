@@ -1,5 +1,6 @@
 """`LSTSDTrainer`: what needs sample ids and logits together."""
 
+import copy
 import functools
 import json
 import os
@@ -54,9 +55,9 @@ class LSTSDTrainer(Trainer):
     """`transformers.Trainer` with Long Short-Term Sample Distillation (Jiang et al., AAAI 2020).
 
     Takes the arguments of `Trainer`. `args` may be an `LSTSDConfig`, or any other `TrainingArguments`: the method's
-    defaults apply then. Teachers' weights that are None in `args` become numbers there, by the model's problem type.
-    The training set may lack sample ids: a row's position is its id then, and the set must come
-    in the same order when a run is resumed.
+    defaults apply then. Teachers' weights that are None in `args` become numbers there at `train()`, by the problem
+    type. The training set may lack sample ids: a row's position is its id then, and the set must come in the same
+    order when a run is resumed.
 
     A sample's two past predictions are its teachers; see `lstsd_hf.objective` for the loss. It is scaled so that the
     gradient is that of the mean over all samples of a step, whatever the gradient accumulation and the number of
@@ -131,7 +132,7 @@ class LSTSDTrainer(Trainer):
         taken = signature if self.args.remove_unused_columns else None
         training_set = inspect_training_set(dataset, column, taken, arguments.num_samples)
         self._refuse_labels_outside(training_set)
-        self._fill_weights(training_set.labels)
+        arguments.fill_weights(self._is_regression(training_set.labels))
 
         path = self._logits_path()
         in_rows = isinstance(dataset, IterableDataset) or (
@@ -186,10 +187,10 @@ class LSTSDTrainer(Trainer):
     def _config(self) -> Any:
         return getattr(self.model, "config", None)
 
-    def _fill_weights(self, labels: npt.NDArray[Any] | None) -> None:
-        """Gives the weights that are None their default; `labels` are the training set's, where they are known."""
+    def _is_regression(self, labels: npt.NDArray[Any] | None) -> bool:
+        """Whether the problem is a regression, as far as can be told; `labels`: the training set's, where known."""
         first = None if labels is None else torch.from_numpy(labels[:1])
-        self.distillation.fill_weights(infer_problem_type(self._config(), first) == "regression")
+        return infer_problem_type(self._config(), first) == "regression"
 
     def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError where labels that are known ahead should be classes of the model, and are not."""
@@ -297,11 +298,10 @@ class LSTSDTrainer(Trainer):
         # The name that the repo on the Hub gets, which the plain Trainer does not think of for output_dir=".".
         model_name = model_name or Path(self.hub_model_id or output_dir.absolute()).name
         super().create_model_card(language, license, tags, model_name, *args, **kwargs)
-        self._fill_weights(None)  # of a trainer that has not trained
+        distillation = copy.copy(self.distillation)
+        distillation.fill_weights(self._is_regression(None))  # where it has not trained yet
         log_history, rows = self.state.log_history, self.train_dataset
-        section = model_card.describe(
-            self.distillation, self.args, log_history, len(rows) if has_length(rows) else None
-        )
+        section = model_card.describe(distillation, self.args, log_history, len(rows) if has_length(rows) else None)
         path = output_dir / "README.md"
         card = model_card.complete(
             path.read_text(encoding="utf-8"),
