@@ -400,6 +400,8 @@ def end_with_parent() -> None:
 def train_all(runs: Sequence[Run], data_dir: str, results: Path, workers: int) -> None:
     """Does the runs that have no line yet, several at a time, and writes each line as it comes."""
     done = {line["key"] for line in read_results([results])} if results.exists() else set()
+    # Once each: two methods may be the same one in a cell.
+    runs = list({run.key: run for run in runs}.values())
     to_do = [run for run in runs if run.key not in done]
     print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done before. Results: {results}", flush=True)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)

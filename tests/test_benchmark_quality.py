@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,13 @@ def test_a_method_s_name_is_not_part_of_its_result_and_its_settings_are(plan: Pa
     keys = {run.key for run in whole.runs()}
     assert {run.key for run in renamed.runs()} < keys
     assert not {run.key for run in changed.runs()} & keys
+
+
+def test_two_methods_that_are_one_in_a_cell_are_trained_once(plan: Path, text_layout: str, tmp_path: Path) -> None:
+    run = next(benchmark.read_plan(str(plan)).runs())
+    results = tmp_path / "results.jsonl"
+    benchmark.train_all([run, replace(run, method="again")], text_layout, results, workers=1)
+    assert len(results.read_text().splitlines()) == 1
 
 
 def test_a_cell_has_its_own_layers_and_null_is_the_default_of_its_task(plan: Path) -> None:
