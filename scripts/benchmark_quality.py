@@ -45,7 +45,7 @@ from transformers import (
 )
 
 from lstsd_hf import LSTSDConfig, LSTSDTrainer, dynamics, write_report
-from lstsd_hf.config import DEFAULT_WEIGHT, DEFAULT_WEIGHT_REGRESSION
+from lstsd_hf.config import DistillationArguments
 from lstsd_hf.glue import keep_layers, set_head, tokenize
 from lstsd_hf.glue_arguments import DataArguments, resolve_package
 from lstsd_hf.glue_data import load_files, load_task
@@ -143,8 +143,10 @@ class Run:
 
 def with_default_weights(settings: dict[str, Any], task: str) -> dict[str, Any]:
     """The settings, with numbers for teachers' weights that are None: a result's line says what it was made with."""
-    unset = [name for name in ("long_term_weight", "short_term_weight") if settings.get(name, 0) is None]
-    return settings | dict.fromkeys(unset, DEFAULT_WEIGHT_REGRESSION if task == "stsb" else DEFAULT_WEIGHT)
+    defaults = DistillationArguments()
+    defaults.fill_weights(is_regression=task == "stsb")
+    weights = {"long_term_weight": defaults.long_term_weight, "short_term_weight": defaults.short_term_weight}
+    return {name: weights.get(name) if value is None else value for name, value in settings.items()}
 
 
 def read_plan(path: str) -> Plan:
@@ -454,12 +456,13 @@ class Results:
 
     def __init__(self, plan: Plan, lines: Sequence[dict[str, Any]]) -> None:
         by_key = {line["key"]: line for line in lines}
-        runs = [run for run in plan.runs() if run.key in by_key]
+        planned = list(plan.runs())
+        runs = [run for run in planned if run.key in by_key]
         self.methods = [name for name in plan.methods if any(run.method == name for run in runs)]
         self.cells = list(dict.fromkeys((run.cell.task, run.cell.noise) for run in runs))
-        self.missing = sum(run.key not in by_key for run in plan.runs())
+        self.missing = len(planned) - len(runs)
         self._lines = {(run.cell.task, run.cell.noise, run.method, run.seed): by_key[run.key] for run in runs}
-        self._planned = {(run.cell.task, run.cell.noise, run.method) for run in plan.runs()}
+        self._planned = {(run.cell.task, run.cell.noise, run.method) for run in planned}
         self._seeds = plan.seeds
 
     def values(self, cell: tuple[str, float], method: str, metric: str, beside: str | None = None) -> np.ndarray:

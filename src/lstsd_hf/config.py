@@ -50,12 +50,12 @@ class DistillationArguments:
     """What Long Short-Term Sample Distillation adds to the training arguments.
 
     `LSTSDTrainer` uses this class alone, with its defaults, beside a plain `TrainingArguments`. The defaults are for
-    labels that are mostly right: there accuracy rose a little in all ten pairs of runs of the README's table, and no
-    model was held back before it had learnt, because a teacher counts by how sure it is. Where many labels are wrong a
-    teacher is as unsure as one that has learnt nothing: `teacher_trust="constant"`, with a learning rate that starts
-    anew with each mini-generation, protects better there. The teachers of a regression always count in full, and held
-    it back with the weights that are good for classes, so it has smaller ones: a weight that is None becomes a number
-    when the trainer knows the problem.
+    labels that are mostly right: with classes accuracy rose a little in all ten pairs of runs of the README's table,
+    and no model was held back before it had learnt, because a teacher counts by how sure it is. Where many labels are
+    wrong a teacher is as unsure as one that has learnt nothing: `teacher_trust="constant"`, with a learning rate that
+    starts anew with each mini-generation, protects better there. The teachers of a regression always count in full,
+    and held it back with the weights that are good for classes, so it has smaller ones: a weight that is None becomes
+    a number when the trainer knows the problem.
     """
 
     mini_generation_epochs: int = field(

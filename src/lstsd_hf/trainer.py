@@ -40,7 +40,7 @@ from .data import (
     refuse_labels_outside,
     sample_ids_of,
 )
-from .objective import Lessons, distillation_loss, infer_problem_type, learn_from
+from .objective import Lessons, ProblemType, distillation_loss, infer_problem_type, learn_from
 from .store import LogitsStore, StoreError
 
 logger = logging.get_logger(__name__)
@@ -132,7 +132,7 @@ class LSTSDTrainer(Trainer):
         taken = signature if self.args.remove_unused_columns else None
         training_set = inspect_training_set(dataset, column, taken, arguments.num_samples)
         self._refuse_labels_outside(training_set)
-        arguments.fill_weights(self._is_regression(training_set.labels))
+        arguments.fill_weights(self._problem_type(training_set.labels) == "regression")
 
         path = self._logits_path()
         in_rows = isinstance(dataset, IterableDataset) or (
@@ -187,10 +187,9 @@ class LSTSDTrainer(Trainer):
     def _config(self) -> Any:
         return getattr(self.model, "config", None)
 
-    def _is_regression(self, labels: npt.NDArray[Any] | None) -> bool:
-        """Whether the problem is a regression, as far as can be told; `labels`: the training set's, where known."""
-        first = None if labels is None else torch.from_numpy(labels[:1])
-        return infer_problem_type(self._config(), first) == "regression"
+    def _problem_type(self, labels: npt.NDArray[Any] | None) -> ProblemType:
+        """The problem as far as it can be told ahead; `labels` are the training set's, where they are known."""
+        return infer_problem_type(self._config(), None if labels is None else torch.from_numpy(labels[:1]))
 
     def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError where labels that are known ahead should be classes of the model, and are not."""
@@ -199,7 +198,7 @@ class LSTSDTrainer(Trainer):
             return
         if self.compute_loss_func is not None:  # what its labels mean is its own business
             return
-        if infer_problem_type(self._config(), torch.from_numpy(labels[:1])) == "single_label_classification":
+        if self._problem_type(labels) == "single_label_classification":
             refuse_labels_outside(training_set, num_labels)
 
     # ---- the loss
@@ -299,7 +298,7 @@ class LSTSDTrainer(Trainer):
         model_name = model_name or Path(self.hub_model_id or output_dir.absolute()).name
         super().create_model_card(language, license, tags, model_name, *args, **kwargs)
         distillation = copy.copy(self.distillation)
-        distillation.fill_weights(self._is_regression(None))  # where it has not trained yet
+        distillation.fill_weights(self._problem_type(None) == "regression")  # where it has not trained yet
         log_history, rows = self.state.log_history, self.train_dataset
         section = model_card.describe(distillation, self.args, log_history, len(rows) if has_length(rows) else None)
         path = output_dir / "README.md"
