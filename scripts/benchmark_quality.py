@@ -46,11 +46,11 @@ from transformers import (
 
 from lstsd_hf import LSTSDConfig, LSTSDTrainer, dynamics, write_report
 from lstsd_hf.config import DistillationArguments
-from lstsd_hf.glue import keep_layers, set_head, tokenize
-from lstsd_hf.glue_arguments import DataArguments, resolve_package
-from lstsd_hf.glue_data import load_files, load_task
-from lstsd_hf.glue_tasks import GlueMetric
-from lstsd_hf.report import REPORT_FOLDER
+from lstsd_hf.glue.run import keep_layers, set_head, tokenize
+from lstsd_hf.glue.arguments import DataArguments, resolve_package
+from lstsd_hf.glue.data import load_files, load_task
+from lstsd_hf.glue.tasks import GlueMetric
+from lstsd_hf.paths import REPORT_FOLDER
 
 ROTTEN_TOMATOES = "rotten_tomatoes"
 HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}  # the others: accuracy

@@ -6,7 +6,7 @@ Several:        torchrun --nproc_per_node 2 scripts/run_glue.py configs/glue/mrp
 All flags:      python scripts/run_glue.py --help
 """
 
-from lstsd_hf.glue import command
+from lstsd_hf.glue.run import command
 
 if __name__ == "__main__":
     command()

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerState
 
 from lstsd_hf import LSTSDTrainer, add_sample_ids
 from lstsd_hf import store as store_module
-from lstsd_hf.trainer import last_complete_checkpoint
+from lstsd_hf.training.checkpoint import last_complete_checkpoint
 from toys import config, rows, tiny_bert, weights
 
 

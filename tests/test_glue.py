@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from lstsd_hf import glue
-from lstsd_hf.glue_arguments import DataArguments, ModelArguments
-from lstsd_hf.glue_tasks import TASKS
+from lstsd_hf.glue.arguments import DataArguments, ModelArguments
+from lstsd_hf.glue.tasks import TASKS
 from toys import BAD, GOOD
 
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lstsd_hf.glue_arguments import DataArguments, parse, resolve_package
-from lstsd_hf.glue_tasks import TASKS
+from lstsd_hf.glue.arguments import DataArguments, parse, resolve_package
+from lstsd_hf.glue.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,9 +8,9 @@ import datasets
 import pytest
 from datasets import ClassLabel, Value
 
-from lstsd_hf.glue_arguments import DataArguments
-from lstsd_hf.glue_data import GlueData, load_files, load_task, load_tsv_split, read_tsv
-from lstsd_hf.glue_tasks import TASKS
+from lstsd_hf.glue.arguments import DataArguments
+from lstsd_hf.glue.data import GlueData, load_files, load_task, load_tsv_split, read_tsv
+from lstsd_hf.glue.tasks import TASKS
 
 GLUE = Path(__file__).parents[2] / "shared" / "glue"
 real_glue = pytest.mark.skipif(not GLUE.is_dir(), reason=f"the GLUE files are not there: {GLUE}")

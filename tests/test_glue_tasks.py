@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lstsd_hf.glue_tasks import TASKS, GlueMetric, correlations, write_predictions
+from lstsd_hf.glue.tasks import TASKS, GlueMetric, correlations, write_predictions
 
 
 def score(config_name: str, predictions: list[float], references: list[float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, StoreMismatchError, add_sample_ids
-from lstsd_hf.trainer import last_complete_checkpoint
+from lstsd_hf.training.checkpoint import last_complete_checkpoint
 from toys import config, logged, rows, tiny_bert, weights
 
 STEPS = 3  # per epoch: 20 rows in batches of 8

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreError, add_sample_ids
-from lstsd_hf.data import SampleIdError
+from lstsd_hf.training.sample_ids import SampleIdError
 from toys import HEADS, TOKENS, VOCABULARY, config, logged, rows, tiny_bert, weights
 
 OFF = {"long_term_weight": 0.0, "short_term_weight": 0.0}
@@ -207,7 +207,8 @@ def test_the_teachers_of_a_regression_weigh_less(tmp_path, head, make, expected)
     if head == "regression":  # every teacher counts in full
         taught = expected * (last["long_term_loss"] + last["short_term_loss"])
         assert last["loss"] == pytest.approx((1 - 2 * expected) * last["base_loss"] + taught, rel=1e-5)
-    assert (trainer.args.long_term_weight, trainer.args.short_term_weight) == (expected, expected)
+    assert (trainer.settings.long_term_weight, trainer.settings.short_term_weight) == (expected, expected)
+    assert (trainer.args.long_term_weight, trainer.args.short_term_weight) == (None, None)  # the user's stay as they are
 
 
 def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
@@ -637,7 +638,7 @@ def test_streams_are_checked_at_their_batch(tmp_path):
 def test_a_stream_has_the_linear_schedule_of_a_sized_set(tmp_path):
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            weights_of[name].append(trainer._store_callback.weights)
+            weights_of[name].append(trainer.teacher_weights)
 
     data = add_sample_ids(rows(8))
     settings = {"max_steps": 5, "per_device_train_batch_size": 4, "weight_schedule": "linear"}

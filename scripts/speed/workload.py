@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from lstsd_hf import LogitsStore, LSTSDConfig
-from lstsd_hf.data import inspect_training_set
+from lstsd_hf.training.training_set import inspect_training_set
 
 from .measure import MemoryCallback
 from .rivals import TRAINERS

@@ -6,13 +6,16 @@ from ._version import __version__
 from .store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
 
 if TYPE_CHECKING:
-    from .config import LSTSDConfig
-    from .data import add_sample_ids
+    from .config import DistillationArguments, LSTSDConfig
     from .report import write_report
-    from .trainer import LSTSDTrainer
+    from .training.mixin import LSTSDMixin
+    from .training.sample_ids import add_sample_ids
+    from .training.trainer import LSTSDTrainer
 
 __all__ = [
+    "DistillationArguments",
     "LSTSDConfig",
+    "LSTSDMixin",
     "LSTSDTrainer",
     "LogitsStore",
     "StoreCorruptionError",
@@ -25,12 +28,23 @@ __all__ = [
 
 # torch and transformers take seconds to import, and the store needs neither of them: they come with the first name
 # that does.
-_ROOMS = {"LSTSDConfig": "config", "LSTSDTrainer": "trainer", "add_sample_ids": "data", "write_report": "report"}
+_MODULES = {
+    "DistillationArguments": "config",
+    "LSTSDConfig": "config",
+    "LSTSDMixin": "training.mixin",
+    "LSTSDTrainer": "training.trainer",
+    "add_sample_ids": "training.sample_ids",
+    "write_report": "report",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["glue"]:
         # Imported here: torch and transformers take seconds, which nothing else needs.
-        from .glue import command
+        from .glue.run import command
 
         command(arguments[1:])
         return

@@ -1,44 +1,27 @@
-"""The settings of the method: `LSTSDConfig`, a checked `TrainingArguments`."""
+"""What the user sets: `DistillationArguments`, and `LSTSDConfig`, which adds them to `TrainingArguments`."""
 
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-WeightSchedule = Literal["constant", "linear"]
-TeacherTrust = Literal["constant", "confidence"]
-LoneTeacher = Literal["label", "teacher"]
+from .method.heads import Classes, ProblemType, Scores
+from .method.teachers import LoneTeacher, Settings, TeacherTrust, WeightSchedule
+from .paths import LOGITS_FOLDER
+
 LogitsDtype = Literal["float16", "float32"]
 LogitsRetention = Literal["needed", "all"]
 
-LOGITS_FOLDER = "_logits"
-REPORT_FOLDER = "_report"
-# What a push to the Hub leaves out, for the underscore in front.
-PRIVATE_FOLDERS = (LOGITS_FOLDER, REPORT_FOLDER)
-
-# The teachers' weights where none are given.
-DEFAULT_WEIGHT = 0.4
-DEFAULT_WEIGHT_REGRESSION = 0.1
-
-_WEIGHTS = ("long_term_weight", "short_term_weight")
 _CHOICES = {
     "weight_schedule": get_args(WeightSchedule),
     "teacher_trust": get_args(TeacherTrust),
     "lone_teacher": get_args(LoneTeacher),
     "logits_dtype": get_args(LogitsDtype),
     "logits_retention": get_args(LogitsRetention),
+    "problem_type": (None, *get_args(ProblemType)),
 }
-
-
-def checkpoints_of(output_dir: str | os.PathLike[str]) -> list[Path]:
-    """A run's folders `checkpoint-<step>`, the newest first."""
-    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    steps = {int(number): path for path in folders if (number := path.name.rpartition("-")[2]).isdecimal()}
-    return [path for _, path in sorted(steps.items(), reverse=True)]
 
 
 def _refuse(name: str, found: object, allowed: str) -> ValueError:
@@ -47,15 +30,41 @@ def _refuse(name: str, found: object, allowed: str) -> ValueError:
 
 @dataclass
 class DistillationArguments:
-    """What Long Short-Term Sample Distillation adds to the training arguments.
+    """What Long Short-Term Sample Distillation adds to the training arguments of any trainer.
 
-    `LSTSDTrainer` uses this class alone, with its defaults, beside a plain `TrainingArguments`. The defaults are for
-    labels that are mostly right: with classes accuracy rose a little in all ten pairs of runs of the README's table,
-    and no model was held back before it had learnt, because a teacher counts by how sure it is. Where many labels are
-    wrong a teacher is as unsure as one that has learnt nothing: `teacher_trust="constant"`, with a learning rate that
-    starts anew with each mini-generation, protects better there. The teachers of a regression always count in full,
-    and held it back with the weights that are good for classes, so it has smaller ones: a weight that is None becomes
-    a number when the trainer knows the problem.
+    ```python
+    @dataclass
+    class MyConfig(DistillationArguments, SomeConfig): ...
+    ```
+
+    has every check. The defaults are for labels that are mostly right: with classes accuracy rose a little in all ten
+    pairs of runs of the README's table, and no model was held back before it had learnt, because a teacher counts by
+    how sure it is. Where many labels are wrong a teacher is as unsure as one that has learnt nothing:
+    `teacher_trust="constant"`, with a learning rate that starts anew with each mini-generation, protects better there.
+    The teachers of a regression always count in full, and held it back with the weights that are good for classes, so
+    their default is smaller.
+
+    Attributes:
+        mini_generation_epochs: K, the number of epochs in a mini-generation. 2.
+        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4, and 0.1 for a regression.
+        short_term_weight: The short-term teacher's, likewise. Both together at most 1.
+        temperature: Softens both sides of the divergence. Above 0; 1.
+        weight_schedule: "constant", or "linear": the weights grow by epoch.
+        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full.
+        lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
+        problem_type: "regression", "single_label_classification", "multi_label_classification"; None: as the model's
+            config says, else a guess from the labels.
+        sample_id_column: The training set's column of integer ids. "sample_id".
+        logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
+        logits_dtype: "float16" or "float32".
+        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch.
+        num_samples: The largest sample id plus 1, for a streamed training set.
+        push_logits: Whether to upload the store with the model. False.
+        resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
+
+    Raises:
+        ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a
+            leading underscore, which `push_to_hub` would upload.
     """
 
     mini_generation_epochs: int = field(
@@ -69,14 +78,14 @@ class DistillationArguments:
         default=None,
         metadata={
             "help": "Share of the loss that the long-term teacher takes from the label. 0 is off. Default: "
-            f"{DEFAULT_WEIGHT}, and {DEFAULT_WEIGHT_REGRESSION} for a regression."
+            f"{Classes.default_weight}, and {Scores.default_weight} for a regression."
         },
     )
     short_term_weight: float | None = field(
         default=None,
         metadata={
             "help": "Share of the loss that the short-term teacher takes from the label. 0 is off. Default: "
-            f"{DEFAULT_WEIGHT}, and {DEFAULT_WEIGHT_REGRESSION} for a regression."
+            f"{Classes.default_weight}, and {Scores.default_weight} for a regression."
         },
     )
     temperature: float = field(
@@ -97,8 +106,16 @@ class DistillationArguments:
     lone_teacher: LoneTeacher = field(
         default="label",
         metadata={
-            "help": "Who gets the long-term teacher's weight in the epochs before it exists: the 'label', or the "
-            "short-term 'teacher'."
+            "help": "Until the long-term teacher exists, its weight goes to the 'label', or to the short-term "
+            "'teacher'."
+        },
+    )
+    problem_type: ProblemType | None = field(
+        default=None,
+        metadata={
+            "help": "What the logits stand for. Default: what the model's config says, else a guess from the labels. "
+            "Set it for soft labels (single_label_classification), several scores for each sample (regression), or "
+            "one logit with a binary cross-entropy (multi_label_classification)."
         },
     )
     sample_id_column: str = field(
@@ -131,30 +148,53 @@ class DistillationArguments:
         metadata={"help": "Resume from a checkpoint that holds no logits store: train on without teachers at first."},
     )
 
-    def fill_weights(self, is_regression: bool) -> None:
-        """Gives the teachers' weights that are None their default."""
-        for name in _WEIGHTS:
-            if getattr(self, name) is None:
-                setattr(self, name, DEFAULT_WEIGHT_REGRESSION if is_regression else DEFAULT_WEIGHT)
+    def __post_init__(self) -> None:
+        # In `class C(DistillationArguments, SomeConfig)` the other class has one to call; alone there is none.
+        if isinstance(self, TrainingArguments):
+            super().__post_init__()  # type: ignore[misc]
+            self.check()
+            output_dir = str(self.output_dir)  # typed as optional, and never None by now
+            if self.logits_dir is None:
+                self.logits_dir = os.path.join(output_dir, LOGITS_FOLDER)
+            check_logits_dir(self.logits_dir, output_dir)
+        else:
+            self.check()
+
+    def resolve(self, default_weight: float) -> Settings:
+        """The settings in force for a head whose teachers weigh `default_weight` each where the user says nothing."""
+        long_term, short_term = (default_weight if weight is None else weight for weight in self._weights())
+        return Settings(
+            mini_generation_epochs=self.mini_generation_epochs,
+            long_term_weight=long_term,
+            short_term_weight=short_term,
+            temperature=self.temperature,
+            weight_schedule=self.weight_schedule,
+            teacher_trust=self.teacher_trust,
+            lone_teacher=self.lone_teacher,
+        )
+
+    def _weights(self) -> tuple[float | None, float | None]:
+        return self.long_term_weight, self.short_term_weight
 
     def check(self) -> None:
         """Raises ValueError, naming the field, the value found and what is allowed.
 
-        `LSTSDConfig` calls it when it is made; the trainer calls it again at `train()`, because a hyper-parameter
-        search sets fields one by one.
+        Called when the arguments are made; the trainer calls it again at `train()`, because a hyper-parameter search
+        sets fields one by one.
         """
         k = self.mini_generation_epochs
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise _refuse("mini_generation_epochs", k, "an integer of at least 1")
-        weights = {name: DEFAULT_WEIGHT if getattr(self, name) is None else getattr(self, name) for name in _WEIGHTS}
+        given = (Classes.default_weight if weight is None else weight for weight in self._weights())
+        weights = dict(zip(("long_term_weight", "short_term_weight"), given, strict=True))
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
                 raise _refuse(name, weight, "a number from 0 to 1, or None for the default")
         total = sum(weights.values())
         if total > 1 + 1e-9:  # 0.9 + 0.1 is allowed, however the binary fractions round
-            given = " and ".join(f"{name}={weight}" for name, weight in weights.items())
+            both = " and ".join(f"{name}={weight}" for name, weight in weights.items())
             raise ValueError(
-                f"{given} add up to {total:.6g}: expected at most 1, because the label keeps what they leave."
+                f"{both} add up to {total:.6g}: expected at most 1, because the label keeps what they leave."
             )
         tau = self.temperature
         if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau < math.inf:
@@ -174,21 +214,30 @@ class DistillationArguments:
 class LSTSDConfig(DistillationArguments, TrainingArguments):
     """`transformers.TrainingArguments` with the settings of Long Short-Term Sample Distillation.
 
-    Takes every argument of `TrainingArguments`, and those of `DistillationArguments`, which explain themselves in
-    `lstsd glue --help`. `logits_dir` becomes `<output_dir>/_logits` where it is not given.
+    Takes every argument of `TrainingArguments`, and these:
+
+    Attributes:
+        mini_generation_epochs: K, the number of epochs in a mini-generation. 2.
+        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4, and 0.1 for a regression.
+        short_term_weight: The short-term teacher's, likewise. Both together at most 1.
+        temperature: Softens both sides of the divergence. Above 0; 1.
+        weight_schedule: "constant", or "linear": the weights grow by epoch.
+        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full.
+        lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
+        problem_type: "regression", "single_label_classification", "multi_label_classification"; None: as the model's
+            config says, else a guess from the labels.
+        sample_id_column: The training set's column of integer ids. "sample_id".
+        logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
+        logits_dtype: "float16" or "float32".
+        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch.
+        num_samples: The largest sample id plus 1, for a streamed training set.
+        push_logits: Whether to upload the store with the model. False.
+        resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
 
     Raises:
         ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a
             leading underscore, which `push_to_hub` would upload.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check()
-        output_dir = str(self.output_dir)  # typed as optional, and never None by now
-        if self.logits_dir is None:
-            self.logits_dir = os.path.join(output_dir, LOGITS_FOLDER)
-        check_logits_dir(self.logits_dir, output_dir)
 
 
 def check_logits_dir(logits_dir: str, output_dir: str) -> None:

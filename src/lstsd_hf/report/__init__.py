@@ -24,10 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .. import dynamics
-from ..config import LOGITS_FOLDER, REPORT_FOLDER
+from ..method import dynamics
+from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, REPORT_FOLDER, TRAINER_STATE_FILE
 from .measures import Measures, measure
 from .page import write_page
 from .run import Run, read_run
@@ -84,9 +83,7 @@ def write_report(
 def _folder(run_dir: Path) -> Path:
     """Where the report of a run, or of a checkpoint in it, goes."""
     place = run_dir.resolve()
-    is_checkpoint = (
-        re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", place.name) and (place / "trainer_state.json").is_file()
-    )
+    is_checkpoint = re.fullmatch(rf"{CHECKPOINT_PREFIX}-\d+", place.name) and (place / TRAINER_STATE_FILE).is_file()
     return (place.parent if is_checkpoint else run_dir) / REPORT_FOLDER
 
 

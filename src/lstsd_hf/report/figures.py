@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from ..dynamics import Calibration
+from ..method.dynamics import Calibration
 
 # Told apart by most colour-blind readers, and readable on white and on black.
 BLUE, ORANGE, RED, GREEN, GREY = "#3d85c6", "#d98324", "#d1495b", "#2a9d8f", "#8a8f98"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import dynamics
+from ..method import dynamics
 from ..store import StoreError
 from .run import Run
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from plotly.offline import get_plotlyjs
 
-from .. import dynamics
+from ..method import dynamics
 from . import summary
 from .measures import Measures
 from .run import Run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import checkpoints_of
+from ..paths import checkpoints_of
 from ..store import LogitsStore, StoreCorruptionError, StoreError
 
 Array = npt.NDArray[Any]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import dynamics
+from ..method import dynamics
 from . import figures
 from .measures import Measures, logged_over_epochs
 from .run import Run

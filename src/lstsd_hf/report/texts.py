@@ -11,7 +11,7 @@ import numpy.typing as npt
 from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from ..data import LABEL_COLUMNS, sample_ids_of
+from ..training.sample_ids import LABEL_COLUMNS, sample_ids_of
 
 # Only an empty cell is missing: a text may well be "null".
 _CSV = {"keep_default_na": False, "na_values": [""]}

@@ -14,23 +14,15 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 from transformers.modelcard import TASK_MAPPING
 
-from ._version import __version__
-from .config import LOGITS_FOLDER, DistillationArguments
+from .._version import __version__
+from ..config import DistillationArguments
+from ..method.teachers import Settings
+from ..paths import LOGITS_FOLDER
 
 TAGS = ("lstsd", "self-distillation")
 
 _SPEED = ("_runtime", "_per_second", "_time")
 # What a second run needs: the method's settings, and those of the Trainer that bear on the weights and name no path.
-_METHOD = (
-    "mini_generation_epochs",
-    "long_term_weight",
-    "short_term_weight",
-    "temperature",
-    "weight_schedule",
-    "teacher_trust",
-    "lone_teacher",
-    "logits_dtype",
-)
 _ALWAYS = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
 _WHERE_CHANGED = (
     "max_steps",
@@ -111,7 +103,8 @@ def infer_task(model_class: str) -> str:
 
 
 def describe(
-    arguments: DistillationArguments,
+    settings: Settings,
+    distillation: DistillationArguments,
     args: TrainingArguments,
     log_history: Sequence[Mapping[str, Any]],
     num_samples: int | None,
@@ -119,12 +112,13 @@ def describe(
     """The card's section on the distillation, Markdown.
 
     Args:
-        arguments: The method's settings.
+        settings: The method's settings, as they are in force.
+        distillation: The same as the user gave them.
         args: The trainer's settings.
         log_history: The trainer's log.
         num_samples: The size of the training set; None where it is not known.
     """
-    k = arguments.mini_generation_epochs
+    k = settings.mini_generation_epochs
     epochs = next((entry["epoch"] for entry in reversed(log_history) if "epoch" in entry), args.num_train_epochs)
     shares = [coverage(log_history, teacher) for teacher in ("long_term", "short_term")]
     taught = (
@@ -132,7 +126,7 @@ def describe(
         "the short-term teacher is its prediction in the previous epoch, the long-term teacher the one at the end of "
         "the previous mini-generation of `K` epochs. There was one model, and one training run."
     )
-    if not (arguments.long_term_weight or arguments.short_term_weight):
+    if not (settings.long_term_weight or settings.short_term_weight):
         taught = "Both teachers' weights were 0: the labels alone taught, and predictions were only recorded."
     lines = [
         "## Long Short-Term Sample Distillation",
@@ -142,7 +136,7 @@ def describe(
         "",
         "| | long-term teacher | short-term teacher |",
         "|---|---|---|",
-        f"| weight | {arguments.long_term_weight:g} | {arguments.short_term_weight:g} |",
+        f"| weight | {settings.long_term_weight:g} | {settings.short_term_weight:g} |",
         f"| teaches from epoch (counted from 0) | {k} | 1 |",
     ]
     for row, title in enumerate(("over the whole run", "in its last logged steps")):
@@ -153,24 +147,24 @@ def describe(
         "",
         f"{size}- epochs: {epochs:g}",
         f"- epochs in a mini-generation, `K`: {k}",
-        f"- temperature: {arguments.temperature:g}",
-        f"- trust in a teacher: {arguments.teacher_trust}; weight schedule: {arguments.weight_schedule}",
+        f"- temperature: {settings.temperature:g}",
+        f"- trust in a teacher: {settings.teacher_trust}; weight schedule: {settings.weight_schedule}",
     ]
-    if arguments.push_logits:
+    if distillation.push_logits:
         lines += [
             "",
             f"The training labels, and what the model predicted for every training sample, lie in `{LOGITS_FOLDER}/`, "
             "a file for each epoch that was kept, numbered from 0: `numpy.load(file)[sample_id]`.",
         ]
-    return "\n".join([*lines, "", *_recipe(arguments, args)]) + "\n"
+    return "\n".join([*lines, "", *_recipe(settings, distillation, args)]) + "\n"
 
 
-def _recipe(arguments: DistillationArguments, args: TrainingArguments) -> list[str]:
+def _recipe(settings: Settings, distillation: DistillationArguments, args: TrainingArguments) -> list[str]:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
     names = [*_ALWAYS, *(name for name in _WHERE_CHANGED if getattr(args, name) != defaults[name])]
-    settings = {name: getattr(args, name) for name in names}
-    settings |= {name: getattr(arguments, name) for name in _METHOD}
-    plain = {name: getattr(value, "value", value) for name, value in settings.items()}  # of an enumeration
+    lines = {name: getattr(args, name) for name in names}
+    lines |= dataclasses.asdict(settings) | {"logits_dtype": distillation.logits_dtype}
+    plain = {name: getattr(value, "value", value) for name, value in lines.items()}  # of an enumeration
     written = [
         f"    {name}={json.dumps(value) if isinstance(value, str) else repr(value)}," for name, value in plain.items()
     ]

@@ -12,8 +12,8 @@ from typing import Any, Literal, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from .config import LSTSDConfig
-from .glue_tasks import TASKS
+from ..config import LSTSDConfig
+from .tasks import TASKS
 
 HUB_DATASET = "nyu-mll/glue"
 

@@ -37,12 +37,12 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from .config import LSTSDConfig
-from .glue_arguments import DataArguments, ModelArguments, parse
-from .glue_data import GlueData, load_files, load_task
-from .glue_tasks import GlueMetric, write_predictions
-from .report import write_report
-from .trainer import LSTSDTrainer
+from ..config import LSTSDConfig
+from ..report import write_report
+from ..training.trainer import LSTSDTrainer
+from .arguments import DataArguments, ModelArguments, parse
+from .data import GlueData, load_files, load_task
+from .tasks import GlueMetric, write_predictions
 
 LOSSES = ("loss", "base_loss", "long_term_loss", "short_term_loss")
 

@@ -21,9 +21,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from .data import add_sample_ids
-from .glue_arguments import HUB_DATASET, DataArguments
-from .glue_tasks import TASKS, Task
+from ..training.sample_ids import add_sample_ids
+from .arguments import HUB_DATASET, DataArguments
+from .tasks import TASKS, Task
 
 COLA_COLUMNS = ("source", "label", "original_mark", "sentence")  # its train and dev files have no header
 

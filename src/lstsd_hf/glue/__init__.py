@@ -1,0 +1,1 @@
+"""Fine-tuning by command: GLUE tasks, and files of the user's."""

@@ -1,0 +1,1 @@
+"""The method as pure functions of integers and tensors: no Trainer, no disk."""

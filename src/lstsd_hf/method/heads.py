@@ -1,0 +1,150 @@
+"""The heads: what a model's rows of logits stand for, and how far a student's are from a teacher's.
+
+A head owns, for its kind of prediction: the log probabilities, the divergence, the trust, what counts as agreement,
+the teachers' default weight, and the statistics that a run keeps of it.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from .loss import TeacherTerms, bernoulli_log_probabilities, confidence, divergence
+from .statistics import ABSOLUTE_ERROR, MARGIN, Statistic
+from .teachers import TeacherTrust
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+class Head(ABC):
+    """One row of logits for each sample, (B, C).
+
+    Attributes:
+        default_weight: What each teacher weighs where the user gives no weight.
+        decides: Whether a prediction is a decision, so that student and teacher can agree.
+    """
+
+    default_weight: ClassVar[float] = 0.4
+    decides: ClassVar[bool] = True
+
+    @abstractmethod
+    def statistics(self, labels: Any) -> tuple[Statistic, ...]:
+        """What a run keeps of its epochs, where the store has these labels, an array with a row for each sample."""
+
+    @abstractmethod
+    def _terms(
+        self, student: torch.Tensor, teachers: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Divergence, confidence and agreement, each (T, B), of finite float32 tensors; None: it has none."""
+
+    def terms(
+        self, student: torch.Tensor, teachers: torch.Tensor, temperature: float, teacher_trust: TeacherTrust
+    ) -> TeacherTerms:
+        """The teachers' parts in a micro-batch, without their weights.
+
+        Teachers come together because the tensors are small: what a step costs is the number of operations.
+
+        Args:
+            student: The model's logits, (B, C), with gradient.
+            teachers: The recorded logits, (T, B, C), of any floating-point type. A row with a NaN: that teacher is
+                absent.
+            temperature: See `loss.divergence`; a regression has none.
+            teacher_trust: "constant": 1. "confidence": see `loss.confidence`; 1 for a regression.
+        """
+        student, teachers = student.float(), teachers.float()
+        total = teachers.sum(dim=-1)
+        present = (total == total).float()  # a NaN, which a row's sum is if there is one in it, differs from itself
+        # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
+        distance, sure, same = self._terms(student, teachers.nan_to_num(0.0), temperature)
+        trust = present * sure if teacher_trust == "confidence" and sure is not None else present
+        return TeacherTerms(present, trust, distance, None if same is None else present * same)
+
+
+class Classes(Head):
+    """One distribution over C classes, at least two."""
+
+    def statistics(self, labels: Any) -> tuple[Statistic, ...]:
+        return (MARGIN,) if labels.ndim == 1 and labels.dtype.kind == "i" else ()
+
+    def _terms(
+        self, student: torch.Tensor, teachers: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        log_p, log_q = F.log_softmax(student, dim=-1), F.log_softmax(teachers, dim=-1)
+        same = student.argmax(dim=-1) == teachers.argmax(dim=-1)
+        return divergence(log_p, log_q, temperature), confidence(log_q), same
+
+
+class Labels(Head):
+    """C labels that are there or not, each a Bernoulli distribution; divergence and trust are means over labels."""
+
+    def statistics(self, labels: Any) -> tuple[Statistic, ...]:
+        return ()
+
+    def _terms(
+        self, student: torch.Tensor, teachers: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        log_p, log_q = bernoulli_log_probabilities(student), bernoulli_log_probabilities(teachers)
+        same = ((student > 0) == (teachers > 0)).float().mean(dim=-1)
+        return divergence(log_p, log_q, temperature).mean(dim=-1), confidence(log_q).mean(dim=-1), same
+
+
+class Scores(Head):
+    """C numbers; the divergence is the squared error, averaged over them, and every teacher is trusted in full."""
+
+    # Scores cannot say how sure they are: with the weights that are good for classes, teachers held a regression back.
+    default_weight = 0.1
+    decides = False
+
+    def statistics(self, labels: Any) -> tuple[Statistic, ...]:
+        return (ABSOLUTE_ERROR,) if labels.ndim == 1 and labels.dtype.kind == "f" else ()
+
+    def _terms(
+        self, student: torch.Tensor, teachers: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        return (student - teachers).square().mean(dim=-1), None, None
+
+
+HEADS: dict[ProblemType, Head] = {
+    "single_label_classification": Classes(),
+    "multi_label_classification": Labels(),
+    "regression": Scores(),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A head, and the reason for it where it is a guess that the user may want to correct."""
+
+    head: Head
+    guessed_from: str | None = None
+
+
+def choose_head(problem_type: ProblemType | None, labels: Any, columns: int) -> Choice:
+    """The head for a model whose rows have so many columns.
+
+    Args:
+        problem_type: What the user or the model's config says; None: nothing.
+        labels: A batch's labels, a tensor; or anything else where they are not known.
+        columns: C.
+
+    One column is a score, or one label that is there or not; never one class, whose probability would always be 1.
+    """
+    if columns == 1 and problem_type != "regression":
+        if problem_type is not None:
+            return Choice(HEADS["multi_label_classification"])
+        if not isinstance(labels, torch.Tensor):
+            return Choice(HEADS["regression"], "one logit for each sample, and no labels that are known")
+        if bool(((labels == 0) | (labels == 1)).all()):  # reads a value from the device, once in a run
+            reason = "one logit for each sample, and labels that are all 0 or 1"
+            return Choice(HEADS["multi_label_classification"], reason)
+        return Choice(HEADS["regression"], "one logit for each sample, and labels that are not all 0 or 1")
+    if problem_type is not None:
+        return Choice(HEADS[problem_type])
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+        if labels.ndim > 1 and labels.shape[-1] > 1:
+            reason = "labels that are rows of floating-point numbers"
+            return Choice(HEADS["multi_label_classification"], reason)
+        return Choice(HEADS["regression"], "labels that are floating-point numbers")
+    return Choice(HEADS["single_label_classification"])

@@ -1,0 +1,95 @@
+"""Who teaches, in which epoch, and with what weight: the method's settings as they are in force in a run.
+
+Long Short-Term Sample Distillation, Jiang et al., AAAI 2020 (arXiv 2003.00739). The two teachers and the single pass
+are the paper's; the weights, their schedule and the mini-generation as `K` epochs are ours. Epochs count from 0.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+WeightSchedule = Literal["constant", "linear"]
+TeacherTrust = Literal["constant", "confidence"]
+LoneTeacher = Literal["label", "teacher"]
+
+PREDICTIONS = "predictions"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings in force: numbers where the user may have left the choice to the method.
+
+    The fields are those of `DistillationArguments`, which explain themselves there.
+    """
+
+    mini_generation_epochs: int
+    long_term_weight: float
+    short_term_weight: float
+    temperature: float
+    weight_schedule: WeightSchedule
+    teacher_trust: TeacherTrust
+    lone_teacher: LoneTeacher
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A source of past predictions.
+
+    Attributes:
+        name: In small letters; names the teacher in the batch and in the log.
+        epoch_of: The epoch whose predictions teach in a given epoch, or None where there is none yet. An epoch teaches
+            from the one after it on, and without a gap, so retention may drop what does not teach in the next epoch.
+        weight_of: The share of the loss that it takes where it is trusted in full, in an epoch of a run of so many.
+        store: The folder of another store; None: the run's own.
+        track: What the store is asked for: the epoch's predictions, or the statistic of that name.
+    """
+
+    name: str
+    epoch_of: Callable[[int], int | None]
+    weight_of: Callable[[int, int], float]
+    store: str | None = None
+    track: str = PREDICTIONS
+
+    def teaching_epoch(self, epoch: int, num_train_epochs: int) -> int | None:
+        """The epoch that teaches in `epoch`; None where there is none, or where its weight is 0."""
+        return self.epoch_of(epoch) if self.weight_of(epoch, num_train_epochs) else None
+
+
+def long_term_epoch(epoch: int, mini_generation_epochs: int) -> int | None:
+    """The last epoch of the mini-generation before, `(epoch // K) * K - 1`; None in the first mini-generation."""
+    last = epoch // mini_generation_epochs * mini_generation_epochs - 1
+    return last if last >= 0 else None
+
+
+def short_term_epoch(epoch: int) -> int | None:
+    """The epoch before; None in the first epoch."""
+    return epoch - 1 if epoch >= 1 else None
+
+
+def teachers_of(settings: Settings) -> tuple[Teacher, ...]:
+    """The long-term and the short-term teacher of a run with these settings."""
+    k = settings.mini_generation_epochs
+
+    def ramp(epoch: int, num_train_epochs: int) -> float:
+        return (epoch + 1) / num_train_epochs if settings.weight_schedule == "linear" else 1.0
+
+    def lends(epoch: int) -> bool:
+        return epoch < k and settings.lone_teacher == "teacher"
+
+    def long_term_weight(epoch: int, num_train_epochs: int) -> float:
+        return 0.0 if lends(epoch) else settings.long_term_weight * ramp(epoch, num_train_epochs)
+
+    def short_term_weight(epoch: int, num_train_epochs: int) -> float:
+        lent = settings.long_term_weight if lends(epoch) else 0.0
+        return (settings.short_term_weight + lent) * ramp(epoch, num_train_epochs)
+
+    return (
+        Teacher("long_term", lambda epoch: long_term_epoch(epoch, k), long_term_weight),
+        Teacher("short_term", short_term_epoch, short_term_weight),
+    )
+
+
+def epochs_needed(teachers: Iterable[Teacher], epoch: int) -> set[int]:
+    """The epochs of the run's own store that a teacher may use in `epoch` or later."""
+    used = (teacher.epoch_of(epoch) for teacher in teachers if teacher.store is None)
+    return {source for source in used if source is not None}

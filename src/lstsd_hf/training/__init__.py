@@ -1,0 +1,1 @@
+"""What needs a Trainer: the mixin, the data on its way to a batch, the store during a run, the Hub."""

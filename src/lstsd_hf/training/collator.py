@@ -1,0 +1,203 @@
+"""A batch on its way to the trainer: sample ids go around the user's collator, and the teachers' predictions join."""
+
+import operator
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..method.teachers import PREDICTIONS, Teacher
+from ..store import LogitsStore, StoreError
+from .sample_ids import SampleIdError
+
+# What the collator adds to a batch, and the trainer takes out before the model sees it.
+SAMPLE_IDS = "lstsd_sample_ids"
+
+
+def teacher_key(name: str) -> str:
+    """Where the predictions of the teacher of that name stand in a batch."""
+    return f"lstsd_{name}_logits"
+
+
+class TeachingEpochs:
+    """Which epoch each teacher's predictions are read from, now: one object in a run, shared by all its loaders.
+
+    The numbers lie in shared memory, so worker processes see them change, forked or spawned, persistent or not.
+
+    Attributes:
+        sources: For each teacher: its name, the folder of its store (None: the run's own), its track.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        self.sources = tuple((teacher.name, teacher.store, teacher.track) for teacher in teachers)
+        self._epochs = torch.full((len(self.sources),), -1, dtype=torch.int64).share_memory_()
+
+    def set(self, epochs: Sequence[int | None]) -> None:
+        """Says, at the start of an epoch and before a batch of it is fetched, which epoch each teacher is at."""
+        self._epochs.copy_(torch.tensor([-1 if epoch is None else epoch for epoch in epochs]))
+
+    def get(self) -> list[int]:
+        """The epoch of each teacher; -1: it does not teach now."""
+        return self._epochs.tolist()
+
+
+class IdentifiedRow(NamedTuple):
+    """An item of a map-style data set, and its position there, or its id where that is known."""
+
+    position: int
+    row: Any
+
+
+class IdentifiedDataset(torch.utils.data.Dataset[IdentifiedRow]):
+    """Names the items of a map-style data set, without a copy: an item is what it was, beside its id.
+
+    All else is the data set's own: its attributes (`set_epoch`, `column_names` ...), and what it gives for a key that
+    is no position, such as the name of a column.
+    """
+
+    def __init__(self, dataset: Any, ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        self.dataset = dataset
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            position = operator.index(index)
+        except TypeError:
+            return self.dataset[index]
+        return IdentifiedRow(int(self.ids[position]), self.dataset[position])
+
+    def __getitems__(self, indices: list[int]) -> list[IdentifiedRow]:
+        # The data loader's way to fetch a batch at once, which `datasets.Dataset` has and many torch data sets do not.
+        if hasattr(self.dataset, "__getitems__"):
+            rows = self.dataset.__getitems__(indices)
+        else:
+            rows = [self.dataset[index] for index in indices]
+        return [IdentifiedRow(int(self.ids[index]), row) for index, row in zip(indices, rows, strict=True)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("dataset", "ids"):  # not there yet, while this object is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class SentByValue(torch.Tensor):
+    """A tensor that arrives in another process as a plain one, sent by value.
+
+    PyTorch sends a file descriptor for each tensor instead, which costs the training process half a millisecond per
+    tensor, however small.
+    """
+
+    @classmethod
+    def from_numpy(cls, array: npt.NDArray[Any]) -> "SentByValue":
+        return torch.from_numpy(array).as_subclass(cls)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return torch.from_numpy, (self.numpy(),)
+
+
+class TeacherCollator:
+    """Takes the sample ids out, lets another collator make the batch, and adds the ids and the teachers to it.
+
+    It may run in worker processes: it carries the store's path, and opens the store where and when it first reads. Its
+    other attributes are those of the collator that it wraps.
+    """
+
+    def __init__(
+        self, collator: Callable[[list[Any]], Any], column: str, num_samples: int, path: str, teaching: TeachingEpochs
+    ) -> None:
+        self.collator = collator
+        self._column = column
+        self._num_samples = num_samples
+        self._path = path
+        self._teaching = teaching
+        self._stores: dict[str, LogitsStore] = {}
+        self._opened_for: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would be pickled as a full copy.
+        return {**self.__dict__, "_stores": {}, "_opened_for": []}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "collator":  # not there yet, while this object is unpickled
+            raise AttributeError(name)
+        return getattr(self.collator, name)
+
+    def __call__(self, features: list[Any]) -> MutableMapping[str, Any]:
+        """Makes a batch of B rows.
+
+        Raises:
+            SampleIdError: a row has no id, or one that is no integer in [0, num_samples), or that of another row.
+            TypeError: the wrapped collator did not return a mapping.
+        """
+        identified = isinstance(features[0], IdentifiedRow)
+        rows = [feature.row for feature in features] if identified else features
+        if identified and not any(self._has_id(row) for row in rows):
+            ids = [feature.position for feature in features]
+        else:
+            ids = [self._id_of(row) for row in rows]
+            if identified:
+                self._refuse_shared_ids(ids, features)
+            rows = [{key: value for key, value in row.items() if key != self._column} for row in rows]
+        batch = self.collator(rows)
+        if not isinstance(batch, MutableMapping):
+            raise TypeError(f"The data collator returned a {type(batch).__name__}: expected a mapping of tensors.")
+        sample_ids = np.array(ids, np.int64)
+        to_tensor = torch.from_numpy if torch.utils.data.get_worker_info() is None else SentByValue.from_numpy
+        batch[SAMPLE_IDS] = to_tensor(sample_ids)
+        epochs = self._teaching.get()
+        if epochs != self._opened_for:  # anew: the maps of epochs that were dropped would hold on to their disk space
+            self._stores, self._opened_for = {}, epochs
+        for (name, store, track), epoch in zip(self._teaching.sources, epochs, strict=True):
+            if epoch >= 0:
+                batch[teacher_key(name)] = to_tensor(self._read(store or self._path, track, epoch, sample_ids))
+        return batch
+
+    def _read(self, path: str, track: str, epoch: int, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """What a teacher says of (B,) samples, (B, *row_shape)."""
+        if path not in self._stores:
+            self._stores[path] = LogitsStore.open(path)
+        store = self._stores[path]
+        if track == PREDICTIONS:
+            return store.read(epoch, sample_ids)
+        found = store.read_statistic(track)
+        if found is None or found[0] != epoch:
+            raise StoreError(f"{path} holds no statistic {track!r} of epoch {epoch}, which a teacher is read from.")
+        return np.take(found[1], sample_ids, axis=0)
+
+    def _has_id(self, row: Any) -> bool:
+        return isinstance(row, Mapping) and self._column in row
+
+    def _id_of(self, row: Any) -> int:
+        if not self._has_id(row):
+            found = sorted(row) if isinstance(row, Mapping) else type(row).__name__
+            raise SampleIdError(
+                f"A training row has no {self._column!r}: expected an integer sample id in every row, found {found}. "
+                "Add it with add_sample_ids, or where the rows are made."
+            )
+        try:
+            sample_id = operator.index(row[self._column])
+        except TypeError as error:
+            raise SampleIdError(
+                f"A training row has {self._column}={row[self._column]!r}: expected an integer sample id."
+            ) from error
+        if not 0 <= sample_id < self._num_samples:
+            raise SampleIdError(
+                f"A training row has {self._column}={sample_id}: expected 0 to {self._num_samples - 1}. Give the "
+                "largest id plus 1 as num_samples."
+            )
+        return sample_id
+
+    def _refuse_shared_ids(self, ids: list[int], features: list[IdentifiedRow]) -> None:
+        # A sampler may well draw one row twice; two rows of one name are an error.
+        owner: dict[int, int] = {}
+        for sample_id, feature in zip(ids, features, strict=True):
+            if owner.setdefault(sample_id, feature.position) != feature.position:
+                raise SampleIdError(
+                    f"Rows {owner[sample_id]} and {feature.position} of the training set share "
+                    f"{self._column}={sample_id}: expected an id of its own for each row."
+                )

@@ -1,0 +1,69 @@
+"""The processes of a run: who owns the store, waiting for each other, and journals for nodes that share no disk."""
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from transformers import TrainingArguments
+
+from ..store import LogitsStore
+
+_CHUNK_BYTES = 16 << 20
+
+
+class Processes:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        owns_store: Whether this process makes, seals and copies the store: one does, or one on each node.
+        nodes_share_no_disk: Whether each node has a store of its own (`save_on_each_node`).
+    """
+
+    def __init__(self, accelerator: Accelerator, args: TrainingArguments) -> None:
+        self.accelerator = accelerator
+        self.owns_store = args.should_save
+        self.nodes_share_no_disk = args.save_on_each_node
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def count(self) -> int:
+        return self.accelerator.num_processes
+
+    def wait(self) -> None:
+        """Waits until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
+    def gather_journals(self, store: LogitsStore, epoch: int) -> None:
+        """Waits for all processes; where nodes share no disk, gives each node the journals of all."""
+        self.wait()
+        if not self.nodes_share_no_disk or self.count == 1:
+            return
+        device = self.accelerator.device
+        node = self.rank - self.accelerator.local_process_index  # its first process names a node
+        for source in range(self.count):
+            journal = store.journal_path(epoch, source)
+            sends = source == self.rank
+            size = journal.stat().st_size if sends and journal.exists() else 0
+            size, source_node = broadcast(torch.tensor([size, node], device=device), source).tolist()
+            if not size:
+                continue
+            receives = self.owns_store and source_node != node
+            temporary = store.path / f".{journal.name}.tmp"
+            file: Any = journal.open("rb") if sends else temporary.open("wb") if receives else nullcontext()
+            with file:
+                for start in range(0, size, _CHUNK_BYTES):
+                    chunk = torch.empty(min(_CHUNK_BYTES, size - start), dtype=torch.uint8)
+                    if sends:
+                        file.readinto(chunk.numpy())
+                    chunk = broadcast(chunk.to(device), source)
+                    if receives:
+                        file.write(chunk.cpu().numpy())
+            if receives:
+                os.replace(temporary, journal)
+        self.wait()

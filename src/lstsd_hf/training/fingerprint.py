@@ -1,0 +1,86 @@
+"""The fingerprint of a training set: equal for equal rows, on every machine and in every order of the rows."""
+
+import os
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+_ROWS_AT_ONCE = 10_000
+_NULL = np.uint64(0x9E3779B97F4A7C15)  # stands for a missing value
+
+
+def fingerprint(dataset: datasets.Dataset, ids: npt.NDArray[np.int64], columns: Iterable[str]) -> str:
+    """A hash over (id, label, model inputs) of all rows that does not depend on the order of the rows.
+
+    Each row is hashed with xxh3, and the sum of the hashes modulo 2^64 is taken; so the rows need not be sorted, and
+    nothing is held in memory but one batch.
+    """
+    names = sorted(columns)
+    seed = xxhash.xxh3_64_intdigest("\0".join(names).encode())
+    total = 0
+    batches = dataset.with_format("arrow").select_columns(names).iter(_ROWS_AT_ONCE)
+    for start, table in zip(range(0, len(ids), _ROWS_AT_ONCE), batches, strict=True):
+        cells = [_row_hashes(table[name].combine_chunks()) for name in names]
+        rows = np.column_stack([ids[start : start + len(table)].view(np.uint64), *cells])
+        total = (total + int(_hash_rows(rows, seed).sum(dtype=np.uint64))) % 2**64
+    return f"{len(ids)} rows, xxh3 {total:016x}"
+
+
+def _row_hashes(array: Any) -> npt.NDArray[np.uint64]:
+    """A number for each value of an Arrow array, equal for equal values, whatever the width of their type."""
+    if isinstance(array, pa.ChunkedArray):  # what combine_chunks leaves of a column without rows
+        array = pa.concat_arrays(array.chunks)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = array.type
+    if pa.types.is_struct(kind):
+        parts = dict(zip((field.name for field in kind), array.flatten(), strict=True))
+        if parts.keys() == {"bytes", "path"}:  # an image or a sound: where it lies differs between machines
+            names = [path and os.path.basename(path) for path in parts["path"].to_pylist()]
+            parts["path"] = pa.array(names, pa.string())
+        hashes = _hash_rows(np.column_stack([_row_hashes(part) for part in parts.values()]))
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+        hashes = _hash_slices(_row_hashes(array.flatten()), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    elif pa.types.is_null(kind):
+        hashes = np.zeros(len(array), np.uint64)
+    elif pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        numbers = array.cast(pa.int8()) if pa.types.is_boolean(kind) else array
+        hashes = pc.fill_null(numbers, 0).to_numpy().astype(np.int64).view(np.uint64)
+    elif pa.types.is_floating(kind):
+        hashes = pc.fill_null(array, np.nan).to_numpy().astype(np.float64).view(np.uint64)
+    elif pa.types.is_large_binary(kind):
+        values = (xxhash.xxh3_64_intdigest(value or b"") for value in array.to_pylist())
+        hashes = np.fromiter(values, np.uint64, len(array))
+    elif pa.types.is_large_string(kind) or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        hashes = _row_hashes(array.cast(pa.large_binary()))
+    else:  # short strings, times, decimals
+        hashes = _row_hashes(array.cast(pa.large_string()))
+    if array.null_count:
+        hashes = np.where(array.is_null().to_numpy(zero_copy_only=False), _NULL, hashes)
+    return hashes
+
+
+def _hash_rows(values: npt.NDArray[np.uint64], seed: int = 0) -> npt.NDArray[np.uint64]:
+    """xxh3 of each row of a matrix."""
+    return _hash_slices(values, np.arange(len(values) + 1) * values.shape[1], seed)
+
+
+def _hash_slices(
+    values: npt.NDArray[np.uint64], bounds: npt.NDArray[np.int64], seed: int = 0
+) -> npt.NDArray[np.uint64]:
+    """xxh3 of the flattened values from bounds[i] to bounds[i + 1], for each i."""
+    data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    ends = (bounds * values.itemsize).tolist()
+    digest = xxhash.xxh3_64_intdigest
+    hashes = (digest(data[start:end], seed) for start, end in pairwise(ends))
+    return np.fromiter(hashes, np.uint64, len(ends) - 1)

@@ -1,0 +1,169 @@
+"""Sharing a run: what the model card says, and what a push to the Hub takes along."""
+
+import inspect
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers.trainer_utils import has_length
+from transformers.utils import logging
+
+from .._version import __version__
+from ..config import DistillationArguments
+from ..method.teachers import Settings
+from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, PRIVATE_FOLDERS, checkpoints_of
+from ..store import LogitsStore, StoreError
+from . import model_card
+from .model_head import unwrapped
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+logger = logging.get_logger(__name__)
+
+
+class HubMixin(_Trainer):
+    """The part of `LSTSDMixin` that shares a run.
+
+    Attributes:
+        distillation: The method's settings as the user gave them.
+        settings: The same as they are in force.
+    """
+
+    distillation: DistillationArguments
+    settings: Settings
+
+    def logits_path(self) -> str:
+        """The folder of the run's store, absolute."""
+        raise NotImplementedError
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The parent's model card, with a section on the distillation; see `lstsd_hf.training.model_card`.
+
+        The metrics of the last evaluation go into its model-index. Takes the parent's arguments.
+        """
+        if not self.is_world_process_zero():
+            return
+        output_dir = Path(str(self.args.output_dir))
+        # By name: what stands first differs between trainers.
+        given = inspect.signature(super().create_model_card).bind_partial(*args, **kwargs).arguments
+        if not given.get("model_name"):
+            # The name that the repo on the Hub gets, which the plain Trainer does not think of for output_dir=".".
+            given["model_name"] = Path(self.hub_model_id or output_dir.absolute()).name
+        super().create_model_card(**given)
+        log_history, rows = self.state.log_history, self.train_dataset
+        num_samples = len(cast(Any, rows)) if has_length(rows) else None
+        path = output_dir / "README.md"
+        card = model_card.complete(
+            path.read_text(encoding="utf-8"),
+            model_card.describe(self.settings, self.distillation, self.args, log_history, num_samples),
+            model_card.evaluation_metrics(log_history),
+            model_card.infer_task(type(unwrapped(self.model)).__name__),
+        )
+        path.write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Trainer.push_to_hub`; with `push_logits=True` the logits store follows the model, into `_logits/`.
+
+        Returns:
+            The model's commit; with `blocking=False` a future of it, which is done when the store has arrived as well.
+
+        Raises:
+            StoreError: `push_logits=True`, and there is no store; or the push would take along what it must not.
+                Nothing is uploaded then.
+        """
+        if self.is_world_process_zero():
+            self.refuse_leak(private_folders_of_trials(Path(str(self.args.output_dir))))
+        if not self.distillation.push_logits or not self.is_world_process_zero():
+            return super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
+        path = Path(self.logits_path())
+        try:
+            store = LogitsStore.open(path)
+        except StoreError as error:
+            raise StoreError(f"{error} push_logits=True uploads it: train first, or set push_logits=False.") from error
+        # A copy, because the upload may go on while training changes the store; of links, where the disk has them.
+        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.push-", dir=path.parent))
+        try:
+            snapshot = store.copy(folder / LOGITS_FOLDER, {})
+            pushed = super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
+        def push_store() -> CommitInfo:
+            try:
+                commit = pushed.result() if isinstance(pushed, Future) else pushed
+                HfApi(library_name="lstsd_hf", library_version=__version__).upload_folder(
+                    repo_id=cast(str, self.hub_model_id),
+                    folder_path=snapshot.path,
+                    path_in_repo=LOGITS_FOLDER,
+                    commit_message=f"{commit_message}, logits",
+                    token=token or self.args.hub_token,
+                    revision=revision or self.args.hub_revision,
+                    delete_patterns="*",  # of an earlier push: epochs that were dropped since
+                )
+                return commit
+            finally:
+                shutil.rmtree(folder)
+
+        if blocking:
+            return push_store()
+        following = HfApi().run_as_future(push_store)
+        following.add_done_callback(_warn_of_failed_push)
+        return following
+
+    def refuse_leak(self, paths: Sequence[Path]) -> None:
+        """Raises StoreError where there are folders that a push would take along, and `push_logits` is not set."""
+        if paths and not self.distillation.push_logits:
+            raise StoreError(
+                f"A push of {self.args.output_dir} to the Hub would upload {paths[0]}, with what a trial of a "
+                "hyper-parameter search predicted for the training samples: expected that to stay. Use "
+                "hub_strategy='end' in a search, and move the trials' folders elsewhere before a push; or set "
+                "push_logits=True."
+            )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        before = self._pushes()
+        super()._push_from_checkpoint(checkpoint_folder)
+        for push in self._pushes():
+            if push not in before:
+                push.add_done_callback(_warn_of_failed_push)
+
+    def _pushes(self) -> list[Future]:
+        """The uploads of checkpoints in mid-training, whose outcome the plain Trainer does not look at."""
+        progress = getattr(self, "push_in_progress", None)  # there on the process that pushes
+        return list(progress.jobs) if progress is not None else []
+
+
+def private_folders_of_trials(output_dir: Path) -> list[Path]:
+    """Stores and reports in the folders of a hyper-parameter search's trials.
+
+    A push leaves out what has an underscore in front, or is a checkpoint, but at the top of `output_dir` only.
+    """
+    patterns = (f"[!_]*/{inside}{name}" for name in PRIVATE_FOLDERS for inside in ("", f"{CHECKPOINT_PREFIX}-*/"))
+    found = (path for pattern in patterns for path in output_dir.glob(pattern))
+    return sorted(path for path in found if path.parent not in checkpoints_of(output_dir))
+
+
+def _warn_of_failed_push(push: Future) -> None:
+    """Says what went wrong with an upload that nobody waits for."""
+    error = None if push.cancelled() else push.exception()
+    if error is not None:
+        logger.warning(
+            f"A push to the Hub failed: {error!r}, because of {error.__cause__!r}. Training goes on, what is on disk "
+            "is not affected, and the next push uploads all that is missing."
+        )

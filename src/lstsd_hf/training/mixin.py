@@ -1,0 +1,314 @@
+"""A Trainer that records each sample's logits and distils from those of earlier epochs: as a mixin for any Trainer."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, has_length
+from transformers.utils import logging
+
+from ..config import DistillationArguments
+from ..method.heads import HEADS, Head, choose_head
+from ..method.loss import distillation_loss
+from ..method.teachers import teachers_of
+from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE
+from ..store import LogitsStore
+from .callback import RecorderCallback
+from .checkpoint import last_complete_checkpoint, saved_store
+from .collator import SAMPLE_IDS, TeachingEpochs, teacher_key
+from .exchange import Processes
+from .loader import LoaderMixin
+from .log import LossParts
+from .model_head import known_columns, refuse_unsupported, rows_of
+from .overrides import (
+    count_own_items,
+    is_plain,
+    is_taught,
+    items_in,
+    refuse_wrong_order,
+    taught,
+    watching,
+)
+from .recorder import Plan, Recorder
+from .sample_ids import LABEL_COLUMNS
+
+logger = logging.get_logger(__name__)
+
+
+class LSTSDMixin(LoaderMixin):
+    """Long Short-Term Sample Distillation (Jiang et al., AAAI 2020) for any subclass of `Trainer`.
+
+    ```python
+    class MyTrainer(LSTSDMixin, SomeTrainer): ...
+
+    @dataclass
+    class MyConfig(DistillationArguments, SomeConfig): ...
+    ```
+
+    What `compute_loss` returns, the parent's or your own, is the base loss: the mean over a micro-batch. The loss is
+    scaled so that the gradient is that of the mean over all samples of a step, whatever the gradient accumulation and
+    the number of processes. A `compute_loss` or `compute_loss_func` of yours gets the number of items in its own
+    micro-batch, and may return a mean, or a sum divided by that number.
+
+    `args` may also be a config without the method's settings: their defaults apply then. The training set may lack
+    sample ids: a row's position is its id then, and the set must come in the same order when a run is resumed.
+
+    Attributes:
+        distillation: The method's settings as the user gave them; never changed.
+        settings: The same as they are in force. Weights that were left open are numbers here, those of the head that
+            the first batch shows.
+        teacher_weights: float32 (T,), on the device: the weights of the T teachers of the last batch.
+        is_computing_base_loss: Whether the base loss of a training batch is being computed.
+
+    Raises:
+        TypeError: when a subclass is made: another trainer stands before the mixin.
+        ValueError: at `train()`, before the first step: sample ids that are missing, repeated or negative, labels
+            outside of the model's classes, several GPUs in one process, a head that is not supported. In the first
+            step: logits that are not one row for each sample, or have no gradient.
+        StoreError: the store's folder holds something else, or the disk is full.
+    """
+
+    # What `compute_loss` returns is a part of the mean over all samples of the step already.
+    loss_is_scaled_for_ga = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_wrong_order(cls, LSTSDMixin)
+        if not is_taught(cls.compute_loss):
+            cls.compute_loss = taught(cls.compute_loss)  # type: ignore[method-assign]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = True  # whatever a subclass says of the loss that it computes
+        self.distillation = self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = count_own_items(self.compute_loss_func)
+        self.is_computing_base_loss = False
+        self.teacher_weights = torch.empty(0)
+        self._callback = RecorderCallback(self._begin)
+        self.add_callback(self._callback)
+        self._has_own_loss = not is_plain(self, "compute_loss")
+        self._trial: Any = None
+        self._assume(choose_head(self._problem_type(), None, known_columns(self.model) or 2).head)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forgets what an earlier run was."""
+        self._head: Head | None = None
+        self._plan: Plan | None = None
+        self._saved: LogitsStore | None = None
+        self._parts = LossParts()
+        self._weighted_for: Any = None
+        self._teaching = TeachingEpochs(self._teachers)
+
+    def _assume(self, head: Head) -> None:
+        """Settings and teachers for a head; before the first batch it is not sure, and weights are not used yet."""
+        self.settings = self.distillation.resolve(head.default_weight)
+        self._teachers = teachers_of(self.settings)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: expected one process "
+                f"for each. Start the script with `torchrun --nproc_per_node {self.args.n_gpu} SCRIPT ...`, or show "
+                "it one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        refuse_unsupported(self.model)
+        self._trial = kwargs.get("trial", args[0] if args else None)
+        self._reset()
+        if self._trial is not None and self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
+            self.refuse_leak([Path(self._get_output_dir(self._trial), LOGITS_FOLDER)])
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+        if resume_from_checkpoint:
+            lenient = self.distillation.resume_without_logits
+            self._saved = saved_store(str(resume_from_checkpoint), known_columns(self.model), lenient)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._callback.release()
+
+    def _begin(self, state: TrainerState, loader: Any) -> Recorder:
+        """Begins to record, when the Trainer begins to train."""
+        plan, self._plan = self._plan, None
+        if plan is None:
+            raise ValueError(
+                f"{type(self).__name__}.get_train_dataloader never reached LSTSDMixin's, so no batch has sample ids: "
+                "expected a loader of super().get_train_dataloader(). Call it there and change what it returns, or "
+                "set train_dataset and data_collator, or override _get_train_sampler."
+            )
+        saved = self._saved if state.global_step else None
+        steps = max(math.ceil(len(loader) / self.args.gradient_accumulation_steps), 1) if has_length(loader) else None
+        k = self.settings.mini_generation_epochs
+        if self.settings.long_term_weight and state.num_train_epochs <= k and self.accelerator.is_main_process:
+            warnings.warn(
+                f"The long-term teacher would teach from epoch {k} on (epochs count from 0), and this run has only "
+                f"{state.num_train_epochs}: it will never teach. Train for at least {k + 1} epochs, or set "
+                "mini_generation_epochs lower.",
+                stacklevel=2,
+            )
+        self._parts, self.teacher_weights, self._weighted_for = LossParts(), torch.empty(0), None
+        recorder = Recorder(plan, self._teachers, Processes(self.accelerator, self.args), state, steps, saved)
+        if saved is not None:
+            if self.accelerator.is_main_process:
+                self._parts.restore(saved.note.get("log", {}), self.accelerator.device)
+            if "problem_type" in saved.note:  # a guess is made once, when a run begins
+                self._take_head(HEADS[self._problem_type() or saved.note["problem_type"]], recorder)
+        return recorder
+
+    def _take_head(self, head: Head, recorder: Recorder) -> None:
+        self._head = recorder.head = head
+        self._assume(head)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First, because the plain Trainer pushes and rotates checkpoints before it returns; and because it writes its
+        # own state last, so that a checkpoint that has one is complete.
+        if not self.args.save_only_model and self._callback.recorder is not None:
+            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            if self.args.should_save:  # a folder that is written over is not complete meanwhile
+                (folder / TRAINER_STATE_FILE).unlink(missing_ok=True)
+            note: dict[str, Any] = {"log": self._parts.totals(self.accelerator)}
+            if self._head is not None:
+                note["problem_type"] = next(name for name, head in HEADS.items() if head is self._head)
+            self._callback.recorder.save(folder, note)
+        super()._save_checkpoint(model, trial)
+
+    # ---- the loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """The number of samples in a group of training micro-batches over all processes.
+
+        The plain Trainer counts labels here, of which a multi-label row has many and a masked one none.
+        """
+        if not batch_samples or SAMPLE_IDS not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        count = sum(len(batch[SAMPLE_IDS]) for batch in batch_samples)
+        if self.accelerator.num_processes == 1:
+            return count
+        return self.accelerator.reduce(torch.full((), count, device=device), "sum")
+
+    @taught
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The parent's loss of a micro-batch: its mean, of which `teach` makes the loss of a training batch."""
+        # Without a count of items, which would multiply the loss by the number of processes.
+        return super().compute_loss(model, inputs, return_outputs=return_outputs)
+
+    def teach(
+        self,
+        compute_loss: Callable[..., Any],
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> Any:
+        """The loss of a training micro-batch of B samples: base loss and divergences; records the logits.
+
+        Args:
+            compute_loss: Computes the base loss; a method, not bound.
+            model: The model, as it is wrapped for training.
+            inputs: A batch of `get_train_dataloader`; stays as it is.
+            return_outputs: Whether to return the model's outputs as well.
+            num_items_in_batch: The number of samples N in this step's group of micro-batches on all W processes. The
+                loss is multiplied by B W / N, so that the sum over micro-batches, averaged over processes, is the mean
+                over samples.
+
+        Raises:
+            ValueError: the logits are not one row for each sample, or have no gradient.
+        """
+        recorder = self._callback.recorder
+        if recorder is None:
+            raise ValueError(
+                "A training batch, and no run that records: expected the callback RecorderCallback, which "
+                "LSTSDMixin adds. Do not remove it, and train with train()."
+            )
+        inputs = copy.copy(inputs)  # a caller may use its batch again
+        sample_ids = inputs.pop(SAMPLE_IDS)
+        keys = {teacher.name: teacher_key(teacher.name) for teacher in self._teachers}
+        teachers = {name: inputs.pop(key) for name, key in keys.items() if key in inputs}
+        labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
+        items = items_in(labels) if self._has_own_loss else None
+        self.is_computing_base_loss = True
+        try:
+            with watching(cast(nn.Module, self.model), self._has_own_loss) as seen:
+                found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=items)
+        finally:
+            self.is_computing_base_loss = False
+        base_loss, outputs = found if isinstance(found, tuple) else (found, None)
+        logits = _logits([outputs, *seen], len(sample_ids), type(self).__name__)
+
+        if self._head is None:
+            choice = choose_head(self._problem_type(), labels, logits.shape[-1])
+            if choice.guessed_from is not None and self.accelerator.is_main_process:
+                logger.warning(
+                    f"The training data has {choice.guessed_from}: the logits are taken for "
+                    f"{type(choice.head).__name__.lower()}. If they are something else, set problem_type."
+                )
+            self._take_head(choice.head, recorder)
+        recorder.record(sample_ids, logits)
+        loss, terms = base_loss, None
+        if teachers:
+            past = torch.stack(list(teachers.values()))
+            assert self._head is not None
+            terms = self._head.terms(logits, past, self.settings.temperature, self.settings.teacher_trust)
+            loss = distillation_loss(base_loss, self._weigh(recorder, tuple(teachers)), terms)
+        self._parts.add(base_loss, len(sample_ids), tuple(teachers), terms)
+
+        if num_items_in_batch is not None:
+            loss = loss * (len(sample_ids) * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _weigh(self, recorder: Recorder, names: tuple[str, ...]) -> torch.Tensor:
+        """The weights of the teachers of these names, made once an epoch: a step that brings numbers to the device
+        waits for it."""
+        if self._weighted_for != (recorder.epoch, names):
+            epochs = recorder.num_train_epochs
+            weights = [t.weight_of(recorder.epoch, epochs) for t in self._teachers if t.name in names]
+            self.teacher_weights = torch.tensor(weights, device=self.accelerator.device)
+            self._weighted_for = recorder.epoch, names
+        return self.teacher_weights
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # An evaluation set may have been given ids as well, which remove_unused_columns=False lets through to here.
+        inputs.pop(self.distillation.sample_id_column, None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        # The training log, and that of the run's end, for the steps after the last one. All processes write these. In
+        # place: the plain Trainer adds the epoch to this dictionary, which is the run's metrics as well.
+        if "loss" in logs or "total_flos" in logs:
+            k = self.settings.mini_generation_epochs  # from here on every teacher that is in use has its weight
+            in_use = [teacher.name for teacher in self._teachers if teacher.weight_of(k, k + 1)]
+            logs.update(self._parts.means_since_last_log(self.accelerator, in_use))
+        super().log(logs, *args, **kwargs)
+
+
+def _logits(candidates: list[Any], samples: int, trainer: str) -> torch.Tensor:
+    """The first (B, C) logits with gradient among what the model returned.
+
+    Raises:
+        ValueError: there are none.
+    """
+    refusals = []
+    for found in candidates:
+        try:
+            logits = rows_of(found, samples)
+        except ValueError as error:
+            refusals.append(error)
+            continue
+        if logits.requires_grad:
+            return logits
+    if len(refusals) == len(candidates):
+        raise refusals[0]
+    raise ValueError(
+        f"The logits that {trainer}.compute_loss returns have no gradient, so no teacher could reach the model: "
+        "expected those of the forward pass that the loss is made of. Compute both in one pass with gradient, and "
+        "return (loss, outputs) for return_outputs=True."
+    )

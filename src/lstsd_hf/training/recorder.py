@@ -1,0 +1,307 @@
+"""The store during a run: made or restored, recorded into, sealed at the end of each epoch, saved, given back."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import TrainerState
+
+from ..method.heads import Head
+from ..method.teachers import Teacher, epochs_needed
+from ..paths import LOGITS_FOLDER
+from ..store import LogitsStore, StoreError
+from . import place
+from .checkpoint import refuse_other
+from .collator import TeachingEpochs
+from .exchange import Processes
+from .sample_ids import SampleIdError
+from .training_set import TrainingSet
+
+_ID_BYTES = 8
+_VALUES_AT_ONCE = 4 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run records, and where.
+
+    Attributes:
+        path: The store's folder, absolute.
+        training_set: What is known of the samples.
+        dtype: "float16" or "float32".
+        keeps_all: Whether every epoch is kept; else those that can still teach.
+        resumes_without_logits: Whether to go on where the store lacks epochs that should teach.
+        skips_seen_batches: Whether a resumed run passes over the batches that its checkpoint had seen.
+        teaching: Where the loaders read which epochs teach.
+    """
+
+    path: Path
+    training_set: TrainingSet
+    dtype: str
+    keeps_all: bool
+    resumes_without_logits: bool
+    skips_seen_batches: bool
+    teaching: TeachingEpochs
+
+
+class Recorder:
+    """Keeps the logits store in step with the training loop of one run.
+
+    With several processes, all record the epoch, each into its own journal; at its end all wait, one seals, all wait
+    again; then the loaders of the next epoch read what was sealed.
+
+    Attributes:
+        epoch: The epoch under way, from 0; the one before the first while the run begins. Counted here, because
+            `int(state.epoch)` is wrong after an early end of an epoch and after a resume with another batch size.
+        steps_per_epoch: None for a stream, whose length is not known.
+        head: What the logits stand for, once it is known; it says which statistics are folded.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        teachers: Sequence[Teacher],
+        processes: Processes,
+        state: TrainerState,
+        steps_per_epoch: int | None,
+        saved: LogitsStore | None = None,
+    ) -> None:
+        """Takes the store's folder; an earlier store there goes aside, and what a checkpoint saved takes its place.
+
+        Args:
+            plan: What to record.
+            teachers: Who teaches.
+            processes: The run's.
+            state: The Trainer's, which goes on to change.
+            steps_per_epoch: See the attribute.
+            saved: The store in the checkpoint that the run resumes from; None: the run starts anew.
+
+        Raises:
+            StoreMismatchError: the checkpoint's store does not go with this run.
+            StoreError: another run uses the folder, it holds something else, or the disk is too small.
+        """
+        self.head: Head | None = None
+        self.steps_per_epoch = steps_per_epoch
+        self._plan, self._teachers, self._processes, self._state = plan, teachers, processes, state
+        self._store: LogitsStore | None = None
+        self._pending: list[tuple[torch.cuda.Event | None, int, torch.Tensor, torch.Tensor]] = []
+        self._seen: npt.NDArray[np.bool_] | None = None
+        self._held = None
+        if steps_per_epoch is not None:
+            self.epoch = state.global_step // steps_per_epoch - 1
+        else:
+            self.epoch = -1 if saved is None else self._epoch_before(saved)
+        self._steps_at_epoch = state.global_step
+        plan.path.parent.mkdir(parents=True, exist_ok=True)
+        if saved is not None:
+            if processes.owns_store:
+                saved.verify()
+            refuse_other(saved, plan.training_set, plan.dtype, steps_per_epoch, self.epoch)
+            self._refuse_full_disk(saved.row_shape, len(saved.sealed_epochs))
+        if processes.owns_store:
+            self._held = place.lock(plan.path)
+            try:
+                self._take_place(saved)
+            except BaseException:
+                self.release()
+                raise
+        processes.wait()
+        if saved is not None:
+            self._open_store()
+
+    def _epoch_before(self, saved: LogitsStore) -> int:
+        """The epoch before the one in which a stream is resumed. The Trainer first passes over what it has seen."""
+        last = saved.note.get("epoch", 0)
+        return last if last in saved.sealed_epochs and not self._plan.skips_seen_batches else last - 1
+
+    def _take_place(self, saved: LogitsStore | None) -> None:
+        aside = place.move_aside(self._plan.path)
+        if saved is not None:
+            saved.copy(self._plan.path, {})
+            if aside is not None:
+                place.discard_shared(aside, saved)
+
+    def _open_store(self) -> LogitsStore:
+        # What takes memory for each row is in the store from now on.
+        self._plan = replace(self._plan, training_set=self._plan.training_set.without_rows())
+        self._store = LogitsStore.open(self._plan.path)
+        return self._store
+
+    def release(self) -> None:
+        """Lets another run use the store's folder."""
+        if self._held is not None:
+            place.unlock(self._held)
+            self._held = None
+
+    # ---- epochs
+
+    def begin_epoch(self) -> None:
+        """Goes on to the next epoch, and tells the loaders who teaches in it.
+
+        Raises:
+            StoreError: an epoch that should teach is not in the store.
+        """
+        # Not only at the epoch's end: that is skipped where an epoch was cut short.
+        self._seal()
+        self.epoch += 1
+        self._steps_at_epoch = self._state.global_step
+        sealed = self._store.sealed_epochs if self._store is not None else []
+        if self.epoch in sealed:  # a stream that the Trainer passes over once more: no batch will come
+            self._plan.teaching.set([None] * len(self._teachers))
+            return
+        teaching = [teacher.teaching_epoch(self.epoch, self.num_train_epochs) for teacher in self._teachers]
+        own = (e for e, teacher in zip(teaching, self._teachers, strict=True) if teacher.store is None)
+        missing = {epoch for epoch in own if epoch is not None} - set(sealed)
+        if missing and not self._plan.resumes_without_logits:
+            raise StoreError(
+                f"The predictions of epochs {sorted(missing)}, which teach in epoch {self.epoch}, are not in the "
+                f"store at {self._plan.path}. Is mini_generation_epochs still what it was? Set "
+                "resume_without_logits=True to train without the missing teachers."
+            )
+        self._plan.teaching.set([None if epoch in missing else epoch for epoch in teaching])
+        if self._plan.training_set.streamed and self._processes.count == 1:
+            self._seen = np.zeros(self._plan.training_set.num_samples, np.bool_)
+
+    @property
+    def num_train_epochs(self) -> int:
+        """How many epochs the whole run has."""
+        state = self._state
+        if self.steps_per_epoch is None and self.epoch > 0:
+            # The Trainer does not know how long a stream is. It has ended before, and no teacher is in epoch 0.
+            return math.ceil(state.max_steps * self.epoch / self._steps_at_epoch)
+        return state.num_train_epochs
+
+    def end_epoch(self) -> None:
+        """Seals the epoch; one that max_steps cut short stays open, so that a resumed run can complete it."""
+        if self.steps_per_epoch is None or self._state.global_step % self.steps_per_epoch == 0:
+            self._seal()
+
+    def end(self) -> None:
+        """Seals the last epoch, complete or not."""
+        self._seal()
+
+    def _seal(self) -> None:
+        if self._store is None:
+            return
+        self._flush()
+        self._store.close()
+        self._processes.gather_journals(self._store, self.epoch)
+        if self._processes.owns_store and self.epoch in self._store.open_epochs:
+            self._store.seal(self.epoch)
+            if self.head is not None:
+                fold_statistics(self._store, self.epoch, self.head)
+            if not self._plan.keeps_all:
+                needed = epochs_needed(self._teachers, self.epoch + 1)
+                for old in set(self._store.sealed_epochs) - needed:
+                    self._store.drop(old)
+        self._processes.wait()
+
+    # ---- recording
+
+    def record(self, sample_ids: torch.Tensor, logits: torch.Tensor) -> None:
+        """Records a micro-batch of the epoch under way, without waiting for the device.
+
+        Args:
+            sample_ids: int64, (B,).
+            logits: floating-point, (B, *row_shape), before the update of this step.
+
+        Raises:
+            StoreError, StoreMismatchError: see `LogitsStore.record`.
+            SampleIdError: a streamed training set repeats an id within an epoch.
+        """
+        if self._store is None:
+            self._create(tuple(logits.shape[1:]))
+        rows = logits.detach().float()
+        event = None
+        if rows.is_cuda:
+            # A copy into pinned memory that the device makes when it gets there; it is written to disk later.
+            sample_ids, rows = sample_ids.to("cpu", non_blocking=True), rows.to("cpu", non_blocking=True)
+            event = torch.cuda.current_stream().record_event()
+        self._pending.append((event, self._state.global_step, sample_ids.cpu(), rows.cpu()))
+        while self._pending and (self._pending[0][0] is None or self._pending[0][0].query()):
+            self._write(*self._pending.pop(0))
+
+    def _flush(self) -> None:
+        while self._pending:
+            self._write(*self._pending.pop(0))
+
+    def _write(self, event: torch.cuda.Event | None, step: int, sample_ids: torch.Tensor, rows: torch.Tensor) -> None:
+        if event is not None:
+            event.synchronize()
+        ids = sample_ids.numpy()
+        if self._seen is not None:
+            unique, count = np.unique(ids, return_counts=True)
+            repeated = unique[(count > 1) | self._seen[unique]]
+            if repeated.size:
+                raise SampleIdError(
+                    f"The streamed training set gave sample ids {repeated[:5].tolist()} a second time in epoch "
+                    f"{self.epoch}: expected each id once. Number the rows where the stream is made."
+                )
+            self._seen[unique] = True
+        assert self._store is not None
+        self._store.record(self.epoch, ids, rows.numpy(), step=step, rank=self._processes.rank)
+
+    def _create(self, row_shape: tuple[int, ...]) -> None:
+        """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
+        if self._processes.owns_store:
+            known = self._plan.training_set
+            self._refuse_full_disk(row_shape)
+            store = LogitsStore.create(
+                self._plan.path, known.num_samples, row_shape, self._plan.dtype, known.fingerprint
+            )
+            labels = known.labels_by_id()
+            if labels is not None:
+                store.write_labels(labels)
+        self._processes.wait()
+        self._open_store()
+
+    def _refuse_full_disk(self, row_shape: tuple[int, ...], sealed: int = 0) -> None:
+        """Raises StoreError where the disk has less room than the store will still take, with a journal's copy.
+
+        Args:
+            row_shape: The shape of one sample's logits.
+            sealed: The number of epochs that are on disk already, in the checkpoint that the run resumes from.
+        """
+        row_bytes = math.prod(row_shape) * np.dtype(self._plan.dtype).itemsize
+        samples, epochs = self._plan.training_set.num_samples, self._state.num_train_epochs
+        kept = epochs if self._plan.keeps_all and self.steps_per_epoch else min(epochs, 3)
+        needed = samples * (max(kept - sealed, 0) * row_bytes + 2 * (row_bytes + _ID_BYTES))
+        place.refuse_full_disk(self._plan.path, needed)
+
+    # ---- saving and restoring
+
+    def save(self, checkpoint: Path, note: dict[str, Any]) -> None:
+        """Puts the store, as it is at this step, into a checkpoint's folder, with a note of plain values."""
+        if self._store is None:
+            return
+        self._flush()
+        self._processes.gather_journals(self._store, self.epoch)
+        if self._processes.owns_store:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            own = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
+            self._store.copy(checkpoint / LOGITS_FOLDER, own | note)
+        self._processes.wait()
+
+
+def fold_statistics(store: LogitsStore, epoch: int, head: Head) -> None:
+    """Publishes what a head keeps of the epochs up to this one, the last that was sealed; in chunks of samples."""
+    labels = store.read_labels()
+    if labels is None:
+        return
+    rows = store.epoch_rows(epoch)
+    at_once = max(1, _VALUES_AT_ONCE // math.prod(store.row_shape))
+    for statistic in head.statistics(labels):
+        found = store.read_statistic(statistic.name)
+        last, before = (-1, None) if found is None else found
+        if last != epoch - 1:
+            continue  # a gap: a run that was resumed without its logits, or from a store that has no statistics
+        parts = []
+        for start in range(0, store.num_samples, at_once):
+            part = slice(start, start + at_once)
+            parts.append(statistic.fold(None if before is None else before[part], rows[part], labels[part]))
+        store.write_statistic(statistic.name, epoch, np.concatenate(parts))

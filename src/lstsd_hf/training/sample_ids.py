@@ -1,0 +1,102 @@
+"""Sample ids: a number that names each row of a training set for good. No torch."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+AnyDataset = TypeVar(
+    "AnyDataset", datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict, datasets.IterableDatasetDict
+)
+
+LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+_FEW = 5
+
+
+class SampleIdError(ValueError):
+    """The sample ids are missing, repeated, or no ids."""
+
+
+def add_sample_ids(dataset: AnyDataset, column: str = "sample_id") -> AnyDataset:
+    """Adds an int64 column that names each row for good: 0 to N-1 in the data set's present order.
+
+    Later `shuffle`, `select`, `filter` and `train_test_split` keep a row's id. Each split of a dictionary is numbered
+    on its own.
+
+    Raises:
+        ValueError: the column exists already, or a streamed data set has several shards, whose rows each worker would
+            number from 0.
+    """
+    if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        splits = {name: add_sample_ids(split, column) for name, split in dataset.items()}
+        return cast(AnyDataset, type(dataset)(splits))
+    if column in (dataset.column_names or ()):
+        raise ValueError(f"The data set has a column {column!r} already: its ids stay. Name another column.")
+    if isinstance(dataset, datasets.IterableDataset):
+        if dataset.num_shards > 1:
+            raise ValueError(
+                f"The streamed data set has {dataset.num_shards} shards, and each worker would number its own from 0: "
+                "expected 1 shard. Give every row its id where the shards are written."
+            )
+        return dataset.map(_number, with_indices=True, batched=True, fn_kwargs={"column": column})
+    # Without the format: a transform set on the data set must not run here, nor its result be written.
+    bare = dataset.with_format(None)
+    numbered = bare.map(_number, with_indices=True, batched=True, fn_kwargs={"column": column})
+    style: dict[str, Any] = dataset.format
+    columns = None if len(style["columns"]) == len(dataset.column_names) else [*style["columns"], column]
+    if style["type"] == "custom":
+        return numbered.with_transform(style["format_kwargs"]["transform"], columns, style["output_all_columns"])
+    return numbered.with_format(style["type"], columns, style["output_all_columns"], **style["format_kwargs"])
+
+
+def _number(batch: Mapping[str, list[Any]], indices: list[int], column: str) -> dict[str, list[int]]:
+    if column in batch:  # a stream may learn its columns only from its rows
+        raise ValueError(f"The data set has a column {column!r} already: its ids stay. Name another column.")
+    return {column: indices}
+
+
+def has_sample_ids(dataset: Any, column: str) -> bool:
+    """Whether the rows that the collator gets from a `datasets.Dataset` carry the id column."""
+    shown = dataset.format
+    return shown["type"] != "custom" and column in shown["columns"]
+
+
+def sample_ids_of(dataset: datasets.Dataset, column: str) -> npt.NDArray[np.int64] | range:
+    """The id of each row: what its id column holds, or its position where there is no such column.
+
+    Raises:
+        SampleIdError: an id is missing, negative, repeated, or no integer; the message names the first offenders.
+    """
+    if column not in dataset.column_names:
+        return range(len(dataset))
+    values = dataset.with_format("arrow").select_columns([column])[:][column].combine_chunks()
+    if not pa.types.is_integer(values.type):
+        raise SampleIdError(
+            f"Column {column!r} holds {values.type}: expected integer sample ids. Use add_sample_ids, or name another "
+            "sample_id_column."
+        )
+    if values.null_count:
+        rows = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[:_FEW].tolist()
+        raise SampleIdError(f"Column {column!r} has no sample id in {values.null_count} rows, first in rows {rows}.")
+    ids = values.to_numpy().astype(np.int64)
+    _refuse_ids(ids, ids < 0, column, "negative")
+    unique, first = np.unique(ids, return_index=True)
+    if len(unique) < len(ids):
+        repeated = np.ones(len(ids), bool)
+        repeated[first] = False
+        _refuse_ids(ids, repeated, column, "repeated")
+    return ids
+
+
+def _refuse_ids(ids: npt.NDArray[np.int64], wrong: npt.NDArray[np.bool_], column: str, what: str) -> None:
+    if wrong.any():
+        rows = np.flatnonzero(wrong)[:_FEW]
+        raise SampleIdError(
+            f"Column {column!r} holds {int(wrong.sum())} {what} sample ids, first {ids[rows].tolist()} in rows "
+            f"{rows.tolist()}: expected one integer of at least 0 for each row, each once. Use add_sample_ids on the "
+            "data set as it was loaded, before it is shuffled, repeated or joined."
+        )

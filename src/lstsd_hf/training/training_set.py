@@ -1,0 +1,106 @@
+"""What the store must know of a training set, read ahead of the first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .fingerprint import fingerprint
+from .sample_ids import LABEL_COLUMNS, sample_ids_of
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What the store must know of a training set.
+
+    Attributes:
+        num_samples: The largest sample id plus 1.
+        fingerprint: Equal for equal training sets, on every machine and in every order of the rows.
+        ids: (N,) the id of each row, where they are known ahead, and until the store has the labels.
+        labels: (N, ...) the label of each row, integers or floats; None where the set cannot be read ahead, or has no
+            numbers as labels.
+        streamed: Whether the rows come from an iterable, so that their ids can only be checked as they come.
+    """
+
+    num_samples: int
+    fingerprint: str
+    ids: npt.NDArray[np.int64] | None = None
+    labels: npt.NDArray[Any] | None = None
+    streamed: bool = False
+
+    def labels_by_id(self) -> npt.NDArray[Any] | None:
+        """(num_samples, ...), row i for sample id i; ids that the set does not have get -100, or NaN among floats."""
+        if self.labels is None:
+            return None
+        fill = np.nan if self.labels.dtype.kind == "f" else -100
+        labels = np.full((self.num_samples, *self.labels.shape[1:]), fill, self.labels.dtype)
+        labels[self.ids] = self.labels
+        return labels
+
+    def without_rows(self) -> "TrainingSet":
+        """The same without what takes memory for each row."""
+        return replace(self, ids=None, labels=None)
+
+
+def inspect_training_set(
+    dataset: Any,
+    column: str,
+    columns: Sequence[str] | None = None,
+    num_samples: int | None = None,
+    label_names: Sequence[str] = (),
+) -> TrainingSet:
+    """Reads a training set ahead as far as that is free of side effects.
+
+    Args:
+        dataset: A `datasets.Dataset` is read in full, at a few seconds per million rows. Of a torch data set only the
+            length is taken: its items may cost much to make, and may be random. Of an iterable nothing is taken.
+        column: The id column.
+        columns: The columns that the model takes; None: all of them.
+        num_samples: The largest id plus 1: of an iterable, or of a torch data set whose items have ids of their own.
+        label_names: What the trainer calls the labels; "labels", "label" and "label_ids" are looked for after these.
+
+    Raises:
+        SampleIdError: see `sample_ids_of`.
+        ValueError: an iterable without `num_samples`, or known not to have the id column; an empty set.
+    """
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        known = dataset.column_names if isinstance(dataset, datasets.IterableDataset) else None
+        if num_samples is None or (known is not None and column not in known):
+            raise ValueError(
+                f"The training set is an iterable with columns {known}, and num_samples={num_samples}: expected "
+                f"a column {column!r} of integer ids, the same in every epoch, and the largest id plus 1 as "
+                "num_samples. The position of a row in a stream is no stable name for it. Use add_sample_ids, and "
+                "LSTSDConfig(num_samples=...)."
+            )
+        return TrainingSet(num_samples, f"stream of {num_samples}", streamed=True)
+    if not len(dataset):
+        raise ValueError("The training set is empty: expected at least one row.")
+    if not isinstance(dataset, datasets.Dataset):
+        return TrainingSet(num_samples or len(dataset), f"torch data set of {len(dataset)}")
+    ids = np.asarray(sample_ids_of(dataset, column))
+    kept = [name for name in dataset.column_names if columns is None or name in columns]
+    # Which columns a transform reads is not known. Where the model takes none, the Trainer says so in its own words.
+    if dataset.format["type"] == "custom" or not set(kept) - {column}:
+        kept = dataset.column_names
+    name = fingerprint(dataset, ids, [name for name in kept if name != column])
+    return TrainingSet(int(ids.max()) + 1, name, ids, labels_of(dataset, label_names))
+
+
+def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt.NDArray[Any] | None:
+    """The label of each row; see `TrainingSet.labels`. `label_names` are looked for before the usual names."""
+    name = next((name for name in (*label_names, *LABEL_COLUMNS) if name in dataset.column_names), None)
+    if name is None:
+        return None
+    values = dataset.with_format("numpy").select_columns([name])[:][name]
+    if values.dtype.kind not in "iuf":
+        return None
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
+
+
+def rows_with_labels_outside(labels: npt.NDArray[Any], num_labels: int) -> npt.NDArray[np.integer[Any]]:
+    """The positions of integer labels that are no class; -100, which losses ignore, is allowed."""
+    return np.flatnonzero(((labels < 0) & (labels != -100)) | (labels >= num_labels))
