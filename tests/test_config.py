@@ -4,18 +4,24 @@ import ast
 import math
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
-from lstsd_hf import LSTSDConfig
-from lstsd_hf.config import DEFAULT_WEIGHT_REGRESSION
+from lstsd_hf import DistillationArguments, LSTSDConfig
+from lstsd_hf.method.heads import Classes, Scores
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.parametrize(
+@dataclass
+class Seq2SeqConfig(DistillationArguments, Seq2SeqTrainingArguments):
+    """Another trainer's arguments, with the method's."""
+
+
+BAD_VALUES = pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"mini_generation_epochs": 0}, r"mini_generation_epochs=0 .* integer of at least 1"),
@@ -30,13 +36,36 @@ README = Path(__file__).parents[1] / "README.md"
         ({"lone_teacher": "nobody"}, r"lone_teacher='nobody' .* 'label', 'teacher'"),
         ({"logits_dtype": "bfloat16"}, r"logits_dtype='bfloat16' .* 'float16', 'float32'"),
         ({"logits_retention": "some"}, r"logits_retention='some' .* 'needed', 'all'"),
+        ({"problem_type": "ranking"}, r"problem_type='ranking' .* None, 'regression', 'single_label_classification'"),
         ({"num_samples": 0}, r"num_samples=0 .* at least 1"),
         ({"sample_id_column": ""}, r"sample_id_column='' .* name of a column"),
     ],
 )
-def test_bad_values_are_refused_by_name(tmp_path, settings, message):
+
+
+@BAD_VALUES
+@pytest.mark.parametrize("config_class", [LSTSDConfig, Seq2SeqConfig])
+def test_bad_values_are_refused_by_name(tmp_path, config_class, settings, message):
     with pytest.raises(ValueError, match=message):
-        LSTSDConfig(output_dir=str(tmp_path), **settings)
+        config_class(output_dir=str(tmp_path), **settings)
+
+
+@BAD_VALUES
+def test_the_settings_alone_are_checked_too(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationArguments(**settings)
+
+
+@pytest.mark.parametrize("config_class", [LSTSDConfig, Seq2SeqConfig])
+def test_with_any_arguments_class_the_store_has_its_place(tmp_path, config_class):
+    made = config_class(output_dir=str(tmp_path), learning_rate=1e-3)
+    assert (made.logits_dir, made.learning_rate) == (os.path.join(tmp_path, "_logits"), 1e-3)
+    with pytest.raises(ValueError, match="expected a name that starts with '_'"):
+        config_class(output_dir=str(tmp_path), logits_dir=str(tmp_path / "logits"))
+    with pytest.raises(
+        ValueError, match="requires the save and eval strategy to match"
+    ):  # the other class's own check
+        config_class(output_dir=str(tmp_path), load_best_model_at_end=True)
 
 
 def test_weights_may_take_the_whole_loss(tmp_path):
@@ -45,8 +74,9 @@ def test_weights_may_take_the_whole_loss(tmp_path):
 
 def test_a_weight_that_was_given_stays(tmp_path):
     given = LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.0)
-    given.fill_weights(is_regression=True)
-    assert (given.long_term_weight, given.short_term_weight) == (0.0, DEFAULT_WEIGHT_REGRESSION)
+    in_force = given.resolve(Scores.default_weight)
+    assert (in_force.long_term_weight, in_force.short_term_weight) == (0.0, 0.1)
+    assert (given.long_term_weight, given.short_term_weight) == (0.0, None)  # the user's stay as they are
     with pytest.raises(ValueError, match=r"long_term_weight=0.7 and short_term_weight=0.4 add up to 1.1"):
         LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.7)
 
@@ -77,5 +107,5 @@ def test_the_readme_states_the_defaults(tmp_path):
     }
     assert {"mini_generation_epochs", "long_term_weight", "short_term_weight", "teacher_trust"} <= set(stated)
     made = LSTSDConfig(output_dir=str(tmp_path))
-    made.fill_weights(is_regression=False)
-    assert {name: getattr(made, name) for name in stated} == stated
+    in_force = made.resolve(Classes.default_weight)
+    assert {name: getattr(in_force, name, getattr(made, name)) for name in stated} == stated
