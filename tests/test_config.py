@@ -62,9 +62,7 @@ def test_with_any_arguments_class_the_store_has_its_place(tmp_path, config_class
     assert (made.logits_dir, made.learning_rate) == (os.path.join(tmp_path, "_logits"), 1e-3)
     with pytest.raises(ValueError, match="expected a name that starts with '_'"):
         config_class(output_dir=str(tmp_path), logits_dir=str(tmp_path / "logits"))
-    with pytest.raises(
-        ValueError, match="requires the save and eval strategy to match"
-    ):  # the other class's own check
+    with pytest.raises(ValueError, match="requires the save and eval strategy to match"):  # of its own
         config_class(output_dir=str(tmp_path), load_best_model_at_end=True)
 
 
