@@ -4,27 +4,52 @@ A row layout owns what depends on that: how a batch is encoded for a journal, an
 its sealed file. Rows of variable number, and rows that keep the `k` largest of many classes, are layouts of their own.
 """
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from .errors import StoreCorruptionError
-from .files import CHUNK_BYTES
+from .files import CHUNK_BYTES, NpyWriter
 from .journal import BLOCK_TABLE, ID, Block, Journal
 
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-_BITS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
-_FLUSH_BYTES = 16 << 20
+# The dtype that shows the bits of a number, and those of infinity.
+_BITS = {dtype: np.dtype(f"<u{dtype.itemsize}") for dtype in DTYPES.values()}
+_INFINITY = {dtype: np.array(np.inf, dtype).view(bits) for dtype, bits in _BITS.items()}
 _INDEXED = 1 << 24  # samples whose rows are looked for at once, at 10 bytes for each
+
+
+def clip(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Rows (B, ...) in a dtype, and how many values were clipped to its range; NaN: not finite."""
+    with np.errstate(over="ignore"):
+        rounded = rows.astype(dtype, copy=False)
+    # Infinite or NaN: all bits of the exponent are set. Numpy's own float16 arithmetic takes 20 times as long.
+    if not rows.size or (rounded.view(_BITS[dtype]) & _INFINITY[dtype]).max() != _INFINITY[dtype]:
+        return rounded, 0
+    limit = float(np.finfo(dtype).max)
+    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    clipped = int((np.abs(rows[finite]) > limit).sum())
+    rows = np.clip(rows, -limit, limit)
+    rows[~finite] = np.nan
+    return rows.astype(dtype), clipped
+
+
+def blocks_in_order(journals: list[Journal]) -> tuple[list[tuple[int, Block]], int]:
+    """All blocks, each with the position of its journal, and how many values were clipped in all.
+
+    The last record comes first: by step, then by rank, then by place. Written in this order, the first record of a
+    sample is the one that stays.
+    """
+    tables = [np.fromiter(journal.blocks(), BLOCK_TABLE) for journal in journals]
+    table = np.concatenate([np.empty(0, BLOCK_TABLE), *tables])
+    owners = np.repeat(np.arange(len(journals)), [len(part) for part in tables])
+    ranks = np.array([journal.rank for journal in journals], int)[owners]
+    order = np.lexsort((table["offset"], ranks, table["step"]))[::-1]
+    return [(int(owners[i]), Block(*table[i].tolist())) for i in order], int(table["clipped"].sum())
 
 
 class FixedRows:
@@ -44,24 +69,13 @@ class FixedRows:
         self.dtype = DTYPES[dtype]
         self.row_bytes = prod(row_shape) * self.dtype.itemsize
         self.limit = float(np.finfo(self.dtype).max)
-        self._bits = _BITS[dtype]
-        self._infinity = np.array(np.inf, self.dtype).view(self._bits)
 
     def encode(self, rows: npt.NDArray[Any]) -> tuple[bytes, int]:
         """The bytes of (B, *row_shape) rows, and how many values were clipped to the dtype's range.
 
         A row with a value that is not finite becomes NaN throughout.
         """
-        with np.errstate(over="ignore"):
-            rounded = rows.astype(self.dtype, copy=False)
-        clipped = 0
-        # Infinite or NaN: all bits of the exponent are set. Numpy's own float16 arithmetic takes 20 times as long.
-        if (rounded.view(self._bits) & self._infinity).max() == self._infinity:
-            finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-            clipped = int((np.abs(rows[finite]) > self.limit).sum())
-            rows = np.clip(rows, -self.limit, self.limit)
-            rows[~finite] = np.nan
-            rounded = rows.astype(self.dtype)
+        rounded, clipped = clip(rows, self.dtype)
         return rounded.tobytes(), clipped
 
     def open_sealed(self, path: Path) -> npt.NDArray[Any]:
@@ -91,33 +105,14 @@ class FixedRows:
         Returns:
             How many values were clipped, and the file's checksum.
         """
-        tables = [np.fromiter(journal.blocks(), BLOCK_TABLE) for journal in journals]
-        table = np.concatenate([np.empty(0, BLOCK_TABLE), *tables])
-        owners = np.repeat(np.arange(len(journals)), [len(part) for part in tables])
-        ranks = np.array([journal.rank for journal in journals], int)[owners]
-        # Backwards, so that the first record of a sample is the one that stays.
-        order = np.lexsort((table["offset"], ranks, table["step"]))[::-1]
-        blocks = [(int(owners[i]), Block(*table[i].tolist())) for i in order]
+        blocks, clipped = blocks_in_order(journals)
+        with NpyWriter(path, self.dtype, (self.num_samples, *self.row_shape)) as file:
+            for rows in self._rows_by_id(journals, blocks):
+                file.write(rows)
+            return clipped, file.finish()
 
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.num_samples, *self.row_shape)}
-        head = BytesIO()
-        np.lib.format.write_array_header_1_0(head, header)
-        digest, unflushed, flushes = xxhash.xxh3_128(), 0, []
-        with path.open("wb") as file, ThreadPoolExecutor(1) as disk:
-            for data in chain([head.getbuffer()], self._rows_by_id(journals, blocks)):
-                digest.update(data)
-                file.write(data)
-                unflushed += data.nbytes
-                if unflushed >= _FLUSH_BYTES:
-                    file.flush()
-                    flushes.append(disk.submit(os.fsync, file.fileno()))
-                    unflushed = 0
-            for flush in flushes:
-                flush.result()
-        return int(table["clipped"].sum()), digest.hexdigest()
-
-    def _rows_by_id(self, journals: list[Journal], blocks: list[tuple[int, Block]]) -> Iterator[memoryview]:
-        """The sealed file's rows as bytes, some at a time.
+    def _rows_by_id(self, journals: list[Journal], blocks: list[tuple[int, Block]]) -> Iterator[npt.NDArray[Any]]:
+        """The sealed file's rows as raw bytes (`numpy.void`), some at a time.
 
         Args:
             journals: Of all ranks.
@@ -144,7 +139,7 @@ class FixedRows:
                 for owner, journal in enumerate(journals):
                     found = np.flatnonzero(known & (owners[part] == owner))
                     rows[found] = journal.rows_at(offsets[part][found])
-                yield rows.view(np.uint8).data
+                yield rows
 
     def _checked(self, journal: Journal, block: Block) -> npt.NDArray[Any]:
         ids = journal.ids(block)

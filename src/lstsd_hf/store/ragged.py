@@ -1,0 +1,193 @@
+"""Samples with a variable number of rows: tokens, positions of a feature, predicted tokens of a language model.
+
+    epoch-0000.npy           (R, *row_shape): all rows of the epoch, sample by sample
+    epoch-0000.offsets.npy   (N + 1,) int64: sample i has the rows from offsets[i] to offsets[i + 1]; none: no record
+
+and, where a row keeps the k largest of many classes, `TopKRows`:
+
+    epoch-0000.npy           (R, k): log probabilities under the whole vocabulary, the largest first
+    epoch-0000.classes.npy   (R, k) uint16, or uint32 for a vocabulary of more than 65,536: the classes they are of
+    epoch-0000.rest.npy      (R,): the logarithm of the mass of all other classes
+
+In a journal a row is one record of all its parts, and the id of its sample stands beside each row.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import StoreCorruptionError
+from .files import CHUNK_BYTES, NpyWriter
+from .journal import ID, Journal
+from .rows import DTYPES, blocks_in_order, clip
+
+Array = npt.NDArray[Any]
+
+OFFSETS = "offsets"
+VALUES = "values"
+
+
+class Rows(NamedTuple):
+    """The rows of B samples.
+
+    Attributes:
+        parts: By name, each (R, ...): "values", and what else the layout keeps of a row.
+        counts: int64 (B,): how many of the R rows each sample has, in order.
+    """
+
+    parts: dict[str, Array]
+    counts: Array
+
+
+class RaggedRows:
+    """Any number of rows of one shape for each of N samples.
+
+    Attributes:
+        num_samples: N.
+        row: The structured dtype of a row, with a field for each part.
+        row_bytes: The size of a row.
+        limit: The largest finite number of the values' dtype.
+    """
+
+    def __init__(self, num_samples: int, row_shape: tuple[int, ...], dtype: str) -> None:
+        self.num_samples = num_samples
+        self.row = np.dtype(self._fields(row_shape, DTYPES[dtype]))
+        self.row_bytes = self.row.itemsize
+        self.limit = float(np.finfo(DTYPES[dtype]).max)
+
+    def _fields(self, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
+        return [(VALUES, dtype, row_shape)]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """By part: what its file's name has behind `epoch-0000`."""
+        return {name: ".npy" if name == VALUES else f".{name}.npy" for name in (*self._names, OFFSETS)}
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.row.names or ()
+
+    def encode(self, parts: Mapping[str, Array]) -> tuple[bytes, int]:
+        """The bytes of R rows, and how many values were clipped to the dtype's range.
+
+        A row with a value that is not finite becomes NaN in all its values.
+        """
+        rows = np.empty(len(parts[VALUES]), self.row)
+        clipped = 0
+        for name in self._names:
+            part = np.asarray(parts[name])
+            if part.dtype.kind == "f":
+                part, count = clip(part, self.row[name].base)
+                clipped += count
+            rows[name] = part
+        return rows.tobytes(), clipped
+
+    def write_sealed(self, paths: Mapping[str, Path], journals: list[Journal]) -> tuple[int, dict[str, str]]:
+        """Writes the content of an epoch's sealed files, by part.
+
+        A sample that was recorded more than once has the rows of its first record, by step and then by rank.
+
+        Returns:
+            How many values were clipped, and the checksum of each file.
+        """
+        blocks, clipped = blocks_in_order(journals)
+        first, counts = np.zeros(self.num_samples, np.int64), np.zeros(self.num_samples, np.int64)
+        owners = np.zeros(self.num_samples, np.uint16)
+        for owner, block in blocks:  # the first record comes last, and stays
+            ids = journals[owner].ids(block)
+            if not len(ids):
+                continue
+            starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+            named = ids[starts][::-1]
+            if ((named < 0) | (named >= self.num_samples)).any():
+                raise StoreCorruptionError(
+                    f"{journals[owner].path} holds sample ids outside of 0 to {self.num_samples - 1}."
+                )
+            first[named] = (block.offset + block.rows * ID.itemsize + starts * self.row_bytes)[::-1]
+            counts[named] = np.diff(starts, append=len(ids))[::-1]
+            owners[named] = owner
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        with ExitStack() as files:
+
+            def new(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NpyWriter:
+                return files.enter_context(NpyWriter(paths[name], dtype, shape))
+
+            total = int(offsets[-1])
+            writers = {n: new(n, self.row[n].base, (total, *self.row[n].shape)) for n in self._names}
+            writers[OFFSETS] = new(OFFSETS, offsets.dtype, offsets.shape)
+            writers[OFFSETS].write(offsets)
+            for at, end in self._chunks(offsets):
+                rows = self._gather(journals, first[at:end], counts[at:end], owners[at:end])
+                for name in self._names:
+                    writers[name].write(np.ascontiguousarray(rows[name]))
+            return clipped, {name: writer.finish() for name, writer in writers.items()}
+
+    def _chunks(self, offsets: Array) -> Iterator[tuple[int, int]]:
+        """Ranges of samples whose rows take about a chunk's bytes."""
+        rows_at_once, at = max(1, CHUNK_BYTES // self.row_bytes), 0
+        while at < self.num_samples:
+            end = max(at + 1, int(np.searchsorted(offsets, offsets[at] + rows_at_once, "right")) - 1)
+            yield at, end
+            at = end
+
+    def _gather(self, journals: list[Journal], first: Array, counts: Array, owners: Array) -> Array:
+        """The rows of some samples, from where they lie in the journals, in order."""
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.repeat(first, counts) + within * self.row_bytes
+        owner = np.repeat(owners, counts)
+        rows = np.empty(len(places), np.dtype((np.void, self.row_bytes)))
+        for number, journal in enumerate(journals):
+            found = np.flatnonzero(owner == number)
+            rows[found] = journal.rows_at(places[found])
+        return rows.view(self.row)
+
+    def open_sealed(self, paths: Mapping[str, Path]) -> dict[str, Array]:
+        """Maps the sealed files of an epoch, by part.
+
+        Raises:
+            StoreCorruptionError: one is missing, cut off, or of another shape or dtype.
+        """
+        found: dict[str, Array] = {}
+        for name, path in paths.items():
+            try:
+                found[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            except (OSError, ValueError, EOFError) as error:
+                raise StoreCorruptionError(f"{path} is missing or damaged: {error}.") from error
+        offsets = found[OFFSETS]
+        if offsets.shape != (self.num_samples + 1,) or offsets.dtype != np.int64 or offsets[0] != 0:
+            raise StoreCorruptionError(
+                f"{paths[OFFSETS]} is not of this store: expected {self.num_samples + 1} offsets."
+            )
+        for name in self._names:
+            shape = (int(offsets[-1]), *self.row[name].shape)
+            if found[name].shape != shape or found[name].dtype != self.row[name].base:
+                raise StoreCorruptionError(
+                    f"{paths[name]} is not of this store: expected {self.row[name].base} of shape {shape}, found "
+                    f"{found[name].dtype} of shape {found[name].shape}."
+                )
+        return found
+
+    def read(self, sealed: Mapping[str, Array], positions: Array) -> Rows:
+        """The rows of the samples at these positions, copied from what `open_sealed` mapped."""
+        offsets = sealed[OFFSETS]
+        begin = offsets[positions]
+        counts = offsets[positions + 1] - begin
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.repeat(begin, counts) + within
+        return Rows({name: np.take(sealed[name], places, axis=0) for name in self._names}, counts)
+
+
+class TopKRows(RaggedRows):
+    """Any number of rows for each sample, each with the k largest of V classes and the mass of the rest."""
+
+    def __init__(self, num_samples: int, k: int, vocabulary: int, dtype: str) -> None:
+        self.vocabulary = vocabulary
+        super().__init__(num_samples, (k,), dtype)
+
+    def _fields(self, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
+        classes = np.dtype("<u2" if self.vocabulary <= 1 << 16 else "<u4")
+        return [(VALUES, dtype, row_shape), ("classes", classes, row_shape), ("rest", dtype)]
