@@ -44,12 +44,13 @@ from transformers import (
     set_seed,
 )
 
-from lstsd_hf import LSTSDConfig, LSTSDTrainer, dynamics, write_report
+from lstsd_hf import LSTSDConfig, LSTSDTrainer, write_report
 from lstsd_hf.config import DistillationArguments
-from lstsd_hf.glue.run import keep_layers, set_head, tokenize
 from lstsd_hf.glue.arguments import DataArguments, resolve_package
 from lstsd_hf.glue.data import load_files, load_task
+from lstsd_hf.glue.run import keep_layers, set_head, tokenize
 from lstsd_hf.glue.tasks import GlueMetric
+from lstsd_hf.method import dynamics
 from lstsd_hf.paths import REPORT_FOLDER
 
 ROTTEN_TOMATOES = "rotten_tomatoes"

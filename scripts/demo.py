@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+GLUE = [sys.executable, "-m", "lstsd_hf.glue.run", str(CONFIG)]
 TRAINERS = {"plain": "transformers.Trainer", "lstsd": "LSTSDTrainer"}
 ROWS = (
     ("accuracy", "eval_accuracy", "{:.4f}"),
@@ -58,7 +59,7 @@ def main() -> None:
     results = {}
     for trainer, name in TRAINERS.items():
         out = root / trainer
-        command = [sys.executable, "-m", "lstsd_hf.glue", str(CONFIG), "--trainer", trainer, "--output_dir", str(out)]
+        command = [*GLUE, "--trainer", trainer, "--output_dir", str(out)]
         if trainer == "lstsd":  # the other one keeps no predictions to report on
             command += ["--report", "true"]
         print(f"\n{name}:", *command, *more, flush=True)

@@ -125,5 +125,5 @@ def main(folder: Path, world: int, only: str | None = None) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1")), *sys.argv[2:])
-    gc.collect()  # see lstsd_hf.glue.command
+    gc.collect()  # see lstsd_hf.glue.run.command
     PartialState().destroy_process_group()

@@ -41,5 +41,5 @@ def main(folder: Path, stop: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    gc.collect()  # see lstsd_hf.glue.command
+    gc.collect()  # see lstsd_hf.glue.run.command
     torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 import benchmark_speed
 from lstsd_hf import LogitsStore, LSTSDTrainer
-from lstsd_hf.data import TEACHER_LOGITS
+from lstsd_hf.training.collator import SAMPLE_IDS, teacher_key
 from speed.measure import Turns, compare, forget, process_memory, take_turns
 from speed.sections import SECTIONS, Scale
 from speed.workload import EPOCH, TEACHERS, Setting, make_checkpoint, train
@@ -98,10 +98,10 @@ def test_both_teachers_are_there_from_the_first_step_on(tmp_path, monkeypatch):
     original = LSTSDTrainer.compute_loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        ids = inputs["lstsd_sample_ids"].numpy()
+        ids = inputs[SAMPLE_IDS].numpy()
         for name, epoch in TEACHERS.items():
-            np.testing.assert_array_equal(inputs[TEACHER_LOGITS[name]].numpy(), store.read(epoch, ids))
-        seen.append(self._store_callback.epoch)
+            np.testing.assert_array_equal(inputs[teacher_key(name)].numpy(), store.read(epoch, ids))
+        seen.append(self._callback.recorder.epoch)
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(LSTSDTrainer, "compute_loss", compute_loss)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lstsd_hf import dynamics
+from lstsd_hf.method import dynamics
 
 NAN = np.nan
 # Three epochs of four samples: learnt, forgotten once, never right, and one that only the second epoch saw.

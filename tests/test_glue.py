@@ -23,7 +23,7 @@ from transformers import (
     Trainer,
 )
 
-from lstsd_hf import glue
+from lstsd_hf.glue import run as glue
 from lstsd_hf.glue.arguments import DataArguments, ModelArguments
 from lstsd_hf.glue.tasks import TASKS
 from toys import BAD, GOOD

@@ -5,8 +5,9 @@ import torch
 from transformers import Trainer
 
 from lstsd_hf import LogitsStore, LSTSDTrainer
-from lstsd_hf.data import TEACHER_LOGITS
-from lstsd_hf.objective import distillation_loss, learn_from
+from lstsd_hf.method.heads import HEADS
+from lstsd_hf.method.loss import distillation_loss
+from lstsd_hf.training.collator import teacher_key
 from toys import config, rows, tiny_bert
 
 pytestmark = [
@@ -33,8 +34,8 @@ def _no_synchronisation():
 def test_the_loss_and_its_gradient_wait_for_nothing(problem_type, classes, teacher_trust):
     student = torch.randn(8, classes, device="cuda", requires_grad=True)
     teachers = torch.randn(2, 8, classes, device="cuda").half()
-    lessons = learn_from(problem_type, student, teachers, 2.0, teacher_trust)
-    loss = distillation_loss(student.square().mean(), torch.full((2,), 0.4, device="cuda"), lessons)
+    terms = HEADS[problem_type].terms(student, teachers, 2.0, teacher_trust)
+    loss = distillation_loss(student.square().mean(), torch.full((2,), 0.4, device="cuda"), terms)
     loss.backward()
 
 
@@ -54,7 +55,7 @@ def test_the_teachers_and_the_record_wait_for_nothing(tmp_path, monkeypatch, cha
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         nonlocal guarded
-        if TEACHER_LOGITS["long_term"] not in inputs:  # the first step of all makes the store
+        if teacher_key("long_term") not in inputs:  # the first step of all makes the store
             return distilled(self, model, inputs, *args, **kwargs)
         guarded += 1
         torch.cuda.set_sync_debug_mode("error")

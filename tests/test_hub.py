@@ -398,5 +398,5 @@ def test_the_glue_script_pushes_what_it_made(hub, tmp_path):
 
 if __name__ == "__main__":
     trained(Path(sys.argv[1]), hub_strategy="end", push_logits=True, use_cpu=True).push_to_hub()
-    gc.collect()  # see lstsd_hf.glue.command
+    gc.collect()  # see lstsd_hf.glue.run.command
     PartialState().destroy_process_group()

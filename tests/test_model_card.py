@@ -1,6 +1,7 @@
 """The model card: valid for the Hub, true to the run, and silent about whoever made it."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from lstsd_hf import LSTSDTrainer
-from lstsd_hf.model_card import coverage, evaluation_metrics, infer_task, is_public
+from lstsd_hf.training.model_card import coverage, evaluation_metrics, infer_task, is_public
 from toys import config, rows, tiny_bert
 
 LONG, SHORT = "long_term_coverage", "short_term_coverage"
@@ -86,7 +87,8 @@ def test_the_recipe_makes_the_same_settings(trainer, tmp_path, monkeypatch):
     (block,) = re.findall(r"```python\n(.*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
     made: dict[str, Any] = {}
     exec(block, made)
-    ours, theirs = trainer.args.to_dict(), made["args"].to_dict()
+    # The recipe has the weights that were in force, where the run's own settings may leave them open.
+    ours, theirs = trainer.args.to_dict() | asdict(trainer.settings), made["args"].to_dict()
     # Where and what is written; how often; this machine.
     elsewhere = {"output_dir", "logits_dir", "logits_retention", "report_to", "disable_tqdm", "use_cpu"} | {
         "dataloader_pin_memory"

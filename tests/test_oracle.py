@@ -66,7 +66,9 @@ def slow_run(head: str, batches: list[list[dict[str, Any]]], settings: Any, epoc
         past[epoch] = {}
         k = settings.mini_generation_epochs
         ramp = (epoch + 1) / epochs if settings.weight_schedule == "linear" else 1.0
-        share_of = {"long": settings.long_term_weight, "short": settings.short_term_weight}
+        default = 0.1 if head == "regression" else 0.4
+        given = {"long": settings.long_term_weight, "short": settings.short_term_weight}
+        share_of = {teacher: default if weight is None else weight for teacher, weight in given.items()}
         if epoch < k and settings.lone_teacher == "teacher":
             share_of = {"long": 0.0, "short": share_of["long"] + share_of["short"]}
         teacher_epoch = {"long": (epoch // k) * k - 1, "short": epoch - 1}

@@ -10,10 +10,11 @@ from transformers import Trainer
 
 from lstsd_hf import LSTSDTrainer
 from lstsd_hf.config import DistillationArguments
-from lstsd_hf.objective import distillation_loss, learn_from
+from lstsd_hf.method.heads import Classes
+from lstsd_hf.method.loss import distillation_loss
 
-_METHOD = DistillationArguments()
-_METHOD.fill_weights(is_regression=False)
+_HEAD = Classes()
+_METHOD = DistillationArguments().resolve(_HEAD.default_weight)
 
 
 class TeachersTrainer(Trainer):
@@ -28,14 +29,12 @@ class TeachersTrainer(Trainer):
         teachers = self.look_up(ids, inputs)
         base_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         student = outputs["logits"]
-        lessons = learn_from(
-            "single_label_classification", student, teachers, _METHOD.temperature, _METHOD.teacher_trust
-        )
+        terms = _HEAD.terms(student, teachers, _METHOD.temperature, _METHOD.teacher_trust)
         self.keep(ids, student.detach())
         if self.weights is None:
             weights = [_METHOD.long_term_weight, _METHOD.short_term_weight]
             self.weights = torch.tensor(weights, device=student.device)
-        return distillation_loss(base_loss, self.weights, lessons)
+        return distillation_loss(base_loss, self.weights, terms)
 
     def look_up(self, ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Both teachers' logits, (2, B, C)."""
