@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import StoreCorruptionError
-from .files import CHUNK_BYTES, NpyWriter
+from .files import CHUNK_BYTES
 from .journal import ID, Journal
+from .npy import NpyWriter
 from .rows import DTYPES, blocks_in_order, clip
 
 Array = npt.NDArray[Any]
