@@ -12,19 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import (
-    BertConfig,
     BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertForTokenClassification,
     DataCollatorWithPadding,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
 )
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreError, add_sample_ids
 from lstsd_hf.training.sample_ids import SampleIdError
-from toys import HEADS, TOKENS, VOCABULARY, config, logged, rows, tiny_bert, weights
+from toys import HEADS, TOKENS, config, logged, rows, tiny_bert, weights
 
 OFF = {"long_term_weight": 0.0, "short_term_weight": 0.0}
 
@@ -208,7 +209,31 @@ def test_the_teachers_of_a_regression_weigh_less(tmp_path, head, make, expected)
         taught = expected * (last["long_term_loss"] + last["short_term_loss"])
         assert last["loss"] == pytest.approx((1 - 2 * expected) * last["base_loss"] + taught, rel=1e-5)
     assert (trainer.settings.long_term_weight, trainer.settings.short_term_weight) == (expected, expected)
-    assert (trainer.args.long_term_weight, trainer.args.short_term_weight) == (None, None)  # the user's stay as they are
+    assert (trainer.args.long_term_weight, trainer.args.short_term_weight) == (
+        None,
+        None,
+    )  # the user's stay as they are
+
+
+def test_one_config_serves_a_regression_and_then_classes(tmp_path):
+    settings = config(tmp_path, learning_rate=1e-3, num_train_epochs=3)
+    for head, weight in (("regression", 0.1), ("classes", 0.4)):
+        trainer = LSTSDTrainer(tiny_bert(head), settings, train_dataset=rows(8, head))
+        trainer.train()
+        assert trainer.settings.short_term_weight == weight
+        assert trainer.teacher_weights.tolist() == pytest.approx([weight, weight])
+
+
+def test_a_loader_that_is_made_meanwhile_does_not_take_the_teachers_away(tmp_path):
+    class Looks(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            trainer.get_train_dataloader()
+
+    undisturbed = train(LSTSDTrainer, tmp_path / "undisturbed", rows(24))
+    trainer = LSTSDTrainer(tiny_bert(), config(tmp_path / "disturbed"), train_dataset=rows(24), callbacks=[Looks()])
+    trainer.train()
+    assert torch.equal(weights(trainer.model), weights(undisturbed.model))
+    assert logged(trainer, "long_term_loss") == logged(undisturbed, "long_term_loss")
 
 
 def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
@@ -593,26 +618,67 @@ def test_labels_outside_of_the_classes_are_refused(tmp_path):
     refused(ValueError, message, tiny_bert(), config(tmp_path), wrong)
 
 
+def for_transcription() -> Any:
+    settings = {"conv_dim": (4,), "conv_stride": (5,), "conv_kernel": (10,), "num_conv_pos_embeddings": 4}
+    layers = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    groups = {"num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer"}
+    return Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=8, **settings, **layers, **groups))
+
+
+def for_segmentation() -> Any:
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "num_attention_heads": [1, 1, 1, 1], "depths": [1, 1, 1, 1]}
+    return SegformerForSemanticSegmentation(SegformerConfig(decoder_hidden_size=8, **sizes))
+
+
+def adapted_for_transcription() -> Any:
+    return peft.get_peft_model(for_transcription(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+class Unread(torch.utils.data.Dataset):
+    """Rows that nobody may look at."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        raise AssertionError("a row was read")
+
+
 @pytest.mark.parametrize(
-    ("model_class", "labels", "message"),
+    ("make", "message"),
     [
-        (
-            BertForTokenClassification,
-            {"labels": [0] * TOKENS},
-            r"logits of shape \(8, 8, 2\) for 8 samples: expected \(8, cl",
-        ),
-        (
-            BertForQuestionAnswering,
-            {"start_positions": 1, "end_positions": 2},
-            "no logits, but outputs loss, start_logits",
-        ),
+        (for_transcription, r"Wav2Vec2ForCTC is a model for ctc: .*one row of logits.*sequence, image, audio"),
+        (for_segmentation, r"SegformerForSemanticSegmentation is a model for semantic segmentation: .*image, audio"),
+        (adapted_for_transcription, r"Wav2Vec2ForCTC is a model for ctc"),  # PEFT's wrapper hides nothing
     ],
 )
-def test_heads_without_a_row_for_each_sample_are_refused(tmp_path, model_class, labels, message):
-    settings = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = model_class(BertConfig(**settings, intermediate_size=32))
-    data = rows(8).remove_columns("label").map(lambda row: labels)
-    refused(ValueError, message + r".*sequence, image, audio", model, config(tmp_path), data)
+def test_models_of_another_kind_are_refused_by_their_class_before_a_row_is_read(tmp_path, make, message):
+    refused(ValueError, message, make(), config(tmp_path), Unread())
+    assert not (tmp_path / "_logits").exists()
+
+
+class OwnHead(torch.nn.Module):
+    """A head of the user's own that makes no row of logits for each sample."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.bert = tiny_bert().bert
+        self.names = names
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        tokens = self.bert(input_ids, attention_mask).last_hidden_state
+        return {"loss": tokens.square().mean()} | dict.fromkeys(self.names, tokens)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("logits",), rf"logits of shape \(8, {TOKENS}, 16\) for 8 samples: expected \(8, classes\).*image, audio"),
+        (("hidden", "state"), r"returned no logits, but outputs loss, hidden, state: .*sequence, image, audio"),
+    ],
+)
+def test_a_head_without_a_row_for_each_sample_is_refused_in_the_first_step(tmp_path, names, message):
+    refused(ValueError, message, OwnHead(names), config(tmp_path), rows(8))
 
 
 def test_streams_are_checked_at_their_batch(tmp_path):
