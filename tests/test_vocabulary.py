@@ -7,13 +7,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lstsd_hf.method import vocabulary
-from lstsd_hf.method.vocabulary import TopK, confidence, event_log_probabilities, top_k, vocabulary_terms
+from lstsd_hf.method.vocabulary import TopK, confidence, student_events, vocabulary_terms
 
 V, K = 50, 4
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def top_k(logits: torch.Tensor, positions: torch.Tensor, k: int) -> TopK:
+    """What is recorded where there is no teacher yet."""
+    return student_events(logits, positions, torch.empty(0, len(positions), k, dtype=torch.int64), k)[1]
 
 
 @pytest.fixture(autouse=True, params=[1 << 22, 3 * V], ids=["one chunk", "chunks of three"])
@@ -57,7 +62,8 @@ def test_events_and_their_gradient():
         if dense:
             events = torch.stack([dense_events(logits.double()[positions], named) for named in classes])
         else:
-            events = event_log_probabilities(logits, positions, classes)
+            events, own = student_events(logits, positions, classes, K)
+            assert torch.equal(own.classes, logits[positions].topk(K, dim=1).indices)
         (events * weights).sum().backward()
         grads.append((events.detach().double(), logits.grad))
     torch.testing.assert_close(grads[1][0], grads[0][0], atol=1e-5, rtol=1e-5)
@@ -72,11 +78,10 @@ def of_teacher(logits: torch.Tensor, k: int = K) -> TopK:
 
 def test_the_divergence_is_zero_only_where_they_agree():
     logits, positions = draw(5, V).float().requires_grad_(), torch.arange(5)
-    student = top_k(logits, positions, K)
-    same = vocabulary_terms(logits, positions, student, of_teacher(logits.detach()), 1.0, "constant")
+    same, _ = vocabulary_terms(logits, positions, of_teacher(logits.detach()), 1.0, "constant", K)
     torch.testing.assert_close(same.divergence, torch.zeros(1, 5), atol=1e-6, rtol=0)
     assert same.agreement.tolist() == [[1.0] * 5]
-    other = vocabulary_terms(logits, positions, student, of_teacher(draw(5, V, seed=9).float()), 1.0, "constant")
+    other, _ = vocabulary_terms(logits, positions, of_teacher(draw(5, V, seed=9).float()), 1.0, "constant", K)
     assert (other.divergence > 0.1).all()
 
 
@@ -88,8 +93,7 @@ def test_the_divergence_is_that_of_the_events(temperature):
     log_q, log_p = log_q.log_softmax(dim=1), log_p.log_softmax(dim=1)
     expected = temperature**2 * (log_q.exp() * (log_q - log_p)).sum(dim=1)
     positions = torch.arange(5)
-    student = top_k(logits, positions, K)
-    found = vocabulary_terms(logits.requires_grad_(), positions, student, of_teacher(teacher), temperature, "constant")
+    found, _ = vocabulary_terms(logits.requires_grad_(), positions, of_teacher(teacher), temperature, "constant", K)
     torch.testing.assert_close(found.divergence[0].double(), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -97,8 +101,7 @@ def test_with_all_classes_but_one_it_is_the_divergence_of_the_vocabulary():
     logits, teacher = draw(5, V).float(), draw(5, V, seed=1).float()
     expected = F.kl_div(logits.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="none").sum(1)
     positions = torch.arange(5)
-    student = top_k(logits, positions, V - 1)
-    found = vocabulary_terms(logits, positions, student, of_teacher(teacher, V - 1), 1.0, "constant")
+    found, _ = vocabulary_terms(logits, positions, of_teacher(teacher, V - 1), 1.0, "constant", V - 1)
     torch.testing.assert_close(found.divergence[0], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -106,7 +109,7 @@ def test_an_absent_teacher_has_no_trust_and_no_gradient():
     logits, positions = draw(3, V).float().requires_grad_(), torch.arange(3)
     teacher = of_teacher(draw(3, V, seed=1).float())
     teacher.log_probabilities[0, 1], teacher.log_rest[0, 1], teacher.classes[0, 1] = torch.nan, torch.nan, 0
-    terms = vocabulary_terms(logits, positions, top_k(logits, positions, K), teacher, 1.0, "confidence")
+    terms, _ = vocabulary_terms(logits, positions, teacher, 1.0, "confidence", K)
     assert terms.present.tolist() == [[1.0, 0.0, 1.0]]
     assert terms.trust[0, 1] == 0
     (terms.trust * terms.divergence).sum().backward()

@@ -41,71 +41,86 @@ def _chunks(positions: torch.Tensor, vocabulary: int) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(positions), rows))
 
 
-def top_k(logits: torch.Tensor, positions: torch.Tensor, k: int) -> TopK:
-    """The k most probable classes at R positions.
+def _log_events(exponentials: torch.Tensor, log_total: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """(r, k + 1): the logarithms of the classes' probabilities and of the rest's.
 
     Args:
-        logits: (M, V), floating-point; no gradient is kept.
-        positions: int64 (R,), rows of the logits.
-        k: From 1 to V - 1.
+        exponentials: (r, V), in proportion to the probabilities; the same again afterwards.
+        log_total: (r, 1), the logarithms of their sums.
+        classes: int64 (r, k), no class twice in a row.
     """
-    flat = logits.detach()
-    parts = []
-    for chunk in _chunks(positions, flat.shape[1]):
-        rows = flat.index_select(0, positions[chunk]).float()
-        total = rows.logsumexp(dim=1)
-        values, classes = rows.topk(k, dim=1)
-        rest = rows.scatter_(1, classes, -math.inf).logsumexp(dim=1)
-        parts.append((values - total[:, None], classes, rest - total))
-    if not parts:
-        return TopK(flat.new_empty(0, k).float(), positions.new_empty(0, k), flat.new_empty(0).float())
-    return TopK(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    named = exponentials.gather(1, classes)
+    exponentials.scatter_(1, classes, 0.0)
+    rest = exponentials.sum(dim=1, keepdim=True)
+    exponentials.scatter_(1, classes, named)
+    return torch.cat([named, rest], dim=1).log() - log_total
 
 
-class _EventLogProbabilities(torch.autograd.Function):
-    """(M, V) logits, (R,) positions, (T, R, k) classes -> (T, R, k + 1): the k classes, then the rest."""
+class _Events(torch.autograd.Function):
+    """Two things at once, because each pass over the logits costs: the k largest classes, and the teachers' events."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, positions: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        events = torch.empty(*classes.shape[:2], classes.shape[2] + 1, dtype=torch.float32, device=logits.device)
-        totals = torch.empty(len(positions), dtype=torch.float32, device=logits.device)
+    def forward(
+        ctx: Any, logits: torch.Tensor, positions: torch.Tensor, classes: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, ...]:
+        count, device = len(positions), logits.device
+        own = torch.empty(count, k + 1, device=device)
+        largest = torch.empty(count, k, dtype=torch.int64, device=device)
+        of_teachers = torch.empty(*classes.shape[:2], classes.shape[2] + 1, device=device)
+        totals = torch.empty(count, 1, device=device)  # of exp(z), as logarithms
         for chunk in _chunks(positions, logits.shape[1]):
             rows = logits.index_select(0, positions[chunk]).float()
-            totals[chunk] = total = rows.logsumexp(dim=1)
+            most, largest[chunk] = rows.topk(k, dim=1)
+            rows.sub_(most[:, :1]).exp_()
+            log_total = rows.sum(dim=1, keepdim=True).log()
+            totals[chunk] = log_total + most[:, :1]
+            own[chunk] = _log_events(rows, log_total, largest[chunk])
+            # Not through the exponential, which underflows for the least probable of the k.
+            own[chunk, :-1] = most - totals[chunk]
             for teacher, named in enumerate(classes):
-                known = rows.gather(1, named[chunk])
-                rest = rows.scatter(1, named[chunk], -math.inf).logsumexp(dim=1, keepdim=True)
-                events[teacher, chunk] = torch.cat([known, rest], dim=1) - total[:, None]
-        ctx.save_for_backward(logits, positions, classes, events, totals)
-        return events
+                of_teachers[teacher, chunk] = _log_events(rows, log_total, named[chunk])
+                known = logits.index_select(0, positions[chunk]).gather(1, named[chunk]).float()
+                of_teachers[teacher, chunk, :-1] = known - totals[chunk]
+        ctx.save_for_backward(logits, positions, classes, of_teachers, totals)
+        ctx.mark_non_differentiable(own, largest)
+        return of_teachers, own, largest
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         logits, positions, classes, events, totals = ctx.saved_tensors
-        (grad,) = grads
+        grad = grads[0]
         result = torch.zeros_like(logits)
+        # d log p_c / dz = [c] - p;  d log rest / dz = p [not among the k] / rest - p
+        of_rest = grad[..., -1:] * (-events[..., -1:]).exp()
+        factor = of_rest.sum(dim=0) - grad.sum(dim=(0, 2))[:, None]
         for chunk in _chunks(positions, logits.shape[1]):
-            rows = logits.index_select(0, positions[chunk]).float()
-            p = (rows - totals[chunk, None]).exp_()
-            # d log p_c / dz = [c] - p;  d log rest / dz = p [not among the k] / rest - p
-            out = p * -grad[:, chunk].sum(dim=(0, 2))[:, None]
-            for teacher, named in enumerate(classes):
-                of_rest = grad[teacher, chunk, -1] * (-events[teacher, chunk, -1]).exp()
-                outside = (p * of_rest[:, None]).scatter_(1, named[chunk], 0.0)
-                out += outside.scatter_add_(1, named[chunk], grad[teacher, chunk, :-1])
-            result.index_copy_(0, positions[chunk], out.to(result.dtype))
-        return result, None, None
+            p = logits.index_select(0, positions[chunk]).float().sub_(totals[chunk]).exp_()
+            at = [
+                grad[t, chunk, :-1] - p.gather(1, named[chunk]) * of_rest[t, chunk] for t, named in enumerate(classes)
+            ]
+            p.mul_(factor[chunk])
+            for named, values in zip(classes, at, strict=True):
+                p.scatter_add_(1, named[chunk], values)
+            result.index_copy_(0, positions[chunk], p.to(result.dtype))
+        return result, None, None, None
 
 
-def event_log_probabilities(logits: torch.Tensor, positions: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The student's log probabilities of the teachers' events, float32 (T, R, k + 1), the rest last; with gradient.
+def student_events(
+    logits: torch.Tensor, positions: torch.Tensor, classes: torch.Tensor, k: int
+) -> tuple[torch.Tensor, TopK]:
+    """The student's log probabilities of the teachers' events, with gradient, and its own k most probable classes.
 
     Args:
-        logits: (M, V), floating-point, with gradient.
+        logits: (M, V), floating-point.
         positions: int64 (R,), rows of the logits, each once.
-        classes: int64 (T, R, k), no class twice in a row.
+        classes: int64 (T, R, k), no class twice in a row; T may be 0.
+        k: From 1 to V - 1.
+
+    Returns:
+        float32 (T, R, k + 1), the rest last; and what is to be recorded, without gradient.
     """
-    return _EventLogProbabilities.apply(logits, positions, classes)
+    events, own, largest = _Events.apply(logits, positions, classes, k)
+    return events, TopK(own[:, :-1], largest, own[:, -1])
 
 
 def confidence(log_q: torch.Tensor, vocabulary: int) -> torch.Tensor:
@@ -126,20 +141,20 @@ def confidence(log_q: torch.Tensor, vocabulary: int) -> torch.Tensor:
 def vocabulary_terms(
     logits: torch.Tensor,
     positions: torch.Tensor,
-    student: TopK,
     teachers: TopK,
     temperature: float,
     teacher_trust: TeacherTrust,
-) -> TeacherTerms:
-    """The teachers' terms for R rows, each (T, R).
+    k: int,
+) -> tuple[TeacherTerms, TopK]:
+    """The teachers' terms for R rows, each (T, R), and the student's own classes, which are to be recorded.
 
     Args:
         logits: (M, V), with gradient.
-        positions: int64 (R,).
-        student: The student's own k most probable classes, as recorded.
+        positions: int64 (R,), rows of the logits, each once.
         teachers: Of T teachers, each field with an axis T in front; NaN log probabilities: that teacher is absent.
         temperature: tau; above 1 the k + 1 events are softened, each as if it were one class.
         teacher_trust: See `heads.Head.terms`.
+        k: How many classes to record.
     """
     log_q = torch.cat([teachers.log_probabilities, teachers.log_rest[..., None]], dim=-1).float()
     total = log_q.sum(dim=-1)
@@ -149,7 +164,7 @@ def vocabulary_terms(
     order = torch.arange(teachers.classes.shape[-1], device=logits.device)
     classes = torch.where(absent, order, teachers.classes.long())
     log_q = F.log_softmax(torch.where(absent, 0.0, log_q), dim=-1)  # float16 rounds: the events sum to 1 again
-    log_p = event_log_probabilities(logits, positions, classes)
+    log_p, student = student_events(logits, positions, classes, k)
     trust = present * confidence(log_q, logits.shape[-1]) if teacher_trust == "confidence" else present
     same = (student.classes[:, 0] == classes[..., 0]).float()
-    return TeacherTerms(present, trust, divergence(log_p, log_q, temperature), present * same)
+    return TeacherTerms(present, trust, divergence(log_p, log_q, temperature), present * same), student
