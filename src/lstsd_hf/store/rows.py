@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import StoreCorruptionError
-from .files import CHUNK_BYTES, NpyWriter
+from .files import CHUNK_BYTES
 from .journal import BLOCK_TABLE, ID, Block, Journal
+from .npy import NpyWriter
 
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 # The dtype that shows the bits of a number, and those of infinity.
