@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerState
 
-from lstsd_hf import LSTSDTrainer, add_sample_ids
-from lstsd_hf import store as store_module
+from lstsd_hf import LogitsStore, LSTSDTrainer, add_sample_ids
+from lstsd_hf.store.journal import JournalWriter
+from lstsd_hf.store.rows import FixedRows
 from lstsd_hf.training.checkpoint import last_complete_checkpoint
 from toys import config, rows, tiny_bert, weights
 
@@ -55,19 +56,19 @@ class Events:
 
 
 def install(events: Events) -> None:
-    writer = store_module._JournalWriter
-
     def half_a_block(self: Any, data: bytes) -> None:
         self._file.write(data[: len(data) // 2])
+
+    def half_an_epoch(self: Any, path: Path, journals: Any) -> None:
+        path.write_bytes(b"\x93NU")
 
     def half_a_state(self: Any, path: str) -> None:
         Path(path).write_text('{"epoch": 1.0, "global_st')
 
-    events.watch(writer, "_write", "record", half_a_block)
-    events.watch(
-        store_module.LogitsStore, "_write_epoch", "seal: write", lambda self, path, _: path.write_bytes(b"\x93NU")
-    )
-    events.watch(store_module.LogitsStore, "copy", "copy")
+    events.watch(JournalWriter, "_write", "record", half_a_block)
+    events.watch(FixedRows, "write_sealed", "seal: write", half_an_epoch)
+    events.watch(LogitsStore, "write_statistic", "statistic")
+    events.watch(LogitsStore, "copy", "copy")
     events.watch(os, "replace", "replace")
     events.watch(os, "rename", "rename")
     events.watch(os, "link", "link")
@@ -131,7 +132,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     names = json.loads((reference / "events.json").read_text())
     expected = torch.load(reference / "weights.pt")
     sealed = {file.name: file.read_bytes() for file in reference.glob("_logits/*.npy")}
-    assert len(sealed) == 5  # four epochs and the labels
+    assert len(sealed) == 6  # four epochs, the labels, and the margin
 
     # Every kind of event is hit in its turn, at a random one of its occurrences.
     kinds = collections.defaultdict(list)
@@ -159,7 +160,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         assert torch.equal(torch.load(run / "weights.pt"), expected), f"{run}: other weights"
         found = {file.name: file.read_bytes() for file in run.glob("_logits/*.npy")}
         assert found == sealed, f"{run}: other predictions"
-        store_module.LogitsStore.open(run / "_logits").verify()
+        LogitsStore.open(run / "_logits").verify()
         shutil.rmtree(run)
         number += 1
     print(json.dumps({"kills": sum(struck.values()), "of": dict(sorted(struck.items()))}))
