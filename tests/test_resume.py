@@ -221,7 +221,9 @@ def test_a_half_saved_checkpoint_is_passed_over(tmp_path, reference):
     (tmp_path / "checkpoint-7" / "trainer_state.json").write_text('{"epoch": 2.')
     resumed = run(tmp_path, resume=True, head=head)
     assert torch.equal(weights(resumed.model), weights(expected.model))
-    with pytest.raises(ValueError, match=r"No complete checkpoint in .*expected a folder checkpoint-N"):
+    with pytest.raises(
+        ValueError, match=r"No valid checkpoint found in output directory \(.*expected a folder checkpoint-N"
+    ):
         run(tmp_path / "nothing", resume=True, head=head)
 
 

@@ -28,7 +28,11 @@ def last_complete_checkpoint(output_dir: str) -> str:
             logger.warning(f"{path} was not saved completely: resuming from an earlier checkpoint.")
             continue
         return str(path)
-    raise ValueError(f"No complete checkpoint in {output_dir}: expected a folder checkpoint-N to resume from.")
+    # In the plain Trainer's own words, here and below: scripts look for them.
+    raise ValueError(
+        f"No valid checkpoint found in output directory ({output_dir}): expected a folder checkpoint-N that was saved "
+        "completely."
+    )
 
 
 def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bool) -> LogitsStore | None:
@@ -45,7 +49,9 @@ def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bo
         StoreMismatchError: its store is for another head.
     """
     if not Path(checkpoint).is_dir():
-        raise ValueError(f"resume_from_checkpoint={checkpoint!r}: no such folder: expected a folder checkpoint-N.")
+        raise ValueError(
+            f"Can't find a valid checkpoint at {checkpoint}: no such folder. Expected a folder checkpoint-N."
+        )
     path = Path(checkpoint, LOGITS_FOLDER)
     if not path.exists():
         if resumes_without_logits:
