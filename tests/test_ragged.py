@@ -5,7 +5,7 @@ import pytest
 
 from lstsd_hf.store import StoreCorruptionError
 from lstsd_hf.store.journal import ID, Journal, JournalWriter, journal_head
-from lstsd_hf.store.ragged import RaggedRows, TopKRows
+from lstsd_hf.store.ragged import RaggedRows, Rows, TopKRows
 
 N = 7
 
@@ -113,3 +113,15 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, part):
     paths[part].write_bytes(whole[:-8])
     with pytest.raises(StoreCorruptionError, match=paths[part].name):
         layout.open_sealed(paths)
+
+
+def test_a_sample_with_another_number_of_rows_has_none():
+    values = np.arange(12, dtype=np.float16).reshape(6, 2)
+    rows = Rows({"values": values, "classes": np.arange(6, dtype=np.uint16)}, np.array([2, 3, 1]))
+    assert rows.aligned(np.array([2, 3, 1]))["values"] is values
+    found = rows.aligned(np.array([2, 1, 1]))
+    np.testing.assert_array_equal(found["values"], [[0, 1], [2, 3], [np.nan] * 2, [10, 11]])
+    assert found["classes"].tolist() == [0, 1, 0, 5]
+    longer = rows.aligned(np.array([2, 5, 1]))
+    assert np.isnan(longer["values"][2:7]).all()
+    np.testing.assert_array_equal(longer["values"][7], [10, 11])

@@ -43,6 +43,22 @@ class Rows(NamedTuple):
     parts: dict[str, Array]
     counts: Array
 
+    def aligned(self, counts: Array) -> dict[str, Array]:
+        """The parts for samples with `counts` (B,) rows: NaN, or 0 among integers, where a sample has another number.
+
+        Rows are never moved to other places: a sample has all its rows or none.
+        """
+        if np.array_equal(self.counts, counts):
+            return self.parts
+        same = self.counts == counts
+        to, source = np.repeat(same, counts), np.repeat(same, self.counts)
+        aligned = {}
+        for name, part in self.parts.items():
+            rows = np.full((int(counts.sum()), *part.shape[1:]), np.nan if part.dtype.kind == "f" else 0, part.dtype)
+            rows[to] = part[source]
+            aligned[name] = rows
+        return aligned
+
 
 class RaggedRows:
     """Any number of rows of one shape for each of N samples.
