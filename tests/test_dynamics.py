@@ -57,6 +57,18 @@ def test_noise_is_the_same_however_large_the_logits_are_and_half_where_two_class
     assert dynamics.noise_score(sure, 1 - labels) == pytest.approx(0)
 
 
+def test_the_suggested_label_is_that_of_all_epochs_and_a_tie_is_the_given_ones() -> None:
+    probabilities = np.array(
+        [[[0.1, 0.9], [0.5, 0.5], [NAN, NAN], [NAN, NAN]], [[0.6, 0.4], [0.5, 0.5], [0.2, 0.8], [NAN, NAN]]]
+    )
+    assert dynamics.suggested_label(probabilities, np.array([0, 1, 0, 1])).tolist() == [1, 1, 1, -1]
+    assert dynamics.suggested_label(probabilities, np.array([1, 0, 1, 0])).tolist() == [1, 0, 1, -1]
+
+
+def test_a_label_looks_wrong_above_one_half() -> None:
+    assert dynamics.flags(np.array([0.5, 0.500001, 0.49, NAN])).tolist() == [False, True, False, False]
+
+
 def test_noise_of_a_score_that_is_off_by_as_much_as_scores_vary() -> None:
     errors = np.array([[0.0, 2.0, NAN], [0.0, -2.0, NAN]])
     np.testing.assert_allclose(dynamics.regression_noise_score(errors, 2.0), [0, 0.5, NAN])

@@ -106,6 +106,7 @@ def slowly(folder: Path, data: datasets.Dataset) -> Iterator[dict[str, Any]]:
             "first_learnt": right.index(True) if any(right) else None,
             "area_under_margin": np.mean(margins),
             "noise_score": np.mean([(1 - (p - q)) / 2 for p, q in zip(given, rest, strict=True)]),
+            "suggested_label": max(range(3), key=lambda k: sum(np.exp(z[k]) / np.exp(z).sum() for z in logits)),
         }
 
 

@@ -48,7 +48,7 @@ def correct(predictions: Floats, labels: Integers) -> Floats:
 
 
 def mean_over_epochs(values: Floats) -> Floats:
-    """(N,) means of (E, N) values over the epochs that have one."""
+    """(N, ...) means of (E, N, ...) values over the epochs that have one."""
     present = ~np.isnan(values)
     total, count = np.where(present, values, 0).sum(axis=0), present.sum(axis=0)
     return np.divide(total, count, out=np.full(total.shape, np.nan, total.dtype), where=count > 0)
@@ -106,6 +106,31 @@ def noise_score(probabilities: Floats, labels: Integers) -> Floats:
         labels: (N,), in [0, C).
     """
     return (1 - mean_over_epochs(margin(probabilities, labels))) / 2
+
+
+def flags(noise_score: Floats) -> npt.NDArray[np.bool_]:
+    """(N,): whether a label looks wrong, by its `noise_score` or `regression_noise_score`: above 0.5.
+
+    There, over the epochs, another class was more probable than the label; or the predictions were further from the
+    score than the scores vary. False where the score is NaN.
+    """
+    return noise_score > 0.5
+
+
+def suggested_label(probabilities: Floats, labels: Integers) -> Integers:
+    """(N,): the class with the highest mean probability over epochs; -1 where no epoch has a prediction.
+
+    Of equal classes it is the given label, else the first. All epochs count: the last one has learnt wrong labels by
+    heart, and repeats them.
+
+    Args:
+        probabilities: (E, N, C).
+        labels: (N,) the given ones, in [0, C).
+    """
+    means = mean_over_epochs(probabilities)
+    given = np.take_along_axis(means, labels[:, None], axis=1)[:, 0]
+    best = np.where(given >= means.max(axis=1), labels, means.argmax(axis=1))
+    return np.where(np.isnan(given), -1, best)
 
 
 def regression_noise_score(errors: Floats, scale: float) -> Floats:

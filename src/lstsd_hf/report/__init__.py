@@ -33,7 +33,7 @@ from .run import Run, read_run
 from .texts import read_texts
 
 # Where these hold, there is nothing to tell; and of a sample that was never seen only its id and label.
-_NOTHING = {"prediction": -1, "first_learnt": -1, "noise_rank": 0}
+_NOTHING = {"prediction": -1, "first_learnt": -1, "suggested_label": -1, "noise_rank": 0}
 
 
 def write_report(

@@ -76,7 +76,8 @@ def of_classes(logits: Array, labels: Array, epochs: list[int]) -> tuple[dict[st
     Returns:
         Of each sample, (n,): `prediction` and `prediction_probability`, the class that the last epoch predicted (-1:
         none) and its probability; `confidence`, `variability`, `correctness`, `forgetting_events`, `never_learnt`
-        (bool), `first_learnt` (the number of the epoch; -1: none), `area_under_margin`, `noise_score`: see `dynamics`.
+        (bool), `first_learnt` (the number of the epoch; -1: none), `area_under_margin`, `noise_score`,
+        `suggested_label` (-1: none): see `dynamics`.
         Of each sample and epoch, (E, n), NaN where unknown: `accuracy`: 1 where the prediction is the label, else 0.
         `short_term_agreement`: 1 where it is that of the epoch before, which is the short-term teacher's.
     """
@@ -95,6 +96,7 @@ def of_classes(logits: Array, labels: Array, epochs: list[int]) -> tuple[dict[st
         "first_learnt": np.where(first < 0, -1, np.asarray(epochs)[first]),
         "area_under_margin": dynamics.area_under_margin(logits, labels),
         "noise_score": dynamics.noise_score(probabilities, labels),
+        "suggested_label": dynamics.suggested_label(probabilities, labels),
     }
     same = np.full(hits.shape, np.nan, hits.dtype)
     for i in range(1, len(epochs)):
