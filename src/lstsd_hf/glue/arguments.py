@@ -108,7 +108,11 @@ class DataArguments:
         metadata={"help": f"A folder in GLUE's own TSV layout to read the task from, instead of {HUB_DATASET}."},
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "Your training data instead of a task: a CSV, TSV or JSON (lines) file."}
+        default=None,
+        metadata={
+            "help": "Your training data instead of a task: a CSV, TSV, JSON (lines) or parquet file, or a folder that "
+            "Dataset.save_to_disk wrote."
+        },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Your validation data, like train_file."})
     test_file: str | None = field(default=None, metadata={"help": "Your test data; labels in it are not looked at."})
@@ -122,6 +126,13 @@ class DataArguments:
     label_column: str = field(
         default="label",
         metadata={"help": "The label column of your files. Decimal numbers make a regression, all else classes."},
+    )
+    label_kind: Literal["classes", "scores"] | None = field(
+        default=None, metadata={"help": "What the labels of your files are, where their form misleads."}
+    )
+    tsv_quoting: bool = field(
+        default=False,
+        metadata={"help": "Quotes enclose fields in your TSV files, as in CSV. Default: quotes are text in them."},
     )
     where: str | None = field(
         default=None, metadata={"help": "COLUMN=VALUE: use only the rows of your files where this holds."}

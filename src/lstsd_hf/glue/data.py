@@ -1,9 +1,9 @@
 """GLUE's nine tasks, and files of the user's, as `datasets` with the Hub's columns.
 
-Whatever a split comes from (the Hub's `nyu-mll/glue`, a folder in GLUE's own TSV layout, the user's CSV, TSV or JSON
-files), it has the task's text columns, `label` (a `ClassLabel`, or a float32 score; -1 in GLUE's test sets) and `idx`
-(the row's number in the file, or the index that a test file gives). Training rows also have an id: the row's number in
-the whole file, before anything is selected from it.
+Whatever a split comes from (the Hub's `nyu-mll/glue`, a folder in GLUE's own TSV layout, files of the user's), it has
+the task's text columns, `label` (a `ClassLabel`, or a float32 score; -1 in GLUE's test sets) and `idx` (the row's
+number in the file, or the index that a test file gives). Training rows also have an id: their own, or the row's number
+in the whole file, before anything is selected from it.
 
 GLUE's own layout, under `data_dir`:
 
@@ -12,19 +12,26 @@ GLUE's own layout, under `data_dir`:
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
 
+from ..report.columns import in_memory, sample_ids, tell
+from ..report.files import UserFile, open_user_file
+from ..report.parsing import text_lines
 from ..training.sample_ids import add_sample_ids
 from .arguments import HUB_DATASET, DataArguments
+from .labels import FileLabels, class_ids, class_names, file_labels, label_feature, scores
 from .tasks import TASKS, Task
 
+# GLUE's own files of these have rows that end early, most of them at a line feed in a question.
+_WITH_SHORT_ROWS = ("qqp",)
 COLA_COLUMNS = ("source", "label", "original_mark", "sentence")  # its train and dev files have no header
 
 
@@ -47,12 +54,15 @@ class GlueData:
     prediction: dict[str, Dataset]
 
 
-def read_tsv(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Sequence[str]]]:
+def read_tsv(
+    path: Path, columns: Sequence[str] | None = None, *, allow_short: bool = False
+) -> Iterator[tuple[int, Sequence[str]]]:
     """Reads a file in GLUE's layout, where a tab always ends a field and quotes mean nothing.
 
     Args:
         path: the file, in UTF-8, with or without a byte-order mark.
         columns: the names of the columns, for a file without a header.
+        allow_short: whether a row may have too few fields.
 
     Yields:
         The line number, which counts from 1, and the fields. The names of the columns come first, as line 0 where the
@@ -66,25 +76,21 @@ def read_tsv(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple
     rows = 0
     if columns is not None:
         yield 0, columns
-    try:
-        # newline="\n": a lone carriage return is text. The csv module ends a row there.
-        with path.open(encoding="utf-8-sig", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                fields = line.rstrip("\r\n").split("\t")
-                if columns is None:
-                    columns = fields
-                elif fields == [""]:
-                    continue
-                elif len(fields) != len(columns):
-                    raise ValueError(
-                        f"{path}, line {number}: expected {len(columns)} fields ({', '.join(columns)}), found "
-                        f"{len(fields)}. Fields are split at tabs; mend or delete the line."
-                    )
-                else:
-                    rows += 1
-                yield number, fields
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, found {error}.") from error
+    # A lone carriage return is text, as are quotes.
+    for number, line in enumerate(text_lines(path), start=1):
+        fields = line.rstrip("\r\n").split("\t")
+        if columns is None:
+            columns = fields
+        elif fields == [""]:
+            continue
+        elif len(fields) > len(columns) or (len(fields) < len(columns) and not allow_short):
+            raise ValueError(
+                f"{path}, line {number}: expected {len(columns)} fields ({', '.join(columns)}), found "
+                f"{len(fields)}. Fields are split at tabs; mend or delete the line."
+            )
+        else:
+            rows += 1
+        yield number, fields
     if not rows:
         raise ValueError(f"{path}: expected rows, found an empty file.")
 
@@ -108,22 +114,35 @@ def load_tsv_split(task_name: str, data_dir: str | Path, split: str) -> Dataset:
         raise ValueError(f"{data_dir}: expected a folder {task.folder!r} in data_dir for {task_name}, found none.")
     path = Path(data_dir, task.folder, split.replace("validation", "dev") + ".tsv")
     is_test = split.startswith("test")
-    lines = read_tsv(path, COLA_COLUMNS if task_name == "cola" and not is_test else None)
+    header = COLA_COLUMNS if task_name == "cola" and not is_test else None
+    lines = read_tsv(path, header, allow_short=task_name in _WITH_SHORT_ROWS and not is_test)
     _, columns = next(lines)
     index_column = "id" if "id" in columns else "index"  # QQP's test file calls it id
     wanted = [*task.columns.values(), index_column if is_test else task.label_column]
-    _check_columns(path, wanted, columns)
+    for name in wanted:
+        if name not in columns:
+            found = ", ".join(map(repr, columns))
+            raise ValueError(f"{path}: expected a column {name!r}, found the columns {found}.")
     positions = [columns.index(name) for name in wanted]
 
     data: dict[str, list] = {name: [] for name in (*task.columns, "label", "idx")}
-    for number, fields in lines:
+    short = []
+    for row, (number, fields) in enumerate(lines):
+        if len(fields) < len(columns):
+            short.append(number)
+            continue
         *texts, last = (fields[position] for position in positions)
         for name, text in zip(task.columns, texts, strict=True):
             data[name].append(text)
         data["label"].append(-1 if is_test else _label(path, task, number, last))
-        data["idx"].append(_index(path, number, last) if is_test else len(data["idx"]))
+        data["idx"].append(_index(path, number, last) if is_test else row)
+    if short:
+        tell(
+            f"{path}: {len(short)} rows have too few fields, the first in line {short[0]}. They were left out, as in "
+            "the Hub's version."
+        )
     features = {name: Value("string") for name in task.columns}
-    features |= {"label": _label_feature(task.labels), "idx": Value("int32")}
+    features |= {"label": label_feature(task.labels), "idx": Value("int32")}
     return Dataset.from_dict(data, features=Features(features))
 
 
@@ -147,16 +166,6 @@ def _index(path: Path, line: int, text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{path}, line {line}: expected a whole number as the index, found {text!r}.")
     return int(text)
-
-
-def _label_feature(labels: Sequence[str]) -> ClassLabel | Value:
-    return ClassLabel(names=list(labels)) if labels else Value("float32")
-
-
-def _check_columns(path: str | Path, expected: Iterable[str], found: Sequence[str]) -> None:
-    for name in expected:
-        if name not in found:
-            raise ValueError(f"{path}: expected a column {name!r}, found the columns {', '.join(map(repr, found))}.")
 
 
 def load_task(
@@ -208,7 +217,6 @@ def load_files(
     prediction: bool,
     sample_id_column: str,
     seed: int,
-    cache_dir: str | None = None,
 ) -> GlueData:
     """Loads the user's own files. The training file is always read, because it says what the labels are.
 
@@ -222,56 +230,85 @@ def load_files(
     if prediction and args.test_file is None:
         raise ValueError("To predict on your own data, give test_file.")
 
-    rows = _read_user_file(args.train_file, args, cache_dir, sample_id_column)
-    text_columns = _text_columns(args, rows, sample_id_column)
-    _check_cells(args.train_file, rows, text_columns, args.label_column)
-    values = _label_values(args.train_file, rows, args.label_column)
-    keep = [*text_columns, "idx", "label"]
-    training = _labelled(args.train_file, rows, args.label_column, values).select_columns([*keep, sample_id_column])
+    def open_file(path: str, split: str) -> UserFile:
+        return open_user_file(path, split=split, tsv_quoting=args.tsv_quoting)
 
-    held_out = {}
+    file = open_file(args.train_file, "train")
+    text_columns = _text_columns(args, file.columns, sample_id_column)
+    own_ids = [sample_id_column] if sample_id_column in file.columns else []
+    training = _Rows(file, args.where, text_columns, [args.label_column, *own_ids])
+    labels = [training.labels(args.label_column)]
     if args.validation_file is not None and evaluation:
-        rows = _read_user_file(args.validation_file, args, cache_dir)
-        _check_cells(args.validation_file, rows, text_columns, args.label_column)
-        held_out[""] = _labelled(args.validation_file, rows, args.label_column, values).select_columns(keep)
+        held_out = _Rows(open_file(args.validation_file, "validation"), args.where, text_columns, [args.label_column])
+        labels.append(held_out.labels(args.label_column))
+    names, line = class_names(labels[0], labels[1:], args.label_kind)
+    if line is not None:
+        tell(line)
+
+    ids = training.ids(sample_id_column) if own_ids else np.array(training.numbers, np.int64)
+    rows = training.data_set(labels[0], names, {sample_id_column: ids})
+    splits = {}
+    if labels[1:]:
+        splits[""] = held_out.data_set(labels[1], names)
     elif args.validation_file is None and args.validation_fraction is not None:
-        training, rest = _split(training, args.validation_fraction, seed, stratify=bool(values))
-        held_out = {"": rest.select_columns(keep)} if evaluation else {}
+        rows, rest = _split(rows, args.validation_fraction, seed, stratify=bool(names))
+        splits = {"": rest.remove_columns(sample_id_column)} if evaluation else {}
     unseen = {}
     if args.test_file is not None and prediction:
-        rows = _read_user_file(args.test_file, args, cache_dir)
-        _check_cells(args.test_file, rows, text_columns)
-        unseen["predictions.tsv"] = rows.select_columns([*text_columns, "idx"])
-    return GlueData(text_columns, tuple(map(str, values)), training if train else None, held_out, unseen)
+        unseen["predictions.tsv"] = _Rows(open_file(args.test_file, "test"), args.where, text_columns).data_set()
+    return GlueData(text_columns, names, rows if train else None, splits, unseen)
 
 
-def _label_values(path: str, rows: Dataset, column: str) -> list:
-    """What stands in the label column, sorted; the position of a value is its label id. Nothing for scores."""
-    kind = rows.features[column]
-    if not isinstance(kind, Value):
-        raise ValueError(f"{path}: expected one label per row in {column!r}, found {kind}.")
-    if kind.dtype.startswith(("float", "double")):
-        return []
-    values = sorted(set(rows[column]))
-    if len(values) < 2:
-        raise ValueError(f"{path}: expected at least two labels in {column!r}, found only {values[0]!r}.")
-    return values
+class _Rows:
+    """The rows of a user's file where COLUMN=VALUE holds.
 
+    Attributes:
+        file: The file.
+        numbers: (N,) their positions in the file, from 0.
+    """
 
-def _labelled(path: str, rows: Dataset, column: str, values: Sequence[Any]) -> Dataset:
-    """`rows` with the label's id, or the score, as `label` in place of `column`."""
-    ids = {value: i for i, value in enumerate(values)}
-    labels = rows[column][:]
-    for row, label in zip(rows["idx"], labels, strict=True):
-        if values and label not in ids:
-            expected = ", ".join(map(repr, values[:20]))
-            raise ValueError(f"{path}, data row {row + 1}: the label {label!r} is none of train_file's: {expected}.")
-        if not values and not (isinstance(label, (int, float)) and math.isfinite(label)):
-            raise ValueError(f"{path}, data row {row + 1}: expected a number in {column!r}, found {label!r}.")
-    labels = [ids[label] for label in labels] if values else [float(label) for label in labels]
-    feature = _label_feature([str(value) for value in values])
-    rows = rows.remove_columns([name for name in rows.column_names if name in (column, "label")])
-    return rows.add_column("label", labels, feature=feature)
+    def __init__(
+        self, file: UserFile, where: str | None, text_columns: Sequence[str], others: Sequence[str] = ()
+    ) -> None:
+        """Raises ValueError where a column is missing, no row is left, or a text is missing."""
+        column, _, wanted = (where or "").partition("=")
+        cells = file.read(text_columns, [*others, *([column] if where else [])])
+        self.file, self._others, self._features = file, cells.others, cells.texts.features
+        self._texts: pa.Table = cells.texts.with_format("arrow")[:].replace_schema_metadata(None)
+        self.numbers = list(range(len(self._texts)))
+        if where:
+            values = [(cell or "").strip() for cell in cells.others[column].cells]
+            self.numbers = [i for i in self.numbers if values[i] == wanted.strip()]
+            if not self.numbers:
+                found = ", ".join(map(repr, sorted(set(values))[:20]))
+                raise ValueError(f"{file.name}: no row has {where!r}. Values found in {column!r}: {found}.")
+            self._texts = self._texts.filter(pa.array([value == wanted.strip() for value in values]))
+        for name in text_columns:
+            if self._texts[name].null_count:
+                first = self.numbers[self._texts[name].is_null().to_pylist().index(True)]
+                raise ValueError(f"{file.name}, data row {first + 1}: the cell in {name!r} is empty.")
+
+    def labels(self, column: str) -> FileLabels:
+        return file_labels(self.file.name, column, self._others[column], self.numbers)
+
+    def ids(self, column: str) -> npt.NDArray[np.int64]:
+        return sample_ids(self.file.name, column, self._others[column], self.numbers)
+
+    def data_set(
+        self,
+        labels: FileLabels | None = None,
+        names: Sequence[str] = (),
+        ids: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    ) -> Dataset:
+        """The texts, `idx`, the labels as class ids or scores, and sample ids by the name of their column."""
+        columns: dict[str, tuple[Value | ClassLabel, Any]] = {"idx": (Value("int32"), self.numbers)}
+        if labels is not None:
+            columns["label"] = label_feature(names), class_ids(labels, names) if names else scores(labels)
+        columns |= {name: (Value("int64"), values) for name, values in (ids or {}).items()}
+        table = self._texts
+        for name, (feature, values) in columns.items():
+            table = table.append_column(name, pa.array(values, feature.pa_type))
+        return in_memory(table, Features(self._features | {name: feature for name, (feature, _) in columns.items()}))
 
 
 def _split(rows: Dataset, fraction: float, seed: int, stratify: bool) -> tuple[Dataset, Dataset]:
@@ -282,51 +319,22 @@ def _split(rows: Dataset, fraction: float, seed: int, stratify: bool) -> tuple[D
     return parts["train"], parts["test"]
 
 
-def _read_user_file(
-    path: str, args: DataArguments, cache_dir: str | None, sample_id_column: str | None = None
-) -> Dataset:
-    """The rows of a file where `args.where` holds, with `idx`, and ids where a column for them is named."""
-    formats: dict[str, tuple[str, dict[str, Any]]] = {
-        # Only an empty cell is missing: a text may well be "null", and a label "none".
-        ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
-        ".tsv": ("csv", {"keep_default_na": False, "na_values": [""], "sep": "\t", "quoting": 3}),
-        ".json": ("json", {}),
-        ".jsonl": ("json", {}),
-    }
-    suffix = Path(path).suffix.lower()
-    if suffix not in formats:
-        raise ValueError(f"{path}: expected a file that ends in {', '.join(formats)}.")
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file.")
-    builder, options = formats[suffix]
-    try:
-        rows = load_dataset(builder, data_files=path, split="train", cache_dir=cache_dir, **options)
-    except DatasetGenerationError as error:
-        raise ValueError(f"{path}: cannot be read as {suffix[1:].upper()}: {error.__cause__ or error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: expected rows, found none: {error}") from error
-    if sample_id_column is not None and sample_id_column not in rows.column_names:
-        rows = add_sample_ids(rows, column=sample_id_column)
-    if "idx" in rows.column_names:
-        rows = rows.remove_columns("idx")
-    rows = rows.add_column("idx", np.arange(len(rows), dtype=np.int32))
-    if args.where is None:
-        return rows
-    column, _, wanted = args.where.partition("=")
-    _check_columns(path, [column], rows.column_names)
-    values = [str(value) for value in rows[column]]
-    rows = rows.select([i for i, value in enumerate(values) if value == wanted])
-    if not len(rows):
-        found = ", ".join(map(repr, sorted(set(values))[:20]))
-        raise ValueError(f"{path}: no row has {args.where!r}. Values found in {column!r}: {found}.")
-    return rows
-
-
-def _text_columns(args: DataArguments, rows: Dataset, sample_id_column: str) -> tuple[str, ...]:
+def _text_columns(args: DataArguments, columns: Sequence[str], sample_id_column: str) -> tuple[str, ...]:
+    """The text columns, named or found by name; checks that no column has two tasks."""
+    taken = {args.label_column: "the labels", sample_id_column: "the sample ids"}
+    if len(taken) < 2 or sample_id_column == "label":
+        raise ValueError(
+            f"sample_id_column={sample_id_column!r}: the labels go by that name. Name another (--sample_id_column)."
+        )
     if args.text_columns is not None:
+        for name in args.text_columns:
+            if name in taken:
+                raise ValueError(f"text_columns={args.text_columns}: {name!r} holds {taken[name]}.")
+            if name in ("idx", "label"):
+                raise ValueError(f"text_columns={args.text_columns}: the name {name!r} is taken. Rename the column.")
         return tuple(args.text_columns)
-    known = ("idx", sample_id_column, args.label_column, (args.where or "").partition("=")[0])
-    others = [name for name in rows.column_names if name not in known]
+    known = ("", "idx", "label", *taken, (args.where or "").partition("=")[0])
+    others = [name for name in columns if name not in known]
     for names in (("sentence1", "sentence2"), ("sentence",), ("text",)):
         if set(names) <= set(others):
             return names
@@ -335,17 +343,3 @@ def _text_columns(args: DataArguments, rows: Dataset, sample_id_column: str) -> 
     raise ValueError(
         f"{args.train_file}: which columns are the text? Name one or two of {others} with --text_columns."
     )
-
-
-def _check_cells(path: str, rows: Dataset, text_columns: Sequence[str], label_column: str | None = None) -> None:
-    """Raises ValueError for a column that is not there, an empty cell, or a text column without text."""
-    columns = [*text_columns, label_column] if label_column else text_columns
-    _check_columns(path, columns, [name for name in rows.column_names if name != "idx"])
-    for name in columns:
-        for row, value in zip(rows["idx"], rows[name], strict=True):
-            if value is None or value != value:  # NaN
-                raise ValueError(f"{path}, data row {row + 1}: the cell in {name!r} is empty.")
-    for name in text_columns:
-        found = rows.features[name]
-        if found not in (Value("string"), Value("large_string")):
-            raise ValueError(f"{path}: expected text in {name!r}, found {getattr(found, 'dtype', found)}.")

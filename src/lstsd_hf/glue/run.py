@@ -94,7 +94,6 @@ def prepare(argv: Sequence[str]) -> Job:
                 **needed,
                 sample_id_column=args.sample_id_column,
                 seed=args.seed,
-                cache_dir=model_args.cache_dir,
             )
 
     name = model_args.model_name_or_path

@@ -1,0 +1,93 @@
+"""Columns of a user's file, as text; and what the readers of such files share."""
+
+import logging
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features
+
+# A number in decimal notation. `float` also takes "nan", "1_000" and the digits of other scripts.
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+_ID = re.compile("[0-9]{1,19}")
+_LARGEST_ID = 2**63 - 1
+
+logger = logging.getLogger(__name__)
+
+
+def tell(line: str) -> None:
+    """Says in one line what was assumed; of several processes, one does."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(line)
+
+
+def in_memory(table: pa.Table, features: Features | None = None) -> Dataset:
+    """A table as a data set. It gets a name by chance: `datasets` would make one from a pickled copy of the table."""
+    return Dataset(table, DatasetInfo(features=features), fingerprint=uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class Column:
+    """The cells of a column as text.
+
+    Attributes:
+        cells: (N,) None where a cell is missing.
+        names: The names of a `ClassLabel`, by id; else none.
+        is_text: Whether a file that has types holds text there: in JSON "1", and not 1.
+    """
+
+    cells: list[str | None]
+    names: tuple[str, ...] = ()
+    is_text: bool = False
+
+
+def sample_ids(name: str, column: str, held: Column, rows: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The ids of some rows, out of the column that holds them.
+
+    Args:
+        name: What messages call the file.
+        column: The name of the column.
+        held: Its cells.
+        rows: (n,) the positions of the rows, from 0.
+
+    Returns:
+        (n,) integers of at least 0, each once.
+
+    Raises:
+        ValueError: an id is missing, repeated, or no such integer.
+    """
+    first: dict[int, int] = {}
+    for row in rows:
+        cell = (held.cells[row] or "").strip()
+        found = int(cell) if _ID.fullmatch(cell) else -1
+        if not 0 <= found <= _LARGEST_ID:
+            raise ValueError(
+                f"{name}, data row {row + 1}: expected a sample id, an integer of at least 0, in {column!r}, found "
+                f"{cell!r}. Name another column with sample_id_column (--sample_id_column)."
+            )
+        if found in first:
+            raise ValueError(
+                f"{name}, data row {row + 1}: the sample id {found} in {column!r} is that of data row "
+                f"{first[found] + 1}: expected no repeated sample ids. Name another column with sample_id_column "
+                "(--sample_id_column)."
+            )
+        first[found] = row
+    return np.fromiter(first, np.int64, len(first))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What was read of a file.
+
+    Attributes:
+        texts: (N rows) the text columns.
+        others: Other columns by name: labels, ids, what rows are chosen by.
+    """
+
+    texts: Dataset
+    others: dict[str, Column]

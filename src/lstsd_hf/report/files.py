@@ -1,0 +1,318 @@
+"""Reads a user's data: CSV, TSV, JSON and JSON lines, parquet, and folders that `Dataset.save_to_disk` wrote.
+
+Training, prediction and the report all read through `open_user_file`, so that a label has the same name everywhere.
+
+- A cell is text, as it was written: "01" stays "01", and "null" is a text. No type is guessed from the values.
+- An empty cell is missing. In JSON and parquet, null and NaN are missing, and "" is a text.
+- Only the columns that are asked for are kept. What the others hold does not matter.
+- A path is opened as it stands: "train[1].csv" is no pattern. A file is parsed each time it is opened: 400,000 rows of
+  CSV take about two seconds, and no cached table can be older than the file.
+- Whatever would lose or shift text is refused, with the file and the line, or the data row. Data rows count from 1.
+"""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_from_disk
+
+from .columns import NUMBER, Cells, Column, in_memory, tell
+from .parsing import Number, delimited_rows, in_words, json_rows
+
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_NO_TEXT = rf"^\s*({NUMBER}|true|false)\s*$"
+_ROWS_AT_ONCE = 10_000
+
+
+class UserFile(ABC):
+    """A user's file or data set: the names of its columns at once, the cells of some of them when asked for.
+
+    Attributes:
+        name: What messages call it.
+        columns: The names of its columns.
+    """
+
+    def __init__(self, name: str, columns: Sequence[str]) -> None:
+        self.name = name
+        self.columns = tuple(columns)
+
+    @abstractmethod
+    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
+        """Reads columns.
+
+        Args:
+            texts: Columns that must hold text; at least one.
+            others: Columns that must hold one value in each row, of any type.
+
+        Raises:
+            ValueError: a column is missing or there twice, a row is broken, a cell is of another kind, or there are no
+                rows.
+        """
+
+    @abstractmethod
+    def text_columns(self, columns: Sequence[str]) -> list[str]:
+        """Those of the columns that hold text, and not numbers alone, or nothing."""
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises ValueError where a column is missing, or there twice."""
+        for name in columns:
+            if name not in self.columns:
+                found = ", ".join(map(repr, self.columns))
+                raise ValueError(f"{self.name}: expected a column {name!r}, found the columns {found}.")
+            if self.columns.count(name) > 1:
+                raise ValueError(
+                    f"{self.name}: expected one column {name!r}, found {self.columns.count(name)}. Rename all but one."
+                )
+
+    def _refuse_row(self, number: int, what: str) -> NoReturn:
+        raise ValueError(f"{self.name}, data row {number}: {what}")
+
+    def _refuse_empty(self, rows: int) -> None:
+        if not rows:
+            raise ValueError(f"{self.name}: expected rows, found none.")
+
+
+def open_user_file(path: str | os.PathLike[str], *, split: str = "train", tsv_quoting: bool = False) -> UserFile:
+    """Opens a file by what its name ends in, or a folder.
+
+    Args:
+        path: A file that ends in one of `FORMATS`, or a folder that `save_to_disk` wrote.
+        split: Which split to take of a folder that holds several.
+        tsv_quoting: Whether quotes enclose fields in a TSV file, as in CSV; else they are text.
+
+    Raises:
+        ValueError: nothing is there, it is of no known format, or it cannot be read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _open_folder(path, split)
+    if suffix not in FORMATS:
+        raise ValueError(f"{path}: expected a folder, or a file that ends in {', '.join(FORMATS)}.")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file.")
+    if suffix == ".parquet":
+        return _open_parquet(path)
+    if suffix in (".json", ".jsonl"):
+        return _JsonFile(path)
+    return _DelimitedFile(path, "," if suffix == ".csv" else "\t", has_quotes=suffix == ".csv" or tsv_quoting)
+
+
+def open_data_set(dataset: Dataset | DatasetDict, name: str, split: str = "train") -> UserFile:
+    """Takes a data set in memory as a file is taken; of several splits the one that is named.
+
+    Raises:
+        ValueError: it has no such split.
+    """
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(
+                f"{name} is a dictionary: expected a split {split!r}, found {', '.join(map(repr, dataset))}. Give the "
+                "split that you mean."
+            )
+        dataset = dataset[split]
+    return _TypedFile(name, dataset.features.arrow_schema, dataset.with_format(None).select_columns)
+
+
+def _open_folder(path: Path, split: str) -> UserFile:
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a folder that Dataset.save_to_disk wrote: {error}") from error
+    return open_data_set(saved, str(path), split)
+
+
+def _open_parquet(path: Path) -> UserFile:
+    def load(names: list[str]) -> Dataset:
+        try:
+            # `columns` takes "a.b" for a part of "a" as well.
+            return in_memory(pq.ParquetFile(path).read(columns=names).select(names))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
+
+    try:
+        return _TypedFile(str(path), pq.ParquetFile(path).schema_arrow, load)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+class _RowFile(UserFile):
+    """A file that is parsed row by row."""
+
+    has_types = False
+
+    @abstractmethod
+    def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
+        """The cells of the columns, row by row."""
+
+    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
+        self.check_columns([*texts, *others])
+        # Lists of cells, and not of rows, which would keep the garbage collector busy.
+        columns: list[list[str | None]] = [[] for _ in (*texts, *others)]
+        chunks: list[list[pa.Array]] = [[] for _ in texts]
+        count = 0
+        for count, row in enumerate(self._rows(texts, others), start=1):
+            for cells, cell in zip(columns, row, strict=True):
+                cells.append(cell)
+            if not count % _ROWS_AT_ONCE:
+                _to_arrow(columns, chunks)
+        self._refuse_empty(count)
+        _to_arrow(columns, chunks)
+        table = pa.table([pa.chunked_array(arrays) for arrays in chunks], list(texts))
+        values = zip(others, columns[len(texts) :], strict=True)
+        return Cells(
+            in_memory(table),
+            {
+                name: Column(cells, is_text=self.has_types and any(type(cell) is str for cell in cells))
+                for name, cells in values
+            },
+        )
+
+
+def _to_arrow(columns: list[list[str | None]], chunks: list[list[pa.Array]]) -> None:
+    """Moves the cells of the text columns, which come first, into Arrow's arrays."""
+    for cells, arrays in zip(columns, chunks, strict=False):
+        arrays.append(pa.array(cells, pa.string()))
+        cells.clear()
+
+
+class _DelimitedFile(_RowFile):
+    """A CSV or TSV file."""
+
+    def __init__(self, path: Path, delimiter: str, *, has_quotes: bool) -> None:
+        self._path, self._delimiter, self._has_quotes = path, delimiter, has_quotes
+        header = next(self._lines(), None)
+        if header is None:
+            raise ValueError(f"{path}: expected a header and rows, found an empty file.")
+        super().__init__(str(path), header[1])
+
+    def _lines(self) -> Iterator[tuple[int, list[str]]]:
+        return delimited_rows(self._path, self._delimiter, has_quotes=self._has_quotes)
+
+    def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
+        places, width = [self.columns.index(name) for name in (*texts, *others)], len(self.columns)
+        lines = self._lines()
+        next(lines)  # the header
+        for line, fields in lines:
+            if len(fields) != width:
+                self._refuse_fields(line, len(fields))
+            yield [fields[place] or None for place in places]
+
+    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
+        cells = super().read(texts, others)
+        if self._delimiter == "\t" and not self._has_quotes:
+            self._tell_of_quotes(cells.texts.data)
+        return cells
+
+    def text_columns(self, columns: Sequence[str]) -> list[str]:
+        if not columns:
+            return []
+        table = self.read(columns).texts.data
+        no_text = (pc.match_substring_regex(table[name], _NO_TEXT, ignore_case=True) for name in columns)
+        return [name for name, cells in zip(columns, no_text, strict=True) if pc.any(pc.invert(cells)).as_py()]
+
+    def _refuse_fields(self, line: int, found: int) -> NoReturn:
+        names = ", ".join([*self.columns[:8], *(["..."] if len(self.columns) > 8 else [])])
+        what = {",": "commas", "\t": "tabs"}[self._delimiter]
+        advice = (
+            f"Put a field with {what} in it into quotes, and delete {what} at the end of a line."
+            if self._has_quotes
+            else "Quotes are text here; if they enclose fields, set tsv_quoting (--tsv_quoting)."
+        )
+        raise ValueError(
+            f"{self.name}, line {line}: expected {len(self.columns)} fields ({names}), found {found}. {what.title()} "
+            f"part the fields. {advice}"
+        )
+
+    def _tell_of_quotes(self, table: pa.Table) -> None:
+        for name in table.column_names:
+            count = pc.sum(pc.starts_with(table[name], '"')).as_py()
+            if count:
+                tell(
+                    f"{self.name}: {count:,} cells in {name!r} begin with a quote, which was taken as part of the "
+                    "text. If quotes enclose fields in this file, set tsv_quoting (--tsv_quoting)."
+                )
+
+
+class _JsonFile(_RowFile):
+    """JSON, or JSON lines."""
+
+    has_types = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        columns: dict[str, None] = {}
+        self._text_columns: set[str] = set()
+        for row in json_rows(path):
+            columns |= dict.fromkeys(row)
+            self._text_columns.update(name for name, cell in row.items() if type(cell) is str)
+        super().__init__(str(path), list(columns))
+        self._refuse_empty(len(columns))
+
+    def text_columns(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if name in self._text_columns]
+
+    def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
+        for number, row in enumerate(json_rows(self._path), start=1):
+            if repeated := row.repeated.intersection([*texts, *others]):
+                self._refuse_row(number, f"the name {min(repeated)!r} is there twice. Delete one of them.")
+            yield [
+                *(self._cell(number, name, row.get(name), "text") for name in texts),
+                *(self._cell(number, name, row.get(name), "one value") for name in others),
+            ]
+
+    def _cell(self, number: int, name: str, cell: Any, expected: str) -> str | None:
+        if cell is None or (isinstance(cell, Number) and cell == "NaN"):
+            return None
+        if isinstance(cell, (list, dict)) or (expected == "text" and type(cell) is not str):
+            self._refuse_row(number, f"expected {expected} in {name!r}, found {in_words(cell)}.")
+        found = cell if isinstance(cell, str) else str(cell)
+        if not found.isascii() and re.search("[\ud800-\udfff]", found):
+            self._refuse_row(number, f"expected text in {name!r}, found half of a surrogate pair.")
+        return found
+
+
+class _TypedFile(UserFile):
+    """Columns that have types: those of a parquet file, or of a `datasets.Dataset`."""
+
+    def __init__(self, name: str, schema: pa.Schema, load: Callable[[list[str]], Dataset]) -> None:
+        """`load` gives the columns that are named."""
+        super().__init__(name, schema.names)
+        self._types, self._load = dict(zip(schema.names, schema.types, strict=True)), load
+
+    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
+        self.check_columns([*texts, *others])
+        for name in texts:
+            if not _is_text(self._types[name]):
+                raise ValueError(f"{self.name}: expected text in {name!r}, found {self._types[name]}.")
+        rows = self._load(list(dict.fromkeys([*texts, *others])))
+        self._refuse_empty(len(rows))
+        return Cells(rows.select_columns(list(texts)), {name: self._column(rows, name) for name in others})
+
+    def text_columns(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if _is_text(self._types[name])]
+
+    def _column(self, rows: Dataset, name: str) -> Column:
+        cells, feature = rows.select_columns([name]).with_format("arrow")[:][name], rows.features[name]
+        if isinstance(feature, ClassLabel):
+            names = tuple(feature.names)
+            return Column([None if i is None or i < 0 else names[i] for i in cells.to_pylist()], names)
+        if _is_text(cells.type):
+            return Column(cells.to_pylist(), is_text=True)
+        if not isinstance(feature, Value) or "binary" in feature.dtype:
+            raise ValueError(f"{self.name}: expected one value in each row of {name!r}, found {cells.type}.")
+        if pa.types.is_floating(cells.type):  # by numpy: float32's 0.1 is "0.1", and not "0.10000000149011612"
+            return Column([None if value != value else str(value) for value in cells.to_numpy()])
+        return Column([None if value is None else str(value) for value in cells.to_pylist()])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -1,0 +1,153 @@
+"""Splits text files into rows: fields between commas or tabs, and objects of JSON. No cell is interpreted here."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Stands for a carriage return that is text while the csv module splits a line, which would end a row there. No file
+# in UTF-8 can hold it: half of a surrogate pair has no encoding.
+_RETURN = "\udc0d"
+_LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields above 128 KB unless told otherwise
+_SPACE = re.compile(r"\s*")
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file in UTF-8, with their ends, without a byte-order mark. Only a line feed ends a line.
+
+    Raises:
+        ValueError: the file is not UTF-8; the message names the line.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}: expected UTF-8 text, found {error} in line {number}. Save the file as UTF-8."
+                ) from error
+            yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV or TSV file, the header first, split by Python's csv module.
+
+    A line of nothing but spaces is no row. A carriage return ends a row before a line feed, or where the file has no
+    line feeds; else it is text.
+
+    Args:
+        path: The file, in UTF-8.
+        delimiter: What stands between fields.
+        has_quotes: Whether a field may be enclosed in quotes; else they are text.
+
+    Yields:
+        The number of the line that the row begins in, from 1, and its fields.
+
+    Raises:
+        ValueError: the file is not UTF-8, or its quotes do not match; the message names the line.
+    """
+    has_returns = False
+
+    def lines() -> Iterator[str]:
+        nonlocal has_returns
+        for number, line in enumerate(text_lines(path)):
+            body = line.rstrip("\r\n")
+            if "\r" not in body:
+                yield line
+            elif number == 0 and not line.endswith("\n"):  # no line feed in the file: as Macs once wrote them
+                yield from io.StringIO(line, newline="\r")
+            else:
+                has_returns = True
+                yield body.replace("\r", _RETURN) + line[len(body) :]
+
+    reader = csv.reader(
+        lines(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE, strict=True
+    )
+    while True:
+        number = reader.line_num + 1
+        # The limit is one for the whole process, and not ours: it is lifted for a row at a time.
+        limit = csv.field_size_limit(_LARGEST_FIELD)
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {number}: the row that begins here cannot be split into fields: {error}. Where a field "
+                'begins with a quote, a quote ends it, and quotes in it are doubled: "a ""b"" c".'
+            ) from error
+        finally:
+            csv.field_size_limit(limit)
+        if fields is None:
+            return
+        if fields and not (len(fields) == 1 and fields[0].isspace()):
+            yield number, [field.replace(_RETURN, "\r") for field in fields] if has_returns else fields
+
+
+class Number(str):
+    """A number in JSON, as it is spelled; NaN and Infinity too."""
+
+
+class Object(dict[str, Any]):
+    """An object in JSON, and the names that it has more than once."""
+
+    __slots__ = ("repeated",)
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated: frozenset[str] = frozenset()
+        if len(self) < len(pairs):
+            self.repeated = frozenset(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+
+
+def json_rows(path: Path) -> Iterator[Object]:
+    """The rows of a JSON file: a list of objects, or objects one after the other, in a line each or not.
+
+    Texts in place of objects are the cells of a column "text", as `datasets` reads them.
+
+    Raises:
+        ValueError: the file is not UTF-8 or not JSON, or a row is no object.
+    """
+    only_texts = False
+    for number, row in enumerate(_json_values(path), start=1):
+        if number == 1:
+            only_texts = type(row) is str
+        if only_texts and type(row) is str:
+            yield Object([("text", row)])
+        elif isinstance(row, Object) and not only_texts:
+            yield row
+        else:
+            expected = "a text, as in the first row" if only_texts else "an object of columns"
+            raise ValueError(f"{path}, data row {number}: expected {expected}, found {in_words(row)}.")
+
+
+def _json_values(path: Path) -> Iterator[Any]:
+    text = "".join(text_lines(path))
+    decoder = json.JSONDecoder(
+        object_pairs_hook=Object, parse_int=Number, parse_float=Number, parse_constant=Number, strict=False
+    )
+    at = _after_space(text, 0)
+    while at < len(text):
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: cannot be read as JSON: {error}.") from error
+        except RecursionError as error:
+            raise ValueError(f"{path}: cannot be read as JSON: it is nested too deeply.") from error
+        yield from value if isinstance(value, list) else [value]
+        at = _after_space(text, at)
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # of no space too
+    return found.end()
+
+
+def in_words(cell: Any) -> str:
+    """What a value in JSON is, for a message."""
+    if isinstance(cell, (list, dict)):
+        return "a list" if isinstance(cell, list) else "an object"
+    return f"the number {cell}" if isinstance(cell, Number) else json.dumps(cell)
