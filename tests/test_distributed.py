@@ -105,7 +105,7 @@ def test_two_processes_resume_exactly(runs, stop):
         {file.name: file.read_bytes() for file in (runs[2] / name / "_logits").glob("*.npy")}
         for name in ("whole", f"cut {stop}")
     )
-    assert len(whole) == 5  # four epochs and the labels
+    assert len(whole) == 6  # four epochs, the labels, and the margin
     assert whole == cut
 
 
