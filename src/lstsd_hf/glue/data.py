@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 
-from ..report.columns import in_memory, sample_ids, tell
+from ..report.cells import in_memory, sample_ids, tell
 from ..report.files import UserFile, open_user_file
 from ..report.parsing import text_lines
 from ..training.sample_ids import add_sample_ids

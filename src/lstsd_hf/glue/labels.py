@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from datasets import ClassLabel, Value
 
-from ..report.columns import NUMBER, Column
+from ..report.cells import NUMBER, Column
 
 Kind = Literal["classes", "scores"]
 

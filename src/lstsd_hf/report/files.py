@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_from_disk
 
-from .columns import NUMBER, Cells, Column, in_memory, tell
+from .cells import NUMBER, Cells, Column, in_memory, tell
 from .parsing import Number, delimited_rows, in_words, json_rows
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -58,6 +58,10 @@ class UserFile(ABC):
     @abstractmethod
     def text_columns(self, columns: Sequence[str]) -> list[str]:
         """Those of the columns that hold text, and not numbers alone, or nothing."""
+
+    @abstractmethod
+    def value_columns(self, columns: Sequence[str]) -> list[str]:
+        """Those of the columns that the file has, with one value in each row."""
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raises ValueError where a column is missing, or there twice."""
@@ -195,6 +199,9 @@ class _DelimitedFile(_RowFile):
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         return delimited_rows(self._path, self._delimiter, has_quotes=self._has_quotes)
 
+    def value_columns(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if name in self.columns]
+
     def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
         places, width = [self.columns.index(name) for name in (*texts, *others)], len(self.columns)
         lines = self._lines()
@@ -249,14 +256,19 @@ class _JsonFile(_RowFile):
         self._path = path
         columns: dict[str, None] = {}
         self._text_columns: set[str] = set()
+        self._nested_columns: set[str] = set()
         for row in json_rows(path):
             columns |= dict.fromkeys(row)
             self._text_columns.update(name for name, cell in row.items() if type(cell) is str)
+            self._nested_columns.update(name for name, cell in row.items() if isinstance(cell, (list, dict)))
         super().__init__(str(path), list(columns))
         self._refuse_empty(len(columns))
 
     def text_columns(self, columns: Sequence[str]) -> list[str]:
         return [name for name in columns if name in self._text_columns]
+
+    def value_columns(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if name in self.columns and name not in self._nested_columns]
 
     def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
         for number, row in enumerate(json_rows(self._path), start=1):
@@ -298,6 +310,9 @@ class _TypedFile(UserFile):
     def text_columns(self, columns: Sequence[str]) -> list[str]:
         return [name for name in columns if _is_text(self._types[name])]
 
+    def value_columns(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if name in self._types and _is_value(self._types[name])]
+
     def _column(self, rows: Dataset, name: str) -> Column:
         cells, feature = rows.select_columns([name]).with_format("arrow")[:][name], rows.features[name]
         if isinstance(feature, ClassLabel):
@@ -305,7 +320,7 @@ class _TypedFile(UserFile):
             return Column([None if i is None or i < 0 else names[i] for i in cells.to_pylist()], names)
         if _is_text(cells.type):
             return Column(cells.to_pylist(), is_text=True)
-        if not isinstance(feature, Value) or "binary" in feature.dtype:
+        if not isinstance(feature, Value) or not _is_value(cells.type):
             raise ValueError(f"{self.name}: expected one value in each row of {name!r}, found {cells.type}.")
         if pa.types.is_floating(cells.type):  # by numpy: float32's 0.1 is "0.1", and not "0.10000000149011612"
             return Column([None if value != value else str(value) for value in cells.to_numpy()])
@@ -316,3 +331,9 @@ def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_value(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return _is_text(kind) or pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
