@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> None:
         "--dataset", help="the texts: a save_to_disk folder, or a CSV, TSV, JSON (lines) or parquet file"
     )
     report.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: all columns of text")
-    report.add_argument("--sample_id_column", default="sample_id", help="the data set's column of ids")
+    report.add_argument("--sample_id_column", default="sample_id", help="the data set's column of ids, if it has one")
+    report.add_argument("--label_column", help="its column of labels; default: labels, label or label_ids")
+    report.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
     report.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
 
     arguments = sys.argv[1:] if argv is None else argv
@@ -61,6 +63,8 @@ def write_report(parsed: argparse.Namespace) -> str:
         parsed.text_columns,
         logits_dir=parsed.logits_dir,
         sample_id_column=parsed.sample_id_column,
+        label_column=parsed.label_column,
+        tsv_quoting=parsed.tsv_quoting,
     )
     return f"The report is {page}, with samples.parquet and arrays for cleanlab beside it."
 

@@ -43,16 +43,21 @@ def write_report(
     *,
     logits_dir: str | os.PathLike[str] | None = None,
     sample_id_column: str = "sample_id",
+    label_column: str | None = None,
+    tsv_quoting: bool = False,
 ) -> Path:
     """Writes the report of a run into the `_report` in its output_dir, over an earlier one.
 
     Args:
         run_dir: The run's output_dir, or a checkpoint in it. `logits_retention="all"` keeps all epochs for the report;
             of fewer it shows what it can, and says what it cannot.
-        dataset: What holds the texts, with the id column; see `texts.read_texts`. None: the page shows ids.
+        dataset: What holds the texts: the training set, or its file; see `texts.read_texts`. None: the page shows ids.
         text_columns: The column to show, or several; None: all columns of text but the label's.
         logits_dir: Where the store is, if not in `<run_dir>/_logits`.
-        sample_id_column: The data set's id column.
+        sample_id_column: The data set's id column. Where it has none, a row's position is its id.
+        label_column: The data set's label column, which must agree with the run's labels; None: "labels", "label" or
+            "label_ids", where there is one.
+        tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Returns:
         The path of the page.
@@ -70,9 +75,16 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a folder, where the report goes. Move it aside.")
     run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
-    texts = None if dataset is None else read_texts(dataset, text_columns, sample_id_column)
-    if texts is not None:
-        texts.refuse_others(run.ids)
+    texts = None
+    if dataset is not None:
+        texts = read_texts(
+            dataset,
+            run,
+            text_columns,
+            sample_id_column=sample_id_column,
+            label_column=label_column,
+            tsv_quoting=tsv_quoting,
+        )
     measures = measure(run)
     folder.mkdir(exist_ok=True)
     _write_samples(folder / "samples.parquet", run, measures)
