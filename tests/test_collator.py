@@ -100,7 +100,7 @@ def test_all_loaders_of_a_run_read_the_same_epochs(store):
     first, second = (TeacherCollator(tuples, "sample_id", 6, str(store.path), now) for _ in range(2))
     for epoch in (0, 2, None):
         now.set([None, epoch])
-        batches = [collator([IdentifiedDataset(Squares(), range(6))[3]]) for collator in (first, second)]
+        batches = [collator(IdentifiedDataset(Squares(), range(6)).__getitems__([3])) for collator in (first, second)]
         for batch in batches:
             assert (teacher_key("short_term") in batch) == (epoch is not None)
             if epoch is not None:
@@ -113,11 +113,11 @@ def test_epochs_that_were_dropped_are_let_go(store):
     now = teaching(0, 1)
     collator = TeacherCollator(tuples, "sample_id", 6, str(store.path), now)
     items = IdentifiedDataset(Squares(), range(6))
-    collator([items[1]])
+    collator(items.__getitems__([1]))
     assert str(store.epoch_path(0)) in MAPS.read_text()
     store.drop(0)
     now.set([None, 1])
-    collator([items[1]])
+    collator(items.__getitems__([1]))
     assert str(store.epoch_path(0)) not in MAPS.read_text()
     assert str(store.epoch_path(1)) in MAPS.read_text()
 
@@ -130,7 +130,7 @@ def test_a_teacher_may_be_read_from_another_store(store, tmp_path):
     own = Teacher("short_term", never, never)
     collator = TeacherCollator(tuples, "sample_id", 6, str(store.path), teaching(7, 2, teachers=(friend, own)))
     items = IdentifiedDataset(Squares(), range(6))
-    batch = collator([items[4], items[0]])
+    batch = collator(items.__getitems__([4, 0]))
     assert batch[teacher_key("friend")].tolist() == [[0.25, 0.25]] * 2
     np.testing.assert_array_equal(batch[teacher_key("short_term")].numpy(), store.read(2, [4, 0]))
 
@@ -142,13 +142,13 @@ def test_a_teacher_may_be_read_from_a_statistic_of_its_epoch(store):
     now = teaching(2, teachers=(mean,))
     collator = TeacherCollator(tuples, "sample_id", 6, str(store.path), now)
     items = IdentifiedDataset(Squares(), range(6))
-    found = collator([items[5], items[1]])[teacher_key("mean")]
+    found = collator(items.__getitems__([5, 1]))[teacher_key("mean")]
     np.testing.assert_array_equal(found.numpy(), values[[5, 1]])
     now.set([1])
     with pytest.raises(StoreError, match="no statistic 'mean' of epoch 1, which a teacher is read from"):
-        collator([items[5]])
+        collator(items.__getitems__([5]))
     now.set([None])
-    assert teacher_key("mean") not in collator([items[5]])
+    assert teacher_key("mean") not in collator(items.__getitems__([5]))
 
 
 def test_a_tensor_sent_by_value_arrives_as_a_plain_one_that_owns_its_memory():
@@ -193,15 +193,15 @@ def test_rows_without_a_proper_id_are_refused_at_their_batch(store, feature, mes
 def test_items_of_a_torch_data_set_may_have_ids_of_their_own(store):
     collator = TeacherCollator(default_data_collator, "sample_id", 6, str(store.path), teaching())
     items = IdentifiedDataset([{"sample_id": 5 - i, "x": i} for i in range(6)], range(6))
-    batch = collator([items[0], items[1], items[0]])  # a sampler may draw a row twice
+    batch = collator(items.__getitems__([0, 1, 0]))  # a sampler may draw a row twice
     assert batch[SAMPLE_IDS].tolist() == [5, 4, 5]
     assert batch["x"].tolist() == [0, 1, 0]
     twins = IdentifiedDataset([{"sample_id": 3, "x": i} for i in range(6)], range(6))
     with pytest.raises(SampleIdError, match="Rows 2 and 4 of the training set share sample_id=3"):
-        collator([twins[2], twins[4]])
+        collator(twins.__getitems__([2, 4]))
     mixed = IdentifiedDataset([{"sample_id": 1, "x": 0}, {"x": 1}], range(2))
     with pytest.raises(SampleIdError, match="has no 'sample_id'"):
-        collator([mixed[0], mixed[1]])
+        collator(mixed.__getitems__([0, 1]))
 
 
 def test_a_collator_must_make_a_mapping(store):
@@ -214,8 +214,31 @@ def test_identified_rows_are_fetched_at_once_where_the_data_set_can():
     data = rows(9)
     named = IdentifiedDataset(data, sample_ids_of(data, "sample_id"))
     assert len(named) == 9
-    assert named[4].position == 4
-    assert named[4].row == data[4]
+    assert named[4] == data[4]  # to everybody but the data loader it is the data set
     fetched = named.__getitems__([5, 0])
     assert [row.position for row in fetched] == [5, 0]
     assert [row.row for row in fetched] == [data[5], data[0]]
+
+
+class Lessons(Squares):
+    """A data set with a setting that a callback moves on."""
+
+    difficulty = 1
+
+
+def test_an_identified_data_set_has_the_attributes_of_the_one_that_it_wraps():
+    lessons = Lessons()
+    named = IdentifiedDataset(lessons, range(6))
+    assert named.difficulty == 1
+    named.difficulty = 2
+    assert lessons.difficulty == 2
+    with pytest.raises(AttributeError, match="set_epoch"):
+        named.set_epoch(1)
+
+
+def test_an_index_that_is_no_position_needs_an_id_in_the_row(store):
+    collator = TeacherCollator(default_data_collator, "sample_id", 6, str(store.path), teaching())
+    named = IdentifiedDataset({"a": {"x": 1, "sample_id": 4}, "b": {"x": 2}}, range(2))
+    assert collator(named.__getitems__(["a"]))[SAMPLE_IDS].tolist() == [4]
+    with pytest.raises(SampleIdError, match="drew an index that is no position"):
+        collator(named.__getitems__(["b"]))

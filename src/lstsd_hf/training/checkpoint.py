@@ -1,16 +1,37 @@
 """Checkpoints: the newest that is complete, and the store in it."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 from transformers import TrainerState
 from transformers.utils import logging
 
-from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE, checkpoints_of
-from ..store import LogitsStore, StoreError, StoreMismatchError
+from ..method.heads import HEADS
+from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, TRAINER_STATE_FILE, checkpoints_of
+from ..store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
+from ..store.files import read_regular
+from ..store.manifest import is_whole, shortened
+from .fingerprint import differ_in_labels, is_same
 from .training_set import TrainingSet
 
 logger = logging.get_logger(__name__)
+
+_LARGEST_STATE = 256 << 20  # bytes; a log of a million entries
+_FEW = 5
+
+# What a recorder and the trainer note in a checkpoint; all of it, where it is there at all, is of these kinds.
+_NOTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "steps_per_epoch": (lambda value: value is None or is_whole(value, 1), "a number of steps, or null"),
+    "epoch": (lambda value: is_whole(value, -1), "an epoch"),
+    "steps_per_pass": (lambda value: value is None or is_whole(value, 1), "a number of steps, or null"),
+    "steps_before_pass": (is_whole, "a number of steps"),
+    "problem_type": (lambda value: isinstance(value, str) and value in HEADS, f"one of {', '.join(HEADS)}"),
+    "log": (lambda value: isinstance(value, dict), "sums of the log"),
+}
 
 
 def last_complete_checkpoint(output_dir: str) -> str:
@@ -23,9 +44,9 @@ def last_complete_checkpoint(output_dir: str) -> str:
     """
     for path in checkpoints_of(output_dir):
         try:
-            TrainerState.load_from_json(str(path / TRAINER_STATE_FILE))
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning(f"{path} was not saved completely: resuming from an earlier checkpoint.")
+            read_state(path)
+        except (FileNotFoundError, ValueError) as error:
+            logger.warning(f"{path} was not saved completely, so an earlier checkpoint is resumed from: {error}")
             continue
         return str(path)
     # In the plain Trainer's own words, here and below: scripts look for them.
@@ -33,6 +54,32 @@ def last_complete_checkpoint(output_dir: str) -> str:
         f"No valid checkpoint found in output directory ({output_dir}): expected a folder checkpoint-N that was saved "
         "completely."
     )
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """The Trainer's state in a checkpoint's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of another step than the folder's name says.
+    """
+    path = checkpoint / TRAINER_STATE_FILE
+    try:
+        state = TrainerState(**json.loads(read_regular(path, _LARGEST_STATE)))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, RecursionError) as error:  # no UTF-8, no JSON, no object, or an unknown key
+        raise ValueError(f"{path} is damaged: {shortened(str(error))}.") from error
+    kinds = {"global_step": int, "max_steps": int, "num_train_epochs": int, "log_history": list}
+    wrong = next((name for name, kind in kinds.items() if type(getattr(state, name)) is not kind), None)
+    if wrong is not None:
+        raise ValueError(f"{path} is damaged: {wrong}={shortened(getattr(state, wrong))}.")
+    prefix, _, step = checkpoint.name.rpartition("-")
+    if prefix == CHECKPOINT_PREFIX and step != str(state.global_step):
+        raise ValueError(f"{path} is damaged: expected global_step {step}, found {state.global_step}.")
+    return state
 
 
 def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bool) -> LogitsStore | None:
@@ -44,14 +91,17 @@ def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bo
         resumes_without_logits: Whether to return None where there is no store.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or the Trainer's state in it is damaged.
         StoreError: the checkpoint has no store.
+        StoreCorruptionError: the store is damaged.
         StoreMismatchError: its store is for another head.
     """
     if not Path(checkpoint).is_dir():
         raise ValueError(
             f"Can't find a valid checkpoint at {checkpoint}: no such folder. Expected a folder checkpoint-N."
         )
+    with suppress(FileNotFoundError):  # the plain Trainer begins anew with the weights that are there
+        read_state(Path(checkpoint))
     path = Path(checkpoint, LOGITS_FOLDER)
     if not path.exists():
         if resumes_without_logits:
@@ -62,6 +112,7 @@ def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bo
             "to train on without teachers until there are new ones."
         )
     store = LogitsStore.open(path)
+    _check_note(store)
     if columns is not None and store.row_shape != (columns,):
         raise StoreMismatchError(
             f"The store in {checkpoint} holds predictions of shape {store.row_shape}: expected {(columns,)}, "
@@ -70,9 +121,25 @@ def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bo
     return store
 
 
+def _check_note(store: LogitsStore) -> None:
+    """Raises StoreCorruptionError where a checkpoint's note holds what no run noted."""
+    note = store.note
+    for name, (is_right, expected) in _NOTED.items():
+        if name in note and not is_right(note[name]):
+            raise StoreCorruptionError(
+                f"The note of the store at {store.path} is damaged: {name}={shortened(note[name])}: expected "
+                f"{expected}."
+            )
+
+
 def refuse_other(
-    saved: LogitsStore, training_set: TrainingSet, dtype: str, steps_per_epoch: int | None, epoch: int
-) -> None:
+    saved: LogitsStore,
+    training_set: TrainingSet,
+    dtype: str,
+    steps_per_epoch: int | None,
+    epoch: int,
+    accepts_new_labels: bool,
+) -> bool:
     """Raises StoreMismatchError where a checkpoint's store does not go with a run, before anything changes.
 
     Args:
@@ -81,12 +148,27 @@ def refuse_other(
         dtype: The dtype that the run stores.
         steps_per_epoch: The run's; None for a stream.
         epoch: The epoch before the one in which the run goes on.
+        accepts_new_labels: Whether the labels may have changed.
+
+    Returns:
+        Whether the labels, and nothing else, have changed.
     """
+    has_new_labels = differ_in_labels(saved.fingerprint, training_set.fingerprint)
+    if has_new_labels and not accepts_new_labels:
+        raise StoreMismatchError(
+            f"The labels of the training set are not those that the store at {saved.path} was made with"
+            f"{_which_labels(saved, training_set)}: expected fingerprint {training_set.fingerprint!r}, found "
+            f"{saved.fingerprint!r}. Set accept_new_labels=True to go on with the new labels: what was predicted so "
+            "far, by a model that had learnt from the old ones, goes on to teach. Or start anew, without "
+            "resume_from_checkpoint."
+        )
     saved.expect(
         num_samples=training_set.num_samples,
         row_shape=saved.row_shape,
         dtype=dtype,
-        fingerprint=training_set.fingerprint,
+        fingerprint=saved.fingerprint
+        if has_new_labels or is_same(saved.fingerprint, training_set.fingerprint)
+        else training_set.fingerprint,
     )
     steps = saved.note["steps_per_epoch"]
     if steps != steps_per_epoch:
@@ -101,3 +183,26 @@ def refuse_other(
             f"The checkpoint's store has sealed epochs {late}, and the run would go on in epoch {epoch + 1}: "
             "an epoch was ended early, after which the Trainer's own count of epochs is off. Start anew."
         )
+    return has_new_labels
+
+
+def refuse_live(saved: LogitsStore, live: Path) -> None:
+    """Raises StoreMismatchError where a run would resume from a store that no checkpoint saved.
+
+    Args:
+        saved: The store beside the state that is resumed from.
+        live: The folder of the run's store.
+    """
+    if saved.path.resolve() == live or "steps_per_epoch" not in saved.note:
+        raise StoreMismatchError(
+            f"The store at {saved.path} is a run's own, which goes on to change, or was uploaded from there: expected "
+            "the copy in a folder checkpoint-N. Use resume_from_checkpoint=True for the last one in output_dir, or "
+            "name it."
+        )
+
+
+def _which_labels(saved: LogitsStore, training_set: TrainingSet) -> str:
+    if training_set.labels is None or training_set.ids is None:
+        return ""
+    changed: npt.NDArray[Any] = saved.changed_labels(training_set.labels, training_set.ids)
+    return f" ({len(changed)} of {len(training_set.ids)} differ, first for sample ids {changed[:_FEW].tolist()})"

@@ -12,13 +12,14 @@ from ..method.teachers import PREDICTIONS, Teacher
 from ..store import LogitsStore, StoreError
 from .sample_ids import SampleIdError
 
-# What the collator adds to a batch, and the trainer takes out before the model sees it.
-SAMPLE_IDS = "lstsd_sample_ids"
+# What the collator adds to a batch, and the trainer takes out before the model sees it, begins so.
+ADDED = "lstsd_"
+SAMPLE_IDS = f"{ADDED}sample_ids"
 
 
 def teacher_key(name: str) -> str:
     """Where the predictions of the teacher of that name stand in a batch."""
-    return f"lstsd_{name}_logits"
+    return f"{ADDED}{name}_logits"
 
 
 class TeachingEpochs:
@@ -44,45 +45,52 @@ class TeachingEpochs:
 
 
 class IdentifiedRow(NamedTuple):
-    """An item of a map-style data set, and its position there, or its id where that is known."""
+    """An item of a map-style data set, and its position there, or its id where that is known; None: no position."""
 
-    position: int
+    position: int | None
     row: Any
 
 
-class IdentifiedDataset(torch.utils.data.Dataset[IdentifiedRow]):
-    """Names the items of a map-style data set, without a copy: an item is what it was, beside its id.
+class IdentifiedDataset(torch.utils.data.Dataset[Any]):
+    """Names the items of a map-style data set for the data loader, without a copy.
 
-    All else is the data set's own: its attributes (`set_epoch`, `column_names` ...), and what it gives for a key that
-    is no position, such as the name of a column.
+    The data loader fetches a batch's items at once, and gets each beside its id. For everybody else this is the data
+    set that it wraps: its items, its attributes (`set_epoch`, `column_names` ...), and what is assigned to them.
     """
 
-    def __init__(self, dataset: Any, ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
-        self.dataset = dataset
-        self.ids = ids
+    def __init__(self, wrapped: Any, wrapped_ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        self.wrapped = wrapped
+        self.wrapped_ids = wrapped_ids
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.wrapped)
 
     def __getitem__(self, index: Any) -> Any:
-        try:
-            position = operator.index(index)
-        except TypeError:
-            return self.dataset[index]
-        return IdentifiedRow(int(self.ids[position]), self.dataset[position])
+        return self.wrapped[index]
 
-    def __getitems__(self, indices: list[int]) -> list[IdentifiedRow]:
-        # The data loader's way to fetch a batch at once, which `datasets.Dataset` has and many torch data sets do not.
-        if hasattr(self.dataset, "__getitems__"):
-            rows = self.dataset.__getitems__(indices)
+    def __getitems__(self, indices: list[Any]) -> list[IdentifiedRow]:
+        if hasattr(self.wrapped, "__getitems__"):  # `datasets.Dataset` has it, and many torch data sets do not
+            rows = self.wrapped.__getitems__(indices)
         else:
-            rows = [self.dataset[index] for index in indices]
-        return [IdentifiedRow(int(self.ids[index]), row) for index, row in zip(indices, rows, strict=True)]
+            rows = [self.wrapped[index] for index in indices]
+        return [IdentifiedRow(self._position(index), row) for index, row in zip(indices, rows, strict=True)]
+
+    def _position(self, index: Any) -> int | None:
+        try:
+            return int(self.wrapped_ids[operator.index(index)])
+        except TypeError:  # a sampler may draw what else the data set understands
+            return None
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("dataset", "ids"):  # not there yet, while this object is unpickled
+        if name in ("wrapped", "wrapped_ids"):  # not there yet, while this object is unpickled
             raise AttributeError(name)
-        return getattr(self.dataset, name)
+        return getattr(self.wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("wrapped", "wrapped_ids"):
+            super().__setattr__(name, value)
+        else:  # a callback may move a curriculum on
+            setattr(self.wrapped, name, value)
 
 
 class SentByValue(torch.Tensor):
@@ -137,7 +145,7 @@ class TeacherCollator:
         identified = isinstance(features[0], IdentifiedRow)
         rows = [feature.row for feature in features] if identified else features
         if identified and not any(self._has_id(row) for row in rows):
-            ids = [feature.position for feature in features]
+            ids = [self._id_by_position(feature) for feature in features]
         else:
             ids = [self._id_of(row) for row in rows]
             if identified:
@@ -167,7 +175,7 @@ class TeacherCollator:
         found = store.read_statistic(track)
         if found is None or found[0] != epoch:
             raise StoreError(f"{path} holds no statistic {track!r} of epoch {epoch}, which a teacher is read from.")
-        return np.take(found[1], sample_ids, axis=0)
+        return np.take(found[1], store.index.rows_of(sample_ids, path), axis=0)
 
     def _has_id(self, row: Any) -> bool:
         return isinstance(row, Mapping) and self._column in row
@@ -192,9 +200,17 @@ class TeacherCollator:
             )
         return sample_id
 
+    def _id_by_position(self, feature: IdentifiedRow) -> int:
+        if feature.position is None:
+            raise SampleIdError(
+                f"The sampler drew an index that is no position in the training set, and its rows have no "
+                f"{self._column!r}: expected integers from the sampler, or an integer sample id in every row."
+            )
+        return feature.position
+
     def _refuse_shared_ids(self, ids: list[int], features: list[IdentifiedRow]) -> None:
         # A sampler may well draw one row twice; two rows of one name are an error.
-        owner: dict[int, int] = {}
+        owner: dict[int, int | None] = {}
         for sample_id, feature in zip(ids, features, strict=True):
             if owner.setdefault(sample_id, feature.position) != feature.position:
                 raise SampleIdError(

@@ -16,21 +16,50 @@ _ROWS_AT_ONCE = 10_000
 _NULL = np.uint64(0x9E3779B97F4A7C15)  # stands for a missing value
 
 
-def fingerprint(dataset: datasets.Dataset, ids: npt.NDArray[np.int64], columns: Iterable[str]) -> str:
+def fingerprint(
+    dataset: datasets.Dataset, ids: npt.NDArray[np.int64], columns: Iterable[str], labels: Iterable[str] = ()
+) -> str:
     """A hash over (id, label, model inputs) of all rows that does not depend on the order of the rows.
 
     Each row is hashed with xxh3, and the sum of the hashes modulo 2^64 is taken; so the rows need not be sorted, and
     nothing is held in memory but one batch.
+
+    Args:
+        dataset: The training set.
+        ids: (N,) the id of each row.
+        columns: Labels and inputs.
+        labels: Those of them that are labels. A second hash leaves them out, so that `differ_in_labels` can tell.
     """
     names = sorted(columns)
-    seed = xxhash.xxh3_64_intdigest("\0".join(names).encode())
-    total = 0
+    inputs = [name for name in names if name not in set(labels)]
+    kinds = {"xxh3": names} if inputs == names else {"xxh3": names, "inputs": inputs}
+    seeds = {kind: xxhash.xxh3_64_intdigest("\0".join(kept).encode()) for kind, kept in kinds.items()}
+    totals = dict.fromkeys(kinds, 0)
     batches = dataset.with_format("arrow").select_columns(names).iter(_ROWS_AT_ONCE)
     for start, table in zip(range(0, len(ids), _ROWS_AT_ONCE), batches, strict=True):
-        cells = [_row_hashes(table[name].combine_chunks()) for name in names]
-        rows = np.column_stack([ids[start : start + len(table)].view(np.uint64), *cells])
-        total = (total + int(_hash_rows(rows, seed).sum(dtype=np.uint64))) % 2**64
-    return f"{len(ids)} rows, xxh3 {total:016x}"
+        cells = {name: _row_hashes(table[name].combine_chunks()) for name in names}
+        numbers = ids[start : start + len(table)].view(np.uint64)
+        for kind, kept in kinds.items():
+            hashes = _hash_rows(np.column_stack([numbers, *(cells[name] for name in kept)]), seeds[kind])
+            totals[kind] = (totals[kind] + int(hashes.sum(dtype=np.uint64))) % 2**64
+    return ", ".join([f"{len(ids)} rows", *(f"{kind} {total:016x}" for kind, total in totals.items())])
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two fingerprints are of equal rows; stores of before 0.2 have no hash of the inputs."""
+    return _hashes(one)[0] == _hashes(other)[0]
+
+
+def differ_in_labels(one: str, other: str) -> bool:
+    """Whether two fingerprints are of rows that differ in their labels, and in nothing else."""
+    (whole, inputs), (other_whole, other_inputs) = _hashes(one), _hashes(other)
+    return whole != other_whole and inputs is not None and inputs == other_inputs
+
+
+def _hashes(name: str) -> tuple[str, tuple[str, str] | None]:
+    """What a fingerprint says of all columns, and of the number of rows and the inputs."""
+    whole, found, inputs = name.partition(", inputs ")
+    return whole, (whole.partition(",")[0], inputs) if found else None
 
 
 def _row_hashes(array: Any) -> npt.NDArray[np.uint64]:

@@ -52,11 +52,11 @@ class HubMixin(_Trainer):
             return
         output_dir = Path(str(self.args.output_dir))
         # By name: what stands first differs between trainers.
-        given = inspect.signature(super().create_model_card).bind_partial(*args, **kwargs).arguments
-        if not given.get("model_name"):
+        given = inspect.signature(super().create_model_card).bind_partial(*args, **kwargs)
+        if not given.arguments.get("model_name"):
             # The name that the repo on the Hub gets, which the plain Trainer does not think of for output_dir=".".
-            given["model_name"] = Path(self.hub_model_id or output_dir.absolute()).name
-        super().create_model_card(**given)
+            given.arguments["model_name"] = Path(self.hub_model_id or output_dir.absolute()).name
+        super().create_model_card(*given.args, **given.kwargs)
         log_history, rows = self.state.log_history, self.train_dataset
         num_samples = len(cast(Any, rows)) if has_length(rows) else None
         path = output_dir / "README.md"

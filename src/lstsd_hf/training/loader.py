@@ -1,36 +1,34 @@
 """The training loader: sample ids and teachers on their way into a batch, and what is refused before the first one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers.utils import logging
 
-from ..method.heads import Head, ProblemType, choose_head
 from ..paths import LOGITS_FOLDER
 from .collator import IdentifiedDataset, TeacherCollator, TeachingEpochs
-from .hub import HubMixin
-from .model_head import known_columns
+from .head import HeadMixin
 from .overrides import is_plain, same_random_numbers
 from .recorder import Plan
 from .sample_ids import has_sample_ids, sample_ids_of
 from .training_set import TrainingSet, inspect_training_set, rows_with_labels_outside
 
+logger = logging.get_logger(__name__)
 
-class LoaderMixin(HubMixin):
+
+class LoaderMixin(HeadMixin):
     """The part of `LSTSDMixin` that brings the training data."""
 
     _teaching: TeachingEpochs
     _plan: Plan | None
-    _has_own_loss: bool
     _trial: Any
-
-    def _assume(self, head: Head) -> None:
-        """Takes settings and teachers for a head that is not sure before the first batch."""
-        raise NotImplementedError
+    # The training set as the user gave it, while the parent makes a loader of the one with ids.
+    _given_dataset: Any = None
 
     def get_train_dataloader(self) -> DataLoader:
         """The parent's loader, whose batches carry the sample ids and the teachers' logits as well."""
@@ -39,18 +37,31 @@ class LoaderMixin(HubMixin):
         distillation, column = self.distillation, self.distillation.sample_id_column
         distillation.check()
         dataset: Any = self.train_dataset
+        _refuse_many(dataset)
         self._set_signature_columns_if_needed()
         signature: Any = self._signature_columns  # typed as None, which it no longer is
-        taken = signature if self.args.remove_unused_columns else None
-        training_set = inspect_training_set(dataset, column, taken, distillation.num_samples, self.label_names)
+        parents = type(self).__mro__[type(self).__mro__.index(LoaderMixin) :]
+        plain_loader = is_plain(parents, "get_train_dataloader")
+        if plain_loader and isinstance(dataset, datasets.Dataset):
+            # Where the model takes none of the columns, the plain Trainer says so; with ids it would take those.
+            self._remove_unused_columns(dataset, description="training")
+        taken = signature if plain_loader and self.args.remove_unused_columns else None
+        label_names = (*self.label_names, *getattr(self.data_collator, "valid_label_columns", ()))
+        training_set = inspect_training_set(dataset, column, taken, distillation.num_samples, label_names)
         self._refuse_labels_outside(training_set)
-        labels = None if training_set.labels is None else torch.from_numpy(training_set.labels[:1])
-        self._assume(choose_head(self._problem_type(), labels, known_columns(self.model) or 2).head)
+        if self._head is None:  # else another loader is made in mid-training
+            self._assume_head(training_set.labels)
 
         collator: Any = self.data_collator
         if isinstance(dataset, datasets.Dataset) and not has_sample_ids(dataset, column):
             ids = sample_ids_of(dataset, column)
-            if is_plain(self, "get_train_dataloader"):
+            if column not in dataset.column_names and self.is_world_process_zero():
+                logger.warning(
+                    f"The training set has no column {column!r}, or lost it on the way (map with remove_columns): a "
+                    "row's position is its sample id. A resumed run and the report need the rows in this order; to be "
+                    "free to shuffle or select them, number them with add_sample_ids first, and keep the column."
+                )
+            if plain_loader:
                 rows = self._remove_unused_columns(dataset, description="training")
                 dataset = IdentifiedDataset(rows, ids)
             else:  # a loader of its own, which may insist on a datasets.Dataset
@@ -61,51 +72,62 @@ class LoaderMixin(HubMixin):
             collator = self._get_collator_with_removed_columns(collator, description="training")
         path = self.logits_path()
         teachers = TeacherCollator(collator, column, training_set.num_samples, path, self._teaching)
-        keeps_all = distillation.logits_retention == "all"
-        lenient, skips = distillation.resume_without_logits, not self.args.ignore_data_skip
+        output_dir = self._get_output_dir(self._trial) if self._trial is not None else str(self.args.output_dir)
         self._plan = Plan(
-            Path(path), training_set, distillation.logits_dtype, keeps_all, lenient, skips, self._teaching
+            path=Path(path),
+            output_dir=Path(output_dir).absolute(),
+            training_set=training_set,
+            dtype=distillation.logits_dtype,
+            keeps_all=distillation.logits_retention == "all",
+            resumes_without_logits=distillation.resume_without_logits,
+            accepts_new_labels=distillation.accept_new_labels,
+            skips_seen_batches=not self.args.ignore_data_skip,
+            teaching=self._teaching,
         )
 
-        plain = self.train_dataset, self.data_collator, self._signature_columns
+        given = self.train_dataset, self.data_collator, self._signature_columns
         try:
             # For this loader only: a save reads the user's collator, and evaluation wants the plain columns. A new
             # list, because the plain Trainer's collators keep a reference to the old one.
             self.train_dataset, self.data_collator = dataset, cast(Any, teachers)
             self._signature_columns = cast(Any, [*signature, column])
+            self._given_dataset = given[0]
             return super().get_train_dataloader()
         finally:
-            self.train_dataset, self.data_collator, self._signature_columns = plain
+            self.train_dataset, self.data_collator, self._signature_columns = given
+            self._given_dataset = None
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
     ) -> DataLoader:
         if isinstance(dataset, IdentifiedDataset) and sampler_fn is not None:
-            # Samplers look into the rows, for their lengths or their labels: they get the user's own data set.
-            of_identified, sampler_fn = sampler_fn, lambda identified: of_identified(identified.dataset)
+            # Samplers look into the rows, for their lengths or their labels: they see the user's own data set.
+            of_identified, sampler_fn = sampler_fn, lambda identified: self._sampler_of(of_identified, identified)
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
 
+    def _sampler_of(self, sampler_fn: Callable[[Any], Any], identified: IdentifiedDataset) -> Any:
+        replaced, self.train_dataset = self.train_dataset, self._given_dataset
+        try:
+            return sampler_fn(identified.wrapped)
+        finally:
+            self.train_dataset = replaced
+
     def logits_path(self) -> str:
-        """The folder of the run's store, absolute; in a hyper-parameter search each trial has one."""
+        """The folder of the run's store, absolute, and what it is a link to; in a search each trial has one."""
         default = os.path.join(str(self.args.output_dir), LOGITS_FOLDER)
         path = self.distillation.logits_dir or default
         if self._trial is not None:
             run = self._get_output_dir(self._trial)
             path = os.path.join(run, LOGITS_FOLDER) if path == default else os.path.join(path, os.path.basename(run))
-        return os.path.abspath(path)
-
-    def _problem_type(self) -> ProblemType | None:
-        """What the user or the model's config says that the logits stand for."""
-        config = getattr(self.model, "config", None)
-        return self.distillation.problem_type or getattr(config, "problem_type", None)
+        return os.path.realpath(path)
 
     def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError where the model would see labels that should be classes of its, and are not."""
-        labels, columns = training_set.labels, known_columns(self.model)
+        labels, columns = training_set.labels, self._known_columns()
         if labels is None or columns is None or labels.ndim != 1 or labels.dtype.kind != "i":
             return
         # What the labels of a loss of the user's own mean is that one's business.
-        if self.compute_loss_func is not None or self._has_own_loss or columns == 1:
+        if self.compute_loss_func is not None or columns == 1:
             return
         if self._problem_type() not in (None, "single_label_classification"):
             return
@@ -126,5 +148,15 @@ class LoaderMixin(HubMixin):
         column = self.distillation.sample_id_column
         with same_random_numbers():
             examples = [{k: v for k, v in dataset[row].items() if k != column} for row in rows]
-            labels = cast(Any, self.data_collator)(examples).get("labels")
+            batch: Any = cast(Any, self.data_collator)(examples)
+        labels = next((batch[name] for name in self.label_names if name in batch), None)
         return labels is not None and bool(rows_with_labels_outside(np.asarray(labels), columns).size)
+
+
+def _refuse_many(dataset: Any) -> None:
+    """Raises ValueError where several training sets are given by name."""
+    if isinstance(dataset, dict) and any(isinstance(part, (Dataset, datasets.Dataset)) for part in dataset.values()):
+        raise ValueError(
+            f"train_dataset is a dictionary of {sorted(map(str, dataset))}: expected one training set, because its "
+            "sample ids name the rows of one. Join them with datasets.concatenate_datasets before add_sample_ids."
+        )

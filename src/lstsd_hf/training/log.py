@@ -1,16 +1,26 @@
 """The parts of the loss in the log: sums since the last one, kept on the device."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 
 from ..method.loss import TeacherTerms
 
-_COLUMNS = 4  # trust times divergence, trust, agreement, presence
+# What is summed over samples for each teacher: trust times divergence, trust, agreement, presence; and in how many the
+# teacher's part of the loss was not finite, and the base loss was.
+_COLUMNS = 5
+# Micro-batches that are summed at once: to sum each would be several small operations in every step.
+_AT_ONCE = 64
+
+
+class _Batch(NamedTuple):
+    base_loss: torch.Tensor
+    samples: int
+    terms: TeacherTerms | None
 
 
 class LossParts:
@@ -19,26 +29,53 @@ class LossParts:
     def __init__(self) -> None:
         self._samples = 0
         self._base: torch.Tensor | None = None
-        # By the names of the teachers that there were, float32 (4, T): sums over samples, see _COLUMNS.
+        # By the names of the teachers that there were, float32 (_COLUMNS, T).
         self._terms: dict[tuple[str, ...], torch.Tensor] = {}
         self._decides = True
+        self._waiting: list[tuple[tuple[str, ...], _Batch]] = []  # not in the sums yet
 
     def add(
         self, base_loss: torch.Tensor, samples: int, teachers: tuple[str, ...], terms: TeacherTerms | None
     ) -> None:
         """Adds a micro-batch with the terms of its teachers, of these names."""
-        base = base_loss.detach().float() * samples
-        self._base = base if self._base is None else self._base + base
-        self._samples += samples
         if terms is not None:
-            present, trust, divergence, agreement = terms
-            self._decides = agreement is not None
-            columns = [trust * divergence.detach(), trust, present if agreement is None else agreement, present]
-            sums = torch.stack(columns).sum(dim=2)
-            self._terms[teachers] = self._terms[teachers] + sums if teachers in self._terms else sums
+            terms = terms._replace(divergence=terms.divergence.detach())
+        self._waiting.append((teachers, _Batch(base_loss.detach(), samples, terms)))
+        if len(self._waiting) == _AT_ONCE:
+            self._sum()
+
+    def _sum(self) -> None:
+        groups: dict[tuple[str, ...], list[_Batch]] = {}
+        for teachers, batch in self._waiting:
+            groups.setdefault(teachers, []).append(batch)
+        self._waiting = []
+        for teachers, batches in groups.items():
+            base = torch.cat([batch.base_loss.float().expand(batch.samples) for batch in batches])  # (samples,)
+            self._samples += len(base)
+            self._base = base.sum() if self._base is None else self._base + base.sum()
+            if teachers:
+                sums = self._sums([batch.terms for batch in batches if batch.terms is not None], base)
+                self._terms[teachers] = self._terms[teachers] + sums if teachers in self._terms else sums
+
+    def _sums(self, terms: list[TeacherTerms], base: torch.Tensor) -> torch.Tensor:
+        """(_COLUMNS, T): the sums over n samples with the same teachers and base losses (n,)."""
+        present = torch.cat([batch.present for batch in terms], dim=1)
+        trust = torch.cat([batch.trust for batch in terms], dim=1)
+        divergence = torch.cat([batch.divergence for batch in terms], dim=1)
+        agreements = [batch.agreement for batch in terms if batch.agreement is not None]
+        self._decides = bool(agreements)
+        part = trust * divergence
+        damaged = (~part.isfinite() & base.isfinite()).float()
+        agreement = torch.cat(agreements, dim=1) if agreements else present
+        return torch.stack([part, trust, agreement, present, damaged]).sum(dim=2)
 
     def totals(self, accelerator: Accelerator) -> dict[str, Any]:
-        """The sums over all processes, as plain values for a checkpoint; waits for the device."""
+        """The sums over all processes, as plain values for a checkpoint; waits for the device.
+
+        Raises:
+            FloatingPointError: in a micro-batch the base loss was finite, and a teacher's part of the loss was not.
+        """
+        self._sum()
         if self._base is None:
             return {}
         parts = [self._base.new_full((), self._samples), self._base, *(s.flatten() for s in self._terms.values())]
@@ -46,8 +83,10 @@ class LossParts:
         terms = []
         for teachers in self._terms:
             size = _COLUMNS * len(teachers)
-            terms.append([list(teachers), np.reshape(rest[:size], (_COLUMNS, -1)).tolist()])
+            sums = np.reshape(rest[:size], (_COLUMNS, -1))
             del rest[:size]
+            _refuse_damage(teachers, sums[-1])
+            terms.append([list(teachers), sums.tolist()])
         return {"samples": int(samples), "base": base, "terms": terms, "decides": self._decides}
 
     def restore(self, totals: dict[str, Any], device: torch.device) -> None:
@@ -65,7 +104,7 @@ class LossParts:
             weighted: The teachers that are in use, which the log names from the first entry on.
 
         Raises:
-            FloatingPointError: the base loss is finite, and a teacher's part of the loss is not.
+            FloatingPointError: see `totals`.
         """
         totals = self.totals(accelerator)
         if not totals:
@@ -77,16 +116,20 @@ class LossParts:
         decides = self._decides
         self._samples, self._base, self._terms = 0, None, {}
         means = {"base_loss": totals["base"] / totals["samples"]}
-        for name, (divergence, trust, agreement, present) in of_teachers.items():
+        for name, (divergence, trust, agreement, present, _) in of_teachers.items():
             # By definition 0 where no sample has the teacher.
             means[f"{name}_loss"] = divergence / trust if trust else 0.0
             means[f"{name}_coverage"] = present / totals["samples"]
             if present and decides:
                 means[f"{name}_agreement"] = agreement / present
-            if math.isfinite(totals["base"]) and not math.isfinite(divergence):
-                raise FloatingPointError(
-                    f"The {name.replace('_', '-')} teacher's part of the loss is {divergence}, and the base loss is "
-                    f"finite ({means['base_loss']:.4g}): the weights are damaged since the last log. Go on from an "
-                    "earlier checkpoint, with a lower learning rate or logits_dtype='float32'; and please report it."
-                )
         return means
+
+
+def _refuse_damage(teachers: tuple[str, ...], samples: npt.NDArray[Any]) -> None:
+    wrong = [name.replace("_", "-") for name, count in zip(teachers, samples, strict=True) if count]
+    if wrong:
+        raise FloatingPointError(
+            f"The part of the loss of the {' and '.join(wrong)} teacher is not finite for samples whose base loss is: "
+            "the weights are damaged since the last log or checkpoint. Are there logits that are not finite, such as "
+            "-inf for classes that are ruled out? Use a large negative number, -1e4. Resume from the last checkpoint."
+        )

@@ -1,6 +1,5 @@
 """A Trainer that records each sample's logits and distils from those of earlier epochs: as a mixin for any Trainer."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -11,12 +10,9 @@ import torch
 from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, has_length
-from transformers.utils import logging
 
 from ..config import DistillationArguments
-from ..method.heads import HEADS, Head, choose_head
 from ..method.loss import distillation_loss
-from ..method.teachers import teachers_of
 from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE
 from ..store import LogitsStore
 from .callback import RecorderCallback
@@ -25,20 +21,20 @@ from .collator import SAMPLE_IDS, TeachingEpochs, teacher_key
 from .exchange import Processes
 from .loader import LoaderMixin
 from .log import LossParts
-from .model_head import known_columns, refuse_unsupported, rows_of
+from .model_head import refuse_no_loss, refuse_unsupported, rows_with_gradient
 from .overrides import (
     count_own_items,
     is_plain,
     is_taught,
     items_in,
+    plain_batch,
     refuse_wrong_order,
+    take_added,
     taught,
     watching,
 )
 from .recorder import Plan, Recorder
 from .sample_ids import LABEL_COLUMNS
-
-logger = logging.get_logger(__name__)
 
 
 class LSTSDMixin(LoaderMixin):
@@ -76,6 +72,7 @@ class LSTSDMixin(LoaderMixin):
 
     # What `compute_loss` returns is a part of the mean over all samples of the step already.
     loss_is_scaled_for_ga = True
+    is_computing_base_loss = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -89,28 +86,22 @@ class LSTSDMixin(LoaderMixin):
         self.distillation = self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
         if self.compute_loss_func is not None:
             self.compute_loss_func = count_own_items(self.compute_loss_func)
-        self.is_computing_base_loss = False
         self.teacher_weights = torch.empty(0)
-        self._callback = RecorderCallback(self._begin)
-        self.add_callback(self._callback)
-        self._has_own_loss = not is_plain(self, "compute_loss")
+        self._callback = RecorderCallback(type(self).__name__, self._begin)
+        self._has_own_loss = not is_plain(type(self).__mro__, "compute_loss")
         self._trial: Any = None
-        self._assume(choose_head(self._problem_type(), None, known_columns(self.model) or 2).head)
+        self._assume_head(None)
         self._reset()
 
     def _reset(self) -> None:
         """Forgets what an earlier run was."""
-        self._head: Head | None = None
+        self._head = None
+        self._callback.recorder = None
         self._plan: Plan | None = None
         self._saved: LogitsStore | None = None
         self._parts = LossParts()
         self._weighted_for: Any = None
         self._teaching = TeachingEpochs(self._teachers)
-
-    def _assume(self, head: Head) -> None:
-        """Settings and teachers for a head; before the first batch it is not sure, and weights are not used yet."""
-        self.settings = self.distillation.resolve(head.default_weight)
-        self._teachers = teachers_of(self.settings)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.args.n_gpu > 1:
@@ -119,7 +110,8 @@ class LSTSDMixin(LoaderMixin):
                 f"for each. Start the script with `torchrun --nproc_per_node {self.args.n_gpu} SCRIPT ...`, or show "
                 "it one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        refuse_unsupported(self.model)
+        if not self._has_own_loss:  # such a loss may make rows of what any model returns
+            refuse_unsupported(self.model)
         self._trial = kwargs.get("trial", args[0] if args else None)
         self._reset()
         if self._trial is not None and self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
@@ -128,11 +120,9 @@ class LSTSDMixin(LoaderMixin):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         if resume_from_checkpoint:
             lenient = self.distillation.resume_without_logits
-            self._saved = saved_store(str(resume_from_checkpoint), known_columns(self.model), lenient)
-        try:
+            self._saved = saved_store(str(resume_from_checkpoint), self._known_columns(), lenient)
+        with self._callback.listening(self.callback_handler):
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:
-            self._callback.release()
 
     def _begin(self, state: TrainerState, loader: Any) -> Recorder:
         """Begins to record, when the Trainer begins to train."""
@@ -154,17 +144,13 @@ class LSTSDMixin(LoaderMixin):
                 stacklevel=2,
             )
         self._parts, self.teacher_weights, self._weighted_for = LossParts(), torch.empty(0), None
-        recorder = Recorder(plan, self._teachers, Processes(self.accelerator, self.args), state, steps, saved)
         if saved is not None:
             if self.accelerator.is_main_process:
                 self._parts.restore(saved.note.get("log", {}), self.accelerator.device)
-            if "problem_type" in saved.note:  # a guess is made once, when a run begins
-                self._take_head(HEADS[self._problem_type() or saved.note["problem_type"]], recorder)
+            self._restore_head(saved)
+        recorder = Recorder(plan, self._teachers, Processes(self.accelerator, self.args), state, steps, saved)
+        recorder.head = self._head  # of the checkpoint, or of a try with a batch that was too large
         return recorder
-
-    def _take_head(self, head: Head, recorder: Recorder) -> None:
-        self._head = recorder.head = head
-        self._assume(head)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # First, because the plain Trainer pushes and rotates checkpoints before it returns; and because it writes its
@@ -173,9 +159,7 @@ class LSTSDMixin(LoaderMixin):
             folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             if self.args.should_save:  # a folder that is written over is not complete meanwhile
                 (folder / TRAINER_STATE_FILE).unlink(missing_ok=True)
-            note: dict[str, Any] = {"log": self._parts.totals(self.accelerator)}
-            if self._head is not None:
-                note["problem_type"] = next(name for name, head in HEADS.items() if head is self._head)
+            note = {"log": self._parts.totals(self.accelerator), **self._head_note()}
             self._callback.recorder.save(folder, note)
         super()._save_checkpoint(model, trial)
 
@@ -206,10 +190,13 @@ class LSTSDMixin(LoaderMixin):
         compute_loss: Callable[..., Any],
         model: nn.Module,
         inputs: Any,
-        return_outputs: bool,
-        num_items_in_batch: torch.Tensor | int | None,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
     ) -> Any:
         """The loss of a training micro-batch of B samples: base loss and divergences; records the logits.
+
+        Outside of `train()` it is what `compute_loss` returns.
 
         Args:
             compute_loss: Computes the base loss; a method, not bound.
@@ -218,40 +205,45 @@ class LSTSDMixin(LoaderMixin):
             return_outputs: Whether to return the model's outputs as well.
             num_items_in_batch: The number of samples N in this step's group of micro-batches on all W processes. The
                 loss is multiplied by B W / N, so that the sum over micro-batches, averaged over processes, is the mean
-                over samples.
+                over samples. None: it is not multiplied.
+            **kwargs: More arguments of a `compute_loss` of the user's.
 
         Raises:
-            ValueError: the logits are not one row for each sample, or have no gradient.
+            ValueError: a batch without sample ids, a loss that is no scalar; logits that are not one row for each
+                sample, or have no gradient.
         """
+        if not self._callback.listens:
+            return compute_loss(self, model, plain_batch(inputs), return_outputs, num_items_in_batch, **kwargs)
+        if SAMPLE_IDS not in inputs:
+            raise ValueError(
+                f"A training batch holds {sorted(inputs)}, and no sample ids: expected a batch of "
+                "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super()."
+            )
         recorder = self._callback.recorder
         if recorder is None:
             raise ValueError(
-                "A training batch, and no run that records: expected the callback RecorderCallback, which "
-                "LSTSDMixin adds. Do not remove it, and train with train()."
+                "A training batch, and no run that records: expected train() to tell callback_handler of its begin "
+                "first, on_train_begin. A training loop of your own must do that too."
             )
-        inputs = copy.copy(inputs)  # a caller may use its batch again
-        sample_ids = inputs.pop(SAMPLE_IDS)
+        inputs, added = take_added(inputs)
+        sample_ids = added[SAMPLE_IDS]
         keys = {teacher.name: teacher_key(teacher.name) for teacher in self._teachers}
-        teachers = {name: inputs.pop(key) for name, key in keys.items() if key in inputs}
+        teachers = {name: added[key] for name, key in keys.items() if key in added}
         labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
         items = items_in(labels) if self._has_own_loss else None
         self.is_computing_base_loss = True
         try:
-            with watching(cast(nn.Module, self.model), self._has_own_loss) as seen:
-                found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=items)
+            with watching(model, cast(nn.Module, self.model), self._has_own_loss) as seen:
+                found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=items, **kwargs)
         finally:
             self.is_computing_base_loss = False
         base_loss, outputs = found if isinstance(found, tuple) else (found, None)
-        logits = _logits([outputs, *seen], len(sample_ids), type(self).__name__)
-
+        refuse_no_loss(base_loss, outputs, self._has_own_loss or self.compute_loss_func is not None)
+        rows = rows_with_gradient([outputs, *seen], len(sample_ids), inputs, type(self).__name__)
+        logits = rows.logits
         if self._head is None:
-            choice = choose_head(self._problem_type(), labels, logits.shape[-1])
-            if choice.guessed_from is not None and self.accelerator.is_main_process:
-                logger.warning(
-                    f"The training data has {choice.guessed_from}: the logits are taken for "
-                    f"{type(choice.head).__name__.lower()}. If they are something else, set problem_type."
-                )
-            self._take_head(choice.head, recorder)
+            recorder.head = self._choose_head(rows, labels)
+        self._callback.taught = True
         recorder.record(sample_ids, logits)
         loss, terms = base_loss, None
         if teachers:
@@ -288,27 +280,3 @@ class LSTSDMixin(LoaderMixin):
             in_use = [teacher.name for teacher in self._teachers if teacher.weight_of(k, k + 1)]
             logs.update(self._parts.means_since_last_log(self.accelerator, in_use))
         super().log(logs, *args, **kwargs)
-
-
-def _logits(candidates: list[Any], samples: int, trainer: str) -> torch.Tensor:
-    """The first (B, C) logits with gradient among what the model returned.
-
-    Raises:
-        ValueError: there are none.
-    """
-    refusals = []
-    for found in candidates:
-        try:
-            logits = rows_of(found, samples)
-        except ValueError as error:
-            refusals.append(error)
-            continue
-        if logits.requires_grad:
-            return logits
-    if len(refusals) == len(candidates):
-        raise refusals[0]
-    raise ValueError(
-        f"The logits that {trainer}.compute_loss returns have no gradient, so no teacher could reach the model: "
-        "expected those of the forward pass that the loss is made of. Compute both in one pass with gradient, and "
-        "return (loss, outputs) for return_outputs=True."
-    )

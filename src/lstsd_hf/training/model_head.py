@@ -1,42 +1,48 @@
 """What can be told of a model's head: ahead of the first batch by its class, then by what it returns."""
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers.models.auto import modeling_auto
+from transformers.utils import logging
 
-# The kinds of models that do not predict one row of logits for each sample, as transformers' tables name them.
-_UNSUPPORTED = (
-    "CAUSAL_LM",
-    "CTC",
-    "DEPTH_ESTIMATION",
-    "DOCUMENT_QUESTION_ANSWERING",
-    "INSTANCE_SEGMENTATION",
-    "MASKED_IMAGE_MODELING",
-    "MASKED_LM",
-    "OBJECT_DETECTION",
-    "QUESTION_ANSWERING",
-    "SEMANTIC_SEGMENTATION",
-    "SEQ_TO_SEQ_CAUSAL_LM",
-    "SPEECH_SEQ_2_SEQ",
-    "TABLE_QUESTION_ANSWERING",
-    "TOKEN_CLASSIFICATION",
-    "UNIVERSAL_SEGMENTATION",
-    "VISUAL_QUESTION_ANSWERING",
-    "ZERO_SHOT_OBJECT_DETECTION",
+logger = logging.get_logger(__name__)
+
+# Kinds of models as transformers' tables name them. These predict one row of logits for each sample, or may:
+_SUPPORTED_KINDS = (
+    "AUDIO_CLASSIFICATION",
+    "AUDIO_XVECTOR",
+    "IMAGE_CLASSIFICATION",
+    "MULTIPLE_CHOICE",
+    "NEXT_SENTENCE_PREDICTION",
+    "SEQUENCE_CLASSIFICATION",
+    "VIDEO_CLASSIFICATION",
+    "VISUAL_QUESTION_ANSWERING",  # a classifier of answers, or a model that writes one
 )
+# ... these have no head, ...
+_WITHOUT_HEAD = ("BACKBONE", "IMAGE", "TEXT_ENCODING")
+# ... and these tables repeat what others name more closely.
+_VAGUE = ("MULTIMODAL_LM", "PRETRAINING")
 _SUPPORTED = (
     "heads that predict one row of logits for each sample: sequence, image, audio and video classification, multiple "
     "choice, regression, multi-label and pairs (a score for the chosen and for the rejected text)"
 )
 
 
-def _names(kind: str) -> set[str]:
-    table = getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES", {})
-    entries = (names if isinstance(names, tuple) else (names,) for names in table.values())
-    return {name for names in entries for name in names}
+@functools.cache
+def _kinds() -> dict[str, set[str]]:
+    """The names of the classes of each kind, vague kinds last."""
+    pattern = re.compile("MODEL_FOR_(.*)_MAPPING_NAMES")
+    tables = {found[1]: table for name, table in vars(modeling_auto).items() if (found := pattern.fullmatch(name))}
+    kinds = {}
+    for kind in sorted(tables, key=lambda kind: (kind in _VAGUE, kind)):
+        entries = (entry if isinstance(entry, tuple) else (entry,) for entry in tables[kind].values())
+        kinds[kind] = {name for names in entries for name in names}
+    return kinds
 
 
 def unwrapped(model: Any) -> Any:
@@ -47,8 +53,11 @@ def unwrapped(model: Any) -> Any:
 def refuse_unsupported(model: Any) -> None:
     """Raises ValueError where the model's class says that it does not predict one row of logits for each sample."""
     name = type(unwrapped(model)).__name__
-    kind = next((kind for kind in _UNSUPPORTED if name in _names(kind)), None)
-    if kind is not None and name not in _names("SEQUENCE_CLASSIFICATION"):
+    kinds = [kind for kind, names in _kinds().items() if name in names]
+    if any(kind in _SUPPORTED_KINDS for kind in kinds):
+        return
+    kind = next((kind for kind in kinds if kind not in _WITHOUT_HEAD), None)
+    if kind is not None:
         raise ValueError(
             f"{name} is a model for {kind.replace('_', ' ').lower()}: LSTSDTrainer works with {_SUPPORTED}. Train it "
             "with the plain Trainer."
@@ -58,32 +67,46 @@ def refuse_unsupported(model: Any) -> None:
 def known_columns(model: Any) -> int | None:
     """How many columns the model's rows will have, where that can be told; else None.
 
-    Every config has `num_labels`, 2 where nobody said a number, and a head of the user's own may have another size:
-    the number counts where the last linear layer has as many outputs. A multiple-choice head has a column per choice.
+    Every config has `num_labels`, 2 where nobody said a number, and a model of the user's own, or a head that the user
+    put in place of transformers', may have another size. So the number counts in a class of transformers whose last
+    linear layer has as many outputs. A multiple-choice head has a column per choice.
     """
     model = unwrapped(model)
-    if type(model).__name__ in _names("MULTIPLE_CHOICE"):
+    if not type(model).__module__.startswith("transformers.") or type(model).__name__ in _kinds()["MULTIPLE_CHOICE"]:
         return None
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     found = getattr(getattr(model, "config", None), "num_labels", None)
     return found if linear and linear[-1].out_features == found else None
 
 
-def rows_of(outputs: Any, samples: int) -> torch.Tensor:
-    """The (B, C) logits in what a model returned for B samples.
+class Rows(NamedTuple):
+    """The rows of logits of B samples.
 
-    One number for each sample, (B,), is one column. Twice as many rows as samples, of one column, are pairs: first the
-    scores of all chosen texts, then of all rejected ones, which are a sample's two classes.
+    Attributes:
+        logits: (B, C).
+        paired: Whether a row is the scores of a pair of texts, first the chosen one's.
+    """
+
+    logits: torch.Tensor
+    paired: bool
+
+
+def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None) -> Rows:
+    """The rows of logits in what a model returned for B samples.
+
+    One number for each sample, (B,), is one column. Where the model was given two texts for each sample, first all
+    chosen ones, then all rejected ones, and returned one score for each, the two scores are a sample's row.
 
     Args:
-        outputs: A mapping with "logits" or "scores", a tuple, or the logits themselves.
+        outputs: A mapping with "logits", "scores", or one tensor beside "loss"; a tuple; or the logits themselves.
         samples: B.
+        inputs: What the model was given.
 
     Raises:
         ValueError: there are no such logits, or they are no row for each sample.
     """
     if isinstance(outputs, Mapping):
-        logits, found = outputs.get("logits", outputs.get("scores")), f"outputs {', '.join(map(str, outputs)) or '{}'}"
+        logits, found = _logits_in(outputs), f"outputs {', '.join(map(str, outputs)) or '{}'}"
     elif isinstance(outputs, torch.Tensor):
         logits, found = outputs, "a tensor"
     else:
@@ -93,12 +116,76 @@ def rows_of(outputs: Any, samples: int) -> torch.Tensor:
         raise ValueError(f"The model returned no logits, but {found}: LSTSDTrainer works with {_SUPPORTED}.")
     if logits.ndim == 1:
         logits = logits[:, None]
-    if logits.ndim == 2 and logits.shape == (2 * samples, 1):
-        return logits.view(2, samples).T
+    if logits.shape == (2 * samples, 1) and _has_rows(inputs or {}, 2 * samples):
+        return Rows(logits.view(2, samples).T, paired=True)
     if logits.ndim != 2 or len(logits) != samples:
         raise ValueError(
             f"The model returned logits of shape {tuple(logits.shape)} for {samples} samples: expected "
             f"({samples}, classes). LSTSDTrainer works with {_SUPPORTED}. If the data collator drops or adds rows, "
-            "do that in the data set instead: each row that it gets must be one row of the batch."
+            "do that in the data set instead: each row that it gets must be one row of the batch. If your loss runs "
+            "the model on a batch more than once at a time, return the outputs of one pass."
         )
-    return logits
+    return Rows(logits, paired=False)
+
+
+def _logits_in(outputs: Mapping[str, Any]) -> Any:
+    """The logits among a model's named outputs: a model of the user's own may call its only output anything."""
+    named = next((outputs[name] for name in ("logits", "scores") if name in outputs), None)
+    if named is not None:
+        return named
+    others = [name for name, value in outputs.items() if name != "loss" and isinstance(value, torch.Tensor)]
+    if len(others) != 1:
+        return None
+    logger.warning_once(f"The model returned no 'logits': {others[0]!r}, its only output, is taken for them.")
+    return outputs[others[0]]
+
+
+def _has_rows(inputs: Mapping[str, Any], count: int) -> bool:
+    """Whether a tensor among a model's inputs has so many rows."""
+    return any(isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == count for value in inputs.values())
+
+
+def rows_with_gradient(candidates: Sequence[Any], samples: int, inputs: Mapping[str, Any], trainer: str) -> Rows:
+    """The first rows of logits, among what a loss returned and what its model did, that a teacher can reach.
+
+    Raises:
+        ValueError: there are none.
+    """
+    refusals = []
+    for found in candidates:
+        try:
+            rows = rows_of(found, samples, inputs)
+        except ValueError as error:
+            refusals.append(error)
+            continue
+        if rows.logits.requires_grad:
+            return rows
+    if len(refusals) == len(candidates):
+        raise refusals[-1]
+    raise ValueError(
+        f"The logits that {trainer}.compute_loss returns have no gradient, so no teacher could reach the model: "
+        "expected those of the forward pass that the loss is made of. Compute both in one pass with gradient, and "
+        "return (loss, outputs) for return_outputs=True."
+    )
+
+
+def refuse_no_loss(loss: Any, outputs: Any, own_loss: bool) -> None:
+    """Raises ValueError where a micro-batch's loss is no scalar, or is a number of which nobody said that it is one.
+
+    Args:
+        loss: The loss.
+        outputs: What the model returned.
+        own_loss: Whether the user computes it; else the plain Trainer finds it in the outputs.
+    """
+    if isinstance(outputs, torch.Tensor) and not own_loss:
+        raise ValueError(
+            "The model returned a tensor, whose first entry the plain Trainer takes for the loss: expected "
+            '{"loss": ..., "logits": ...} or the tuple (loss, logits). Return one of these, or give a '
+            "compute_loss_func."
+        )
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        found = f"of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+        raise ValueError(
+            f"The loss of a micro-batch is {found}: expected a scalar tensor, the mean over its samples. Reduce it "
+            "where it is computed: in the model, in the compute_loss_func or in compute_loss."
+        )

@@ -1,5 +1,6 @@
 """What users override in a subclass of Trainer, and how the distillation still gets its say."""
 
+import copy
 import functools
 import random
 from collections.abc import Callable, Iterator
@@ -10,8 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.utils import logging
 
-from .collator import SAMPLE_IDS
+from .collator import ADDED, SAMPLE_IDS
+
+logger = logging.get_logger(__name__)
 
 
 def taught(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,17 +26,12 @@ def taught(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(compute_loss)
-    def wrapper(
-        self: Any, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def wrapper(self: Any, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training and not self.is_computing_base_loss:
-            if SAMPLE_IDS not in inputs:
-                raise ValueError(
-                    f"A training batch holds {sorted(inputs)}, and no sample ids: expected a batch of "
-                    "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super()."
-                )
-            return self.teach(compute_loss, model, inputs, return_outputs, num_items_in_batch)
-        return compute_loss(self, model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            return self.teach(compute_loss, model, inputs, *args, **kwargs)
+        if SAMPLE_IDS in inputs:  # a training batch that someone evaluates, or mixes into another
+            inputs, _ = take_added(inputs)
+        return compute_loss(self, model, inputs, *args, **kwargs)
 
     wrapper.is_taught = True  # type: ignore[attr-defined]
     return wrapper
@@ -43,11 +42,26 @@ def is_taught(compute_loss: Callable[..., Any]) -> bool:
     return getattr(compute_loss, "is_taught", False)
 
 
-def is_plain(trainer: Any, name: str) -> bool:
-    """Whether a method is the plain Trainer's, apart from what this package adds to it."""
+def take_added(batch: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A batch without what the collator added to it, and that; the caller's batch stays as it is."""
+    rest = copy.copy(batch)
+    return rest, {key: rest.pop(key) for key in batch if key.startswith(ADDED)}
+
+
+def plain_batch(batch: Any) -> Any:
+    """A batch of a training loss that is computed outside of a run, without what the collator added to it."""
+    if SAMPLE_IDS not in batch:
+        return batch
+    logger.warning_once(
+        "The loss of a training batch is computed outside of train(): nothing is recorded, and no teacher has a part."
+    )
+    return take_added(batch)[0]
+
+
+def is_plain(owners: tuple[type, ...], name: str) -> bool:
+    """Whether the classes that define a method are the plain Trainer and those of this package."""
     package = __name__.partition(".")[0]
-    owners = [cls for cls in type(trainer).__mro__ if name in cls.__dict__]
-    return all(cls is Trainer or cls.__module__.partition(".")[0] == package for cls in owners)
+    return all(cls is Trainer or cls.__module__.partition(".")[0] == package for cls in owners if name in cls.__dict__)
 
 
 def refuse_wrong_order(cls: type, mixin: type) -> None:
@@ -78,13 +92,21 @@ def items_in(labels: Any) -> torch.Tensor | None:
 
 
 @contextmanager
-def watching(model: nn.Module, wanted: bool) -> Iterator[list[Any]]:
-    """Collects what the model returns meanwhile, where `wanted`: some trainers' losses do not hand it on."""
+def watching(wrapped: nn.Module, model: nn.Module, wanted: bool) -> Iterator[list[Any]]:
+    """Collects what a model returns meanwhile, where `wanted`: some trainers' losses do not hand it on.
+
+    Args:
+        wrapped: The model as it is wrapped for training.
+        model: The same without its wrappers.
+        wanted: Whether to collect.
+    """
     seen: list[Any] = []
     if not wanted:
         yield seen
         return
-    handle = model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    # Of a compiled model the wrapper: a hook inside would become a part of what is compiled.
+    watched = wrapped if hasattr(wrapped, "_orig_mod") else model
+    handle = watched.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     try:
         yield seen
     finally:

@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import BaseFileLock
 from transformers import TrainerState
 
 from ..method.heads import Head
+from ..method.statistics import Statistic
 from ..method.teachers import Teacher, epochs_needed
 from ..paths import LOGITS_FOLDER
 from ..store import LogitsStore, StoreError
+from ..store.ids import SampleIndex
 from . import place
-from .checkpoint import refuse_other
+from .checkpoint import refuse_live, refuse_other
 from .collator import TeachingEpochs
 from .exchange import Processes
 from .sample_ids import SampleIdError
+from .stream import StreamPasses
 from .training_set import TrainingSet
 
 _ID_BYTES = 8
@@ -31,20 +35,24 @@ class Plan:
     """What a run records, and where.
 
     Attributes:
-        path: The store's folder, absolute.
+        path: The store's folder, absolute, and no link.
+        output_dir: The folder of the run's checkpoints.
         training_set: What is known of the samples.
         dtype: "float16" or "float32".
         keeps_all: Whether every epoch is kept; else those that can still teach.
         resumes_without_logits: Whether to go on where the store lacks epochs that should teach.
+        accepts_new_labels: Whether to resume where the labels, and nothing else, have changed.
         skips_seen_batches: Whether a resumed run passes over the batches that its checkpoint had seen.
         teaching: Where the loaders read which epochs teach.
     """
 
     path: Path
+    output_dir: Path
     training_set: TrainingSet
     dtype: str
     keeps_all: bool
     resumes_without_logits: bool
+    accepts_new_labels: bool
     skips_seen_batches: bool
     teaching: TeachingEpochs
 
@@ -58,7 +66,7 @@ class Recorder:
     Attributes:
         epoch: The epoch under way, from 0; the one before the first while the run begins. Counted here, because
             `int(state.epoch)` is wrong after an early end of an epoch and after a resume with another batch size.
-        steps_per_epoch: None for a stream, whose length is not known.
+        steps_per_epoch: None for a stream, whose length is not known; see `StreamPasses`.
         head: What the logits stand for, once it is known; it says which statistics are folded.
     """
 
@@ -71,7 +79,7 @@ class Recorder:
         steps_per_epoch: int | None,
         saved: LogitsStore | None = None,
     ) -> None:
-        """Takes the store's folder; an earlier store there goes aside, and what a checkpoint saved takes its place.
+        """Takes the run's folders; an earlier store there goes aside, and what a checkpoint saved takes its place.
 
         Args:
             plan: What to record.
@@ -91,40 +99,44 @@ class Recorder:
         self._store: LogitsStore | None = None
         self._pending: list[tuple[torch.cuda.Event | None, int, torch.Tensor, torch.Tensor]] = []
         self._seen: npt.NDArray[np.bool_] | None = None
-        self._held = None
+        self._is_sealed = False  # the epoch under way
+        self._held: list[BaseFileLock] = []
+        has_new_labels = False
+        if saved is not None:
+            refuse_live(saved, plan.path)
+        self._passes = StreamPasses(state, plan.skips_seen_batches) if steps_per_epoch is None else None
         if steps_per_epoch is not None:
             self.epoch = state.global_step // steps_per_epoch - 1
         else:
-            self.epoch = -1 if saved is None else self._epoch_before(saved)
-        self._steps_at_epoch = state.global_step
-        plan.path.parent.mkdir(parents=True, exist_ok=True)
+            self.epoch = self._passes.resume(saved.note, saved.sealed_epochs) if saved and self._passes else -1
         if saved is not None:
             if processes.owns_store:
                 saved.verify()
-            refuse_other(saved, plan.training_set, plan.dtype, steps_per_epoch, self.epoch)
-            self._refuse_full_disk(saved.row_shape, len(saved.sealed_epochs))
-        if processes.owns_store:
-            self._held = place.lock(plan.path)
-            try:
-                self._take_place(saved)
-            except BaseException:
-                self.release()
-                raise
-        processes.wait()
-        if saved is not None:
-            self._open_store()
+            has_new_labels = refuse_other(
+                saved, plan.training_set, plan.dtype, steps_per_epoch, self.epoch, plan.accepts_new_labels
+            )
+            self._refuse_full_disk(saved.index.num_rows, saved.row_shape, len(saved.sealed_epochs))
+        try:
+            if processes.owns_store:
+                self._held = place.lock(plan.path, plan.output_dir)
+                self._take_place(saved, has_new_labels)
+            processes.wait()
+            if saved is not None:
+                self._open_store()
+        except BaseException:
+            self.release()
+            raise
 
-    def _epoch_before(self, saved: LogitsStore) -> int:
-        """The epoch before the one in which a stream is resumed. The Trainer first passes over what it has seen."""
-        last = saved.note.get("epoch", 0)
-        return last if last in saved.sealed_epochs and not self._plan.skips_seen_batches else last - 1
-
-    def _take_place(self, saved: LogitsStore | None) -> None:
-        aside = place.move_aside(self._plan.path)
-        if saved is not None:
-            saved.copy(self._plan.path, {})
-            if aside is not None:
-                place.discard_shared(aside, saved)
+    def _take_place(self, saved: LogitsStore | None, has_new_labels: bool) -> None:
+        path, known = self._plan.path, self._plan.training_set
+        aside = place.move_aside(path)
+        restored = None if saved is None else saved.copy(path, {})
+        if restored is not None and has_new_labels:
+            restored.relabel(
+                known.labels, known.ids, known.fingerprint, epoch=self.epoch + 1, step=self._state.global_step
+            )
+        if aside is not None:
+            place.tidy(path, aside, restored)
 
     def _open_store(self) -> LogitsStore:
         # What takes memory for each row is in the store from now on.
@@ -133,10 +145,9 @@ class Recorder:
         return self._store
 
     def release(self) -> None:
-        """Lets another run use the store's folder."""
-        if self._held is not None:
-            place.unlock(self._held)
-            self._held = None
+        """Lets another run use the folders; from now on nobody teaches."""
+        self._plan.teaching.set([None] * len(self._teachers))
+        place.unlock(self._held)
 
     # ---- epochs
 
@@ -146,12 +157,14 @@ class Recorder:
         Raises:
             StoreError: an epoch that should teach is not in the store.
         """
-        # Not only at the epoch's end: that is skipped where an epoch was cut short.
-        self._seal()
-        self.epoch += 1
-        self._steps_at_epoch = self._state.global_step
+        if self._passes is None or not self._passes.repeats():
+            self._seal()  # not only at the epoch's end: that is skipped where an epoch was cut short
+            self.epoch += 1
+        if self._passes is not None:
+            self._passes.begin(self.epoch)
         sealed = self._store.sealed_epochs if self._store is not None else []
-        if self.epoch in sealed:  # a stream that the Trainer passes over once more: no batch will come
+        self._is_sealed = self.epoch in sealed
+        if self._is_sealed:  # a stream that the Trainer passes over once more
             self._plan.teaching.set([None] * len(self._teachers))
             return
         teaching = [teacher.teaching_epoch(self.epoch, self.num_train_epochs) for teacher in self._teachers]
@@ -170,15 +183,18 @@ class Recorder:
     @property
     def num_train_epochs(self) -> int:
         """How many epochs the whole run has."""
-        state = self._state
-        if self.steps_per_epoch is None and self.epoch > 0:
-            # The Trainer does not know how long a stream is. It has ended before, and no teacher is in epoch 0.
-            return math.ceil(state.max_steps * self.epoch / self._steps_at_epoch)
-        return state.num_train_epochs
+        # The Trainer does not know how long a stream is; and no teacher is in epoch 0.
+        if self._passes is not None and self.epoch > 0:
+            return self._passes.num_epochs(self.epoch)
+        return self._state.num_train_epochs
 
     def end_epoch(self) -> None:
         """Seals the epoch; one that max_steps cut short stays open, so that a resumed run can complete it."""
-        if self.steps_per_epoch is None or self._state.global_step % self.steps_per_epoch == 0:
+        if self._passes is not None:
+            complete = self._passes.end()
+        else:
+            complete = self._state.global_step % (self.steps_per_epoch or 1) == 0
+        if complete:
             self._seal()
 
     def end(self) -> None:
@@ -214,6 +230,8 @@ class Recorder:
             StoreError, StoreMismatchError: see `LogitsStore.record`.
             SampleIdError: a streamed training set repeats an id within an epoch.
         """
+        if self._is_sealed:
+            return
         if self._store is None:
             self._create(tuple(logits.shape[1:]))
         rows = logits.detach().float()
@@ -250,27 +268,27 @@ class Recorder:
         """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
         if self._processes.owns_store:
             known = self._plan.training_set
-            self._refuse_full_disk(row_shape)
+            self._refuse_full_disk(SampleIndex.of(known.num_samples, known.ids).num_rows, row_shape)
             store = LogitsStore.create(
-                self._plan.path, known.num_samples, row_shape, self._plan.dtype, known.fingerprint
+                self._plan.path, known.num_samples, row_shape, self._plan.dtype, known.fingerprint, known.ids
             )
-            labels = known.labels_by_id()
-            if labels is not None:
-                store.write_labels(labels)
+            if known.labels is not None:
+                store.write_labels(known.labels, known.ids)
         self._processes.wait()
         self._open_store()
 
-    def _refuse_full_disk(self, row_shape: tuple[int, ...], sealed: int = 0) -> None:
+    def _refuse_full_disk(self, rows: int, row_shape: tuple[int, ...], sealed: int = 0) -> None:
         """Raises StoreError where the disk has less room than the store will still take, with a journal's copy.
 
         Args:
+            rows: The number of rows of an epoch's file.
             row_shape: The shape of one sample's logits.
             sealed: The number of epochs that are on disk already, in the checkpoint that the run resumes from.
         """
         row_bytes = math.prod(row_shape) * np.dtype(self._plan.dtype).itemsize
-        samples, epochs = self._plan.training_set.num_samples, self._state.num_train_epochs
+        epochs = self._state.num_train_epochs
         kept = epochs if self._plan.keeps_all and self.steps_per_epoch else min(epochs, 3)
-        needed = samples * (max(kept - sealed, 0) * row_bytes + 2 * (row_bytes + _ID_BYTES))
+        needed = rows * (max(kept - sealed, 0) * row_bytes + 2 * (row_bytes + _ID_BYTES))
         place.refuse_full_disk(self._plan.path, needed)
 
     # ---- saving and restoring
@@ -284,6 +302,7 @@ class Recorder:
         if self._processes.owns_store:
             checkpoint.mkdir(parents=True, exist_ok=True)
             own = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
+            own |= {} if self._passes is None else self._passes.note()
             self._store.copy(checkpoint / LOGITS_FOLDER, own | note)
         self._processes.wait()
 
@@ -293,15 +312,27 @@ def fold_statistics(store: LogitsStore, epoch: int, head: Head) -> None:
     labels = store.read_labels()
     if labels is None:
         return
-    rows = store.epoch_rows(epoch)
-    at_once = max(1, _VALUES_AT_ONCE // math.prod(store.row_shape))
     for statistic in head.statistics(labels):
         found = store.read_statistic(statistic.name)
-        last, before = (-1, None) if found is None else found
-        if last != epoch - 1:
+        last, values = (-1, None) if found is None else found
+        if found is None and store.label_changes:
+            # Dropped with the old labels: folded anew, over the epochs that the store still has.
+            epochs = [sealed for sealed in store.sealed_epochs if sealed <= epoch]
+        elif last == epoch - 1:
+            epochs = [epoch]
+        else:
             continue  # a gap: a run that was resumed without its logits, or from a store that has no statistics
-        parts = []
-        for start in range(0, store.num_samples, at_once):
-            part = slice(start, start + at_once)
-            parts.append(statistic.fold(None if before is None else before[part], rows[part], labels[part]))
-        store.write_statistic(statistic.name, epoch, np.concatenate(parts))
+        for number in epochs:
+            values = _fold(statistic, values, store.epoch_rows(number), labels)
+        assert values is not None
+        store.write_statistic(statistic.name, epoch, values)
+
+
+def _fold(
+    statistic: Statistic, before: npt.NDArray[Any] | None, rows: npt.NDArray[Any], labels: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    at_once = max(1, _VALUES_AT_ONCE // math.prod(rows.shape[1:]))
+    parts = (slice(start, start + at_once) for start in range(0, len(rows), at_once))
+    return np.concatenate(
+        [statistic.fold(None if before is None else before[part], rows[part], labels[part]) for part in parts]
+    )

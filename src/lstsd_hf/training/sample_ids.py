@@ -69,21 +69,24 @@ def sample_ids_of(dataset: datasets.Dataset, column: str) -> npt.NDArray[np.int6
     """The id of each row: what its id column holds, or its position where there is no such column.
 
     Raises:
-        SampleIdError: an id is missing, negative, repeated, or no integer; the message names the first offenders.
+        SampleIdError: an id is missing, negative, above 2^63 - 1, repeated, or no integer; the message names the first
+            offenders.
     """
     if column not in dataset.column_names:
         return range(len(dataset))
     values = dataset.with_format("arrow").select_columns([column])[:][column].combine_chunks()
     if not pa.types.is_integer(values.type):
         raise SampleIdError(
-            f"Column {column!r} holds {values.type}: expected integer sample ids. Use add_sample_ids, or name another "
-            "sample_id_column."
+            f"Column {column!r} holds {values.type}: expected integer sample ids. Use add_sample_ids with another "
+            "column name, and give that name as sample_id_column."
         )
     if values.null_count:
         rows = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[:_FEW].tolist()
         raise SampleIdError(f"Column {column!r} has no sample id in {values.null_count} rows, first in rows {rows}.")
-    ids = values.to_numpy().astype(np.int64)
-    _refuse_ids(ids, ids < 0, column, "negative")
+    found = values.to_numpy()
+    _refuse_ids(found, found < 0, column, "negative")
+    _refuse_ids(found, found > np.uint64(2**63 - 1), column, "too large")
+    ids = found.astype(np.int64)
     unique, first = np.unique(ids, return_index=True)
     if len(unique) < len(ids):
         repeated = np.ones(len(ids), bool)
@@ -92,11 +95,12 @@ def sample_ids_of(dataset: datasets.Dataset, column: str) -> npt.NDArray[np.int6
     return ids
 
 
-def _refuse_ids(ids: npt.NDArray[np.int64], wrong: npt.NDArray[np.bool_], column: str, what: str) -> None:
+def _refuse_ids(ids: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], column: str, what: str) -> None:
     if wrong.any():
         rows = np.flatnonzero(wrong)[:_FEW]
         raise SampleIdError(
             f"Column {column!r} holds {int(wrong.sum())} {what} sample ids, first {ids[rows].tolist()} in rows "
-            f"{rows.tolist()}: expected one integer of at least 0 for each row, each once. Use add_sample_ids on the "
-            "data set as it was loaded, before it is shuffled, repeated or joined."
+            f"{rows.tolist()}: expected one integer from 0 to 2^63 - 1 for each row, each once. Where sets were "
+            "joined, or rows repeated, after they were numbered, drop the column and number the whole: "
+            f"add_sample_ids(dataset.remove_columns({column!r}), {column!r})."
         )

@@ -32,15 +32,6 @@ class TrainingSet:
     labels: npt.NDArray[Any] | None = None
     streamed: bool = False
 
-    def labels_by_id(self) -> npt.NDArray[Any] | None:
-        """(num_samples, ...), row i for sample id i; ids that the set does not have get -100, or NaN among floats."""
-        if self.labels is None:
-            return None
-        fill = np.nan if self.labels.dtype.kind == "f" else -100
-        labels = np.full((self.num_samples, *self.labels.shape[1:]), fill, self.labels.dtype)
-        labels[self.ids] = self.labels
-        return labels
-
     def without_rows(self) -> "TrainingSet":
         """The same without what takes memory for each row."""
         return replace(self, ids=None, labels=None)
@@ -86,7 +77,8 @@ def inspect_training_set(
     # Which columns a transform reads is not known. Where the model takes none, the Trainer says so in its own words.
     if dataset.format["type"] == "custom" or not set(kept) - {column}:
         kept = dataset.column_names
-    name = fingerprint(dataset, ids, [name for name in kept if name != column])
+    labels = {*label_names, *LABEL_COLUMNS}.intersection(kept)
+    name = fingerprint(dataset, ids, [name for name in kept if name != column], labels)
     return TrainingSet(int(ids.max()) + 1, name, ids, labels_of(dataset, label_names))
 
 

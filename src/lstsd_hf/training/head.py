@@ -1,0 +1,90 @@
+"""The head of a run: assumed while its loader is made, chosen at the first batch, kept in checkpoints."""
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers.utils import logging
+
+from ..method.heads import HEADS, Head, ProblemType, choose_head
+from ..method.teachers import Teacher, teachers_of
+from ..store import LogitsStore
+from .hub import HubMixin
+from .model_head import Rows, known_columns
+
+logger = logging.get_logger(__name__)
+
+
+class HeadMixin(HubMixin):
+    """The part of `LSTSDMixin` that says what the logits stand for, and with it which settings are in force."""
+
+    _has_own_loss: bool
+    _teachers: tuple[Teacher, ...]
+    _head: Head | None = None
+    # The training labels, until the head is known.
+    _labels: npt.NDArray[Any] | None = None
+    _described_model: Any = None
+    _described_problem: ProblemType | None = None
+
+    def _problem_type(self) -> ProblemType | None:
+        """What the user or the model's config says that the logits stand for.
+
+        A model may write it into its config when it first computes its own loss, which says nothing about another
+        loss that is computed beside it.
+        """
+        said = getattr(getattr(self.model, "config", None), "problem_type", None)
+        if self._described_model is not self.model:  # before its first loss
+            self._described_model, self._described_problem = self.model, said
+        computes_own = self._has_own_loss or self.compute_loss_func is not None
+        return self.distillation.problem_type or (self._described_problem if computes_own else said)
+
+    def _known_columns(self) -> int | None:
+        """How many columns the rows will have; None: it cannot be told, as of a loss that makes rows of its own."""
+        return None if self._has_own_loss else known_columns(self.model)
+
+    def _assume_head(self, labels: npt.NDArray[Any] | None) -> None:
+        """Takes settings and teachers for a head that is not sure before the first batch, given the training labels.
+
+        Weights are not used before it either.
+        """
+        self._labels = labels
+        first = None if labels is None else torch.from_numpy(labels[:1])
+        self._settle(choose_head(self._problem_type(), first, self._known_columns() or 2).head)
+
+    def _settle(self, head: Head) -> None:
+        self.settings = self.distillation.resolve(head.default_weight)
+        self._teachers = teachers_of(self.settings)
+
+    def _take_head(self, head: Head) -> None:
+        self._head, self._labels = head, None
+        self._settle(head)
+
+    def _choose_head(self, rows: Rows, labels: Any) -> Head:
+        """Chooses the head by the first batch of a run: its rows, and its labels, a tensor where there are any."""
+        columns = rows.logits.shape[-1]
+        said = self._problem_type()
+        if rows.paired and not self.distillation.problem_type:
+            said = "single_label_classification"
+        if columns == 1 and self._labels is not None:  # a few labels may be 0 or 1 by chance
+            labels = torch.from_numpy(np.unique(self._labels))
+        choice = choose_head(said, labels, columns)
+        if choice.guessed_from is not None and self.accelerator.is_main_process:
+            logger.warning(
+                f"The training data has {choice.guessed_from}: the logits are taken for "
+                f"{type(choice.head).__name__.lower()}. If they are something else, set problem_type."
+            )
+        self._take_head(choice.head)
+        return choice.head
+
+    def _head_note(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the head."""
+        return {"problem_type": next((name for name, head in HEADS.items() if head is self._head), None)}
+
+    def _restore_head(self, saved: LogitsStore) -> None:
+        """Takes the head that a checkpoint was saved with, unless the user says another."""
+        said = self.distillation.problem_type
+        noted = HEADS.get(cast(ProblemType, saved.note.get("problem_type")))
+        head = noted if said is None else choose_head(said, None, saved.row_shape[-1]).head
+        if head is not None:
+            self._take_head(head)
