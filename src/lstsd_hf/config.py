@@ -61,6 +61,7 @@ class DistillationArguments:
         num_samples: The largest sample id plus 1, for a streamed training set.
         push_logits: Whether to upload the store with the model. False.
         resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
+        accept_new_labels: Whether to resume where labels were corrected since, and nothing else. False.
 
     Raises:
         ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a
@@ -146,6 +147,13 @@ class DistillationArguments:
     resume_without_logits: bool = field(
         default=False,
         metadata={"help": "Resume from a checkpoint that holds no logits store: train on without teachers at first."},
+    )
+    accept_new_labels: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume where the labels of the training set, and nothing else, were changed since. What the "
+            "model predicted so far, when it had learnt from the old ones, goes on to teach. The store notes it."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -233,6 +241,7 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         num_samples: The largest sample id plus 1, for a streamed training set.
         push_logits: Whether to upload the store with the model. False.
         resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
+        accept_new_labels: Whether to resume where labels were corrected since, and nothing else. False.
 
     Raises:
         ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a

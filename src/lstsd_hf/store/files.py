@@ -1,9 +1,15 @@
-"""Files that appear whole or not at all: a temporary name, a flush to disk, a rename."""
+"""Files that appear whole or not at all, and what is optional on file systems that lack it.
+
+A file is written under a temporary name, flushed to disk, and renamed. Hard links, locks, read-only files and the
+flush of a folder's entry are not everywhere to be had: each is done without, with one warning in a process.
+"""
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,53 +20,167 @@ from .errors import StoreError
 
 CHUNK_BYTES = 1 << 20  # from 32 MB on glibc would keep what it took
 
-# Another disk, a file system without hard links, or too many of them.
-_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_UNKNOWN_TO_THE_FILE_SYSTEM = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_warned: set[str] = set()
+
+
+def warn_once(kind: str, message: str) -> None:
+    """Warns of something that the file system lacks, once for each kind of it in a process."""
+    if kind not in _warned:
+        _warned.add(kind)
+        warnings.warn(message, stacklevel=3)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into a StoreError that names the file that could not be written."""
+    """Turns an OSError into a StoreError that names the file that could not be written, and the cause."""
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"{path} could not be written: {error.strerror or error}. Free some space; earlier files are intact."
-        ) from error
+        cause = error.strerror or str(error)
+        if error.filename not in (None, str(path), str(temporary_name(path))):
+            cause += f" ({error.filename})"
+        advice = " Free some space; earlier" if error.errno in _FULL else " Earlier"
+        raise StoreError(f"{path} could not be written: {cause}.{advice} files are intact.") from error
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Gives a finished file its name: on disk, in one instant, over an earlier file of that name."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+# ---- reading
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to read it.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file: opening a FIFO would wait, and a device has no end.
+    """
+    wait_for_nobody = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait_for_nobody))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises OSError: see `open_regular`; or it is larger."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
+    return content
 
 
 def checksum_of(path: Path) -> str:
-    """xxh3 of a file's content, 128 bits, in hexadecimal."""
+    """xxh3 of a file's content, 128 bits, in hexadecimal. Raises OSError: see `open_regular`."""
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def link(source: Path, target: Path) -> None:
-    """Makes a hard link, or a copy where the file system has no links."""
-    try:
-        os.link(source.resolve(), target)  # of a link, as in huggingface_hub's cache, it would make another link
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
+# ---- writing
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write a file under, and publishes it as `path`; after an error nothing of it stays.
+
+    Raises:
+        StoreError: it could not be written; what was there under that name is as it was.
+    """
+    temporary = temporary_name(path)
+    with writing(path):
+        try:
+            temporary.unlink(missing_ok=True)  # left by a crash; or a link, which would be written through
+            yield temporary
+            publish(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
-        shutil.copy2(source, target)
+
+
+def temporary_name(path: Path) -> Path:
+    """What a file is called while it is written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Gives a finished file its name: on disk, in one instant, over an earlier file of that name."""
+    with temporary.open("rb") as file:
+        flush(file.fileno())
+    os.replace(temporary, final)
+    with _done_without(f"to flush the folder {final.parent}", "A power cut may undo the last rename in it."):
+        folder = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def flush(file: int) -> None:
+    """Has a file's content written to disk."""
+    with _done_without("to flush a file", "A power cut may lose what was written last.", _is_unknown):
+        os.fsync(file)
+
+
+def protect(path: Path) -> None:
+    """Makes a file read-only, where the file system knows that."""
+    with _done_without(f"to make {path} read-only", "Leave it as it is all the same."):
+        path.chmod(0o444)
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes a hard link, or a copy where there can be none."""
+    source = source.resolve()  # of a link, as in huggingface_hub's cache, it would make another link
+    try:
+        os.link(source, target)
+        return
+    except OSError as error:
+        refusal = error.strerror
+    with open_regular(source) as original, target.open("xb") as copy:
+        shutil.copyfileobj(original, copy, CHUNK_BYTES)
+    protect(target)
+    warn_once(
+        "links", f"{target} is a copy, because hard links are refused ({refusal}): checkpoints take more disk space."
+    )
 
 
 def copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
     """Copies the next `count` bytes."""
     while count:
-        count -= target.write(source.read(min(count, CHUNK_BYTES)))
+        chunk = source.read(min(count, CHUNK_BYTES))
+        if not chunk:
+            raise OSError(errno.EIO, "the file that is copied became shorter")
+        count -= target.write(chunk)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_unknown(error: OSError) -> bool:
+    return error.errno in _UNKNOWN_TO_THE_FILE_SYSTEM
+
+
+def _is_no_fault(error: OSError) -> bool:
+    """Whether an error tells of what is not supported or allowed, not of a failing or a full disk."""
+    return error.errno not in _FULL | {errno.EIO}
+
+
+@contextmanager
+def _done_without(
+    what: str, consequence: str, is_optional: Callable[[OSError], bool] = _is_no_fault
+) -> Iterator[None]:
+    """Warns, in place of an OSError, that something optional was refused."""
+    try:
+        yield
+    except OSError as error:
+        if not is_optional(error):
+            raise
+        warn_once(consequence, f"The file system refuses {what} ({error.strerror}). {consequence}")

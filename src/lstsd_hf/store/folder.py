@@ -1,41 +1,77 @@
-"""The folder of a store: the names of its files, and the arrays in it that have a row for each sample."""
+"""The folder of a store: the names of its files, their check, and copies of the whole."""
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import StoreCorruptionError, StoreMismatchError
-from .files import checksum_of, copy_bytes, link, publish, writing
+from .errors import StoreCorruptionError
+from .files import checksum_of, copy_bytes, link, remove, writing
+from .ids import SampleIndex
 from .journal import Journal
-from .manifest import read_manifest, write_manifest
+from .manifest import Manifest, read_manifest, write_manifest
+from .npy import map_array, map_rows, reason_of
 
-_JOURNAL_NAME = re.compile(r"epoch-(\d{4,})\.rank-(\d{5,})\.journal")
-_STATISTIC_NAME = re.compile(r"(?!epoch$)[a-z_]+")
+_JOURNAL_NAME = re.compile(r"epoch-([0-9]{4,10})\.rank-([0-9]{5,10})\.journal")
 
 
 class StoreFolder:
-    """What lies in a store's folder beside the predictions: the training labels, and statistics of the epochs.
+    """A store's files.
 
     Attributes:
         path: The folder.
-        num_samples: The largest sample id plus 1.
+        index: Which row of a file belongs to which sample id.
         row_bytes: The size of one sample's prediction.
     """
 
-    def __init__(self, path: str | os.PathLike[str], num_samples: int, row_bytes: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], index: SampleIndex, row_bytes: int) -> None:
         self.path = Path(path)
-        self.num_samples = num_samples
+        self.index = index
         self.row_bytes = row_bytes
+
+    @property
+    def num_samples(self) -> int:
+        """The largest sample id plus 1."""
+        return self.index.num_samples
+
+    @property
+    def sample_ids(self) -> npt.NDArray[np.int64]:
+        """int64 (rows,): the id of each row of a sealed file, ascending."""
+        return self.index.all_ids
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether this was a run's store, and was moved aside by the next one."""
+        return read_manifest(self.path)["aside"]
+
+    def mark_aside(self) -> None:
+        """Notes that the store was moved aside, so that nothing needs it where it is."""
+        manifest = read_manifest(self.path)
+        manifest["aside"] = True
+        write_manifest(self.path, manifest)
 
     @property
     def note(self) -> dict[str, Any]:
         """What the last `LogitsStore.copy` was told to note; empty in a store that is no copy."""
         return read_manifest(self.path)["note"]
+
+    @property
+    def sealed_epochs(self) -> list[int]:
+        """The epochs that can be read, ascending; read from the manifest, since another process may seal."""
+        return sorted(self.epoch_checksums)
+
+    @property
+    def epoch_checksums(self) -> dict[int, str]:
+        """The checksum of each sealed epoch's file."""
+        return {int(epoch): checksum for epoch, checksum in read_manifest(self.path)["sealed"].items()}
+
+    @property
+    def open_epochs(self) -> list[int]:
+        """The epochs that have journals, of any process, ascending."""
+        return sorted({journal.epoch for journal in self.journals()})
 
     # ---- the names of files
 
@@ -56,7 +92,7 @@ class StoreFolder:
         """The file of the training labels."""
         return self.path / "labels.npy"
 
-    def unchanging_files(self, manifest: dict[str, Any]) -> dict[Path, str]:
+    def unchanging_files(self, manifest: Manifest) -> dict[Path, str]:
         """The files that never change again, with the checksums that the manifest has of them."""
         files = {self.epoch_path(int(epoch)): checksum for epoch, checksum in manifest["sealed"].items()}
         for key, checksum in manifest["statistics"].items():
@@ -64,37 +100,54 @@ class StoreFolder:
             files[self.statistic_path(name, int(epoch))] = checksum
         if manifest["labels"] is not None:
             files[self.labels_path] = manifest["labels"]
+        if manifest["ids"] is not None:
+            files[ids_path(self.path)] = manifest["ids"]
         return files
 
     def journals(self, epoch: int | None = None) -> list[Journal]:
-        """The journals of one epoch, or of all."""
+        """The journals of one epoch, or of all.
+
+        Raises:
+            StoreCorruptionError: a file is called like a journal, and no epoch and process have that name.
+        """
         manifest = read_manifest(self.path)
-        # There may be no such folder: the Hub keeps no empty ones.
-        found = ((_JOURNAL_NAME.fullmatch(path.name), path) for path in sorted((self.path / "open").glob("*")))
-        journals = [
-            Journal(path, int(match[1]), int(match[2]), self.row_bytes)
-            for match, path in found
-            if match and epoch in (None, int(match[1]))
-        ]
-        if manifest["note"]:  # A copy names its journals; others were left by an earlier copy, in a folder on the Hub.
-            journals = [journal for journal in journals if f"{journal.epoch} {journal.rank}" in manifest["open"]]
+        journals = []
+        for path in sorted(
+            (self.path / "open").glob("*.journal")
+        ):  # the Hub keeps no empty folders: it may be missing
+            match = _JOURNAL_NAME.fullmatch(path.name)
+            numbers = (0, 0) if match is None else (int(match[1]), int(match[2]))
+            if self.journal_path(*numbers).name != path.name or max(numbers) >= 2**32:
+                raise StoreCorruptionError(f"{path} is no journal of this store: wrong name. Move it aside.")
+            # A copy names its journals; others were left by an earlier copy, in a folder on the Hub.
+            if epoch in (None, numbers[0]) and (not manifest["note"] or "{} {}".format(*numbers) in manifest["open"]):
+                journals.append(Journal(path, *numbers, self.row_bytes))
         return journals
+
+    # ---- the whole folder
 
     def _verify_files(self) -> None:
         """Compares every file with its checksum. Raises StoreCorruptionError, naming the first that differs."""
         manifest = read_manifest(self.path)
+        epochs = {
+            self.epoch_path(int(epoch)) for epoch in manifest["sealed"]
+        }  # whose rows are their layout's business
         for path, checksum in self.unchanging_files(manifest).items():
-            if not path.is_file():
-                raise StoreCorruptionError(f"{path} is missing: the manifest of its store names it.")
-            found = checksum_of(path)
+            try:
+                # First, so that no more is read than what the header says.
+                if path in epochs:
+                    map_array(path)
+                else:
+                    map_rows(path, self.index.num_rows)
+                found = checksum_of(path)
+            except FileNotFoundError as error:
+                raise StoreCorruptionError(f"{path} is missing: the manifest of its store names it.") from error
+            except (OSError, ValueError) as error:
+                raise StoreCorruptionError(f"{path} is damaged: {reason_of(error)}.") from error
             if found != checksum:
                 raise StoreCorruptionError(f"{path} is damaged: expected checksum {checksum}, found {found}.")
-        for journal in self.journals():
-            for block in journal.blocks():
-                journal.ids(block)
         for key, size in manifest["open"].items():
-            epoch, rank = map(int, key.split())
-            path = self.journal_path(epoch, rank)
+            path = self.journal_path(*map(int, key.split()))
             if not path.is_file() or path.stat().st_size < size:
                 raise StoreCorruptionError(f"{path} is missing or cut off: expected {size} bytes.")
 
@@ -110,96 +163,23 @@ class StoreFolder:
         }
         manifest["note"] = note
         with writing(path):
-            for folder in (temporary, path):
-                if folder.exists():
-                    shutil.rmtree(folder)
-            (temporary / "open").mkdir(parents=True)
-            for file in self.unchanging_files(manifest):
-                link(file, temporary / file.name)
-            for journal, end in zip(journals, ends, strict=True):
-                with journal.path.open("rb") as source, (temporary / "open" / journal.path.name).open("wb") as target:
-                    copy_bytes(source, target, end)
-            write_manifest(temporary, manifest)
-            os.rename(temporary, path)
+            try:
+                remove(temporary)
+                (temporary / "open").mkdir(parents=True)
+                for file in self.unchanging_files(manifest):
+                    link(file, temporary / file.name)
+                for journal, end in zip(journals, ends, strict=True):
+                    copied = temporary / "open" / journal.path.name
+                    with journal.path.open("rb") as source, copied.open("wb") as target:
+                        copy_bytes(source, target, end)
+                write_manifest(temporary, manifest)
+                remove(path)
+                os.rename(temporary, path)
+            except BaseException:
+                remove(temporary)
+                raise
 
-    # ---- labels and statistics
 
-    def write_labels(self, labels: npt.ArrayLike) -> None:
-        """Stores the training labels, (num_samples, ...), row i for sample id i, for whoever reads the predictions."""
-        checksum = self._publish_array(self.labels_path, self._row_for_each_sample(labels, "labels"))
-        with writing(self.labels_path):
-            write_manifest(self.path, read_manifest(self.path) | {"labels": checksum})
-
-    def read_labels(self) -> npt.NDArray[Any] | None:
-        """The training labels, (num_samples, ...), mapped from the disk; None where none were stored.
-
-        Raises:
-            StoreCorruptionError: the file is missing or damaged, or has another number of labels.
-        """
-        if read_manifest(self.path)["labels"] is None:
-            return None
-        return self._map_array(self.labels_path)
-
-    def write_statistic(self, name: str, epoch: int, values: npt.ArrayLike) -> None:
-        """Publishes a statistic of the epochs up to `epoch`, which replaces that of the epochs up to an earlier one.
-
-        Args:
-            name: In small letters; not "epoch".
-            epoch: The last epoch that it is of.
-            values: (num_samples, ...), row i for sample id i.
-        """
-        if not _STATISTIC_NAME.fullmatch(name):
-            raise ValueError(f"name={name!r}: expected small letters for the name of a statistic, and not 'epoch'.")
-        path = self.statistic_path(name, epoch)
-        checksum = self._publish_array(path, self._row_for_each_sample(values, f"values of {name!r}"))
-        manifest = read_manifest(self.path)
-        earlier = [old for old in self._epochs_of(name, manifest) if old != epoch]
-        for old in earlier:
-            del manifest["statistics"][f"{name} {old}"]
-        manifest["statistics"][f"{name} {epoch}"] = checksum
-        with writing(path):
-            write_manifest(self.path, manifest)
-            for old in earlier:
-                self.statistic_path(name, old).unlink(missing_ok=True)
-
-    def read_statistic(self, name: str) -> tuple[int, npt.NDArray[Any]] | None:
-        """The last epoch that a statistic is of, and its values, (num_samples, ...), mapped from the disk.
-
-        Returns:
-            None where the store has no statistic of that name.
-
-        Raises:
-            StoreCorruptionError: the file is missing or damaged, or has another number of rows.
-        """
-        epochs = self._epochs_of(name, read_manifest(self.path))
-        return (max(epochs), self._map_array(self.statistic_path(name, max(epochs)))) if epochs else None
-
-    @staticmethod
-    def _epochs_of(name: str, manifest: dict[str, Any]) -> list[int]:
-        keys = (key.split() for key in manifest["statistics"])
-        return [int(epoch) for found, epoch in keys if found == name]
-
-    def _row_for_each_sample(self, values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
-        array = np.asarray(values)
-        if len(array) != self.num_samples:
-            raise StoreMismatchError(f"{len(array)} {what} for a store of {self.num_samples} samples.")
-        return array
-
-    def _publish_array(self, path: Path, array: npt.NDArray[Any]) -> str:
-        """Writes a plain .npy file, and returns its checksum, which the manifest does not name yet."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        with writing(path):
-            with temporary.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-            checksum = checksum_of(temporary)
-            publish(temporary, path)
-        return checksum
-
-    def _map_array(self, path: Path) -> npt.NDArray[Any]:
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise StoreCorruptionError(f"{path} is missing or damaged: {error}.") from error
-        if len(array) != self.num_samples:
-            raise StoreCorruptionError(f"{path} is not of this store: expected {self.num_samples} rows.")
-        return array
+def ids_path(path: Path) -> Path:
+    """The file of the sample ids, in a store that keeps them."""
+    return path / "ids.npy"

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import xxhash
 
 from .errors import StoreCorruptionError
-from .files import writing
+from .files import open_regular, writing
 
 ID = np.dtype("<i8")
 
@@ -100,9 +100,13 @@ class Journal:
 
     @cached_property
     def _data(self) -> npt.NDArray[np.uint8]:
-        if not self.path.stat().st_size:  # cannot be mapped
-            return np.empty(0, np.uint8)
-        return np.asarray(np.memmap(self.path, np.uint8, mode="r"))
+        try:
+            with open_regular(self.path) as file:
+                if not file.seek(0, os.SEEK_END):  # cannot be mapped
+                    return np.empty(0, np.uint8)
+                return np.asarray(np.memmap(file, np.uint8, mode="r"))
+        except OSError as error:
+            raise StoreCorruptionError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
 
 class JournalWriter:
@@ -110,9 +114,10 @@ class JournalWriter:
 
     def __init__(self, path: Path, end: int, head: bytes) -> None:
         self._path = path
-        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-        self._file.truncate(end)  # what a crash cut off
-        self._file.seek(end)
+        with writing(path):
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            self._file.truncate(end)  # what a crash cut off
+            self._file.seek(end)
         self._end = end
         if not end:
             self._write(head)

@@ -2,9 +2,10 @@
 
     <path>/
       store.json            the manifest: see `manifest`
-      labels.npy            optional: the training labels, row i for sample id i
-      epoch-0000.npy        sealed: (num_samples, *row_shape), plain .npy, row i for sample id i, NaN: no prediction
-      margin-0000.npy       optional: a statistic of the epochs up to this one, row i for sample id i
+      ids.npy               where ids are far apart: int64 (rows,), ascending; row i is sample ids[i], else sample i
+      labels.npy            optional: the training labels, by row
+      epoch-0000.npy        sealed: (rows, *row_shape), plain .npy, NaN: no prediction
+      margin-0000.npy       optional: a statistic of the epochs up to this one, by row
       open/
         epoch-0001.rank-00000.journal    the epoch under way, appended to by one process: see `journal`
 
@@ -12,6 +13,7 @@ Sealed files and the manifest are written under a temporary name, flushed and re
 or the new one. Needs numpy and a hash; knows nothing of torch.
 """
 
+import operator
 import os
 import warnings
 from pathlib import Path
@@ -20,15 +22,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import StoreError, StoreMismatchError
-from .files import publish, writing
-from .folder import StoreFolder
+from .errors import StoreCorruptionError, StoreError, StoreMismatchError
+from .files import protect, replacing, writing
+from .folder import ids_path
+from .ids import SampleIndex
 from .journal import ID, Journal, JournalWriter, journal_head
-from .manifest import new_manifest, read_manifest, write_manifest
-from .rows import DTYPES, FixedRows
+from .manifest import DTYPES, Manifest, new_manifest, read_manifest, write_manifest
+from .npy import map_array, reason_of, write_array
+from .per_sample import PerSampleFiles
+from .rows import FixedRows
 
 
-class LogitsStore(StoreFolder):
+class LogitsStore(PerSampleFiles):
     """Predictions by epoch and sample id; one open epoch that is appended to, and sealed ones that are read.
 
     ```python
@@ -41,15 +46,16 @@ class LogitsStore(StoreFolder):
     Attributes:
         path: The store's folder.
         num_samples: The largest sample id plus 1.
+        sample_ids: int64 (rows,): the id of each row of the files, ascending; 0 to num_samples - 1, if dense.
         row_shape: The shape of one sample's prediction, `(classes,)` for a classifier.
         dtype: "float16" or "float32".
         fingerprint: Names the data set that the ids belong to.
     """
 
-    def __init__(self, path: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str], manifest: Manifest, index: SampleIndex) -> None:
         """Use `create` or `open`."""
-        self._rows = FixedRows(manifest["num_samples"], tuple(manifest["row_shape"]), manifest["dtype"])
-        super().__init__(path, manifest["num_samples"], self._rows.row_bytes)
+        self._rows = FixedRows(index, tuple(manifest["row_shape"]), manifest["dtype"])
+        super().__init__(path, index, self._rows.row_bytes)
         self.row_shape: tuple[int, ...] = tuple(manifest["row_shape"])
         self.dtype: str = manifest["dtype"]
         self.fingerprint: str = manifest["fingerprint"]
@@ -64,35 +70,57 @@ class LogitsStore(StoreFolder):
         row_shape: tuple[int, ...],
         dtype: str,
         fingerprint: str,
+        ids: npt.ArrayLike | None = None,
     ) -> "LogitsStore":
         """Makes an empty store in a folder that does not exist yet, or is empty.
 
+        Args:
+            path: The folder.
+            num_samples: The largest sample id plus 1.
+            row_shape: The shape of one sample's prediction.
+            dtype: "float16" or "float32".
+            fingerprint: Names the data set: printable text, at most 1,000 characters.
+            ids: (N,) the sample ids, where they are known ahead. Where num_samples is more than 4 N, the store keeps
+                them in ids.npy, and files have N rows; else a file has num_samples rows, and row i is id i.
+
         Raises:
-            ValueError: a size is below 1, or the dtype is neither "float16" nor "float32".
+            ValueError: a size is below 1 or too large, the dtype or the fingerprint is not one of these, or an id is
+                negative, repeated, or not below num_samples.
             StoreError: the folder holds something.
         """
-        if num_samples < 1 or any(size < 1 for size in row_shape):
+        sizes = [operator.index(size) for size in (num_samples, *row_shape)]
+        if min(sizes) < 1:
             raise ValueError(f"num_samples={num_samples}, row_shape={row_shape}: expected sizes of at least 1.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}.")
+        manifest = new_manifest(sizes[0], tuple(sizes[1:]), dtype, fingerprint)
+        index = SampleIndex.of(sizes[0], ids)
         path = Path(path)
-        if path.is_dir() and any(path.iterdir()):
-            raise StoreError(f"{path} is not empty: expected a new folder for the logits store. Move it aside.")
-        manifest = new_manifest(int(num_samples), [int(size) for size in row_shape], dtype, fingerprint)
         with writing(path):
+            if path.is_dir() and any(path.iterdir()):
+                raise StoreError(f"{path} is not empty: expected a new folder for the logits store. Move it aside.")
             (path / "open").mkdir(parents=True, exist_ok=True)
-            write_manifest(path, manifest)
-        return cls(path, manifest)
+        if index.ids is not None:
+            manifest["ids"] = write_array(ids_path(path), index.ids)
+        write_manifest(path, manifest)
+        return cls(path, manifest, index)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "LogitsStore":
         """Opens an existing store.
 
         Raises:
-            StoreError: there is none.
-            StoreCorruptionError: its manifest is damaged, of another version, or not ours.
+            StoreError: there is none, or it cannot be read.
+            StoreCorruptionError: its manifest or its ids are damaged, of another version, or not ours.
         """
-        return cls(path, read_manifest(Path(path)))
+        path = Path(path)
+        manifest = read_manifest(path)
+        try:
+            ids = None if manifest["ids"] is None else map_array(ids_path(path))
+            index = SampleIndex(manifest["num_samples"], ids)
+        except (OSError, ValueError) as error:
+            raise StoreCorruptionError(f"{ids_path(path)} is missing or damaged: {reason_of(error)}.") from error
+        return cls(path, manifest, index)
 
     def expect(self, *, num_samples: int, row_shape: tuple[int, ...], dtype: str, fingerprint: str) -> None:
         """Raises StoreMismatchError where this store was made for something else than what is expected."""
@@ -110,16 +138,6 @@ class LogitsStore(StoreFolder):
 
     # ---- epochs
 
-    @property
-    def sealed_epochs(self) -> list[int]:
-        """The epochs that can be read, ascending; read from the manifest, since another process may seal."""
-        return sorted(map(int, read_manifest(self.path)["sealed"]))
-
-    @property
-    def open_epochs(self) -> list[int]:
-        """The epochs that have journals, of any process, ascending."""
-        return sorted({journal.epoch for journal in self.journals()})
-
     def record(
         self,
         epoch: int,
@@ -133,7 +151,7 @@ class LogitsStore(StoreFolder):
 
         Args:
             epoch: The epoch under way, from 0.
-            sample_ids: Integers of shape (B,), in [0, num_samples).
+            sample_ids: Integers of shape (B,).
             logits: Numbers of shape (B, *row_shape). Those beyond the dtype's range are clipped to it, and counted. A
                 row with a value that is not finite is recorded as NaN: no prediction.
             step: The training step. Where an epoch has a sample twice, the lower step wins, then the lower rank, then
@@ -141,11 +159,12 @@ class LogitsStore(StoreFolder):
             rank: The process that records. One process writes a rank's journal.
 
         Raises:
-            StoreError: an id is out of range, the epoch is sealed, or the disk is full (the batch is then not
+            StoreError: an id is none of the store's, the epoch is sealed, or the disk is full (the batch is then not
                 recorded; all earlier ones are).
             StoreMismatchError: the logits' shape is not the store's.
         """
-        ids = self._checked_ids(sample_ids)
+        ids = np.asarray(sample_ids)
+        self.index.rows_of(ids, self.path)
         rows = np.asarray(logits)
         if rows.shape != (len(ids), *self.row_shape):
             raise StoreMismatchError(
@@ -174,15 +193,13 @@ class LogitsStore(StoreFolder):
         manifest = read_manifest(self.path)
         journals = self.journals(epoch)
         if str(epoch) not in manifest["sealed"]:
-            temporary = self.path / f".epoch-{epoch:04d}.npy.tmp"
-            with writing(self.epoch_path(epoch)):
+            with replacing(self.epoch_path(epoch)) as temporary:
                 clipped, checksum = self._rows.write_sealed(temporary, journals)
-                temporary.chmod(0o444)
-                publish(temporary, self.epoch_path(epoch))
-                manifest["sealed"][str(epoch)] = checksum
-                still_open = {key: size for key, size in manifest["open"].items() if int(key.split()[0]) != epoch}
-                manifest["open"] = still_open
-                write_manifest(self.path, manifest)
+                protect(temporary)
+            manifest["sealed"][str(epoch)] = checksum
+            still_open = {key: size for key, size in manifest["open"].items() if int(key.split()[0]) != epoch}
+            manifest["open"] = still_open
+            write_manifest(self.path, manifest)
             if clipped:
                 warnings.warn(
                     f"Epoch {epoch}: {clipped} logits lay beyond the range of {self.dtype} (+-{self._rows.limit:g}) "
@@ -197,13 +214,13 @@ class LogitsStore(StoreFolder):
         """The predictions of a sealed epoch: (B, *row_shape) in the store's dtype, a copy, for (B,) sample ids.
 
         Raises:
-            StoreError: the epoch is not sealed, or an id is out of range.
+            StoreError: the epoch is not sealed, or an id is none of the store's.
             StoreCorruptionError: the epoch's file is missing, cut off, or not of the store's shape and dtype.
         """
-        return np.take(self.epoch_rows(epoch), self._checked_ids(sample_ids), axis=0)
+        return np.take(self.epoch_rows(epoch), self.index.rows_of(sample_ids, self.path), axis=0)
 
     def epoch_rows(self, epoch: int) -> npt.NDArray[Any]:
-        """All predictions of a sealed epoch, (num_samples, *row_shape), mapped from the disk; raises as `read`."""
+        """All predictions of a sealed epoch, (rows, *row_shape), mapped from the disk; raises as `read`."""
         if epoch not in self._maps:
             sealed = self.sealed_epochs
             if epoch not in sealed:
@@ -230,7 +247,10 @@ class LogitsStore(StoreFolder):
         """
         self._verify_files()
         for epoch in self.sealed_epochs:
-            self.epoch_rows(epoch)
+            self._rows.open_sealed(self.epoch_path(epoch))
+        for journal in self.journals():
+            for block in journal.blocks():
+                self._rows.rows_of(journal, block)
 
     def copy(self, path: str | os.PathLike[str], note: dict[str, Any]) -> "LogitsStore":
         """Makes a store elsewhere that holds what this one does now, with a note; replaces what is there.
@@ -251,22 +271,9 @@ class LogitsStore(StoreFolder):
         while self._writers:
             self._writers.popitem()[1].close()
 
-    # ---- sample ids and files
-
-    def _checked_ids(self, sample_ids: npt.ArrayLike) -> npt.NDArray[Any]:
-        ids = np.asarray(sample_ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise StoreError(f"Sample ids of shape {ids.shape} and type {ids.dtype}: expected integers of shape (B,).")
-        # Both ends in one pass: without its sign, a negative number is a huge one.
-        if ids.size and not ids.astype(np.int64, copy=False).view(np.uint64).max() < self.num_samples:
-            wrong = ids[(ids < 0) | (ids >= self.num_samples)][:5].tolist()
-            raise StoreError(
-                f"Sample ids {wrong} are outside of the store at {self.path}: expected 0 to {self.num_samples - 1}. "
-                "Has the training set grown? Train into a new logits_dir."
-            )
-        return ids
-
     def _open_journal(self, epoch: int, rank: int) -> JournalWriter:
+        if not 0 <= min(epoch, rank) <= max(epoch, rank) < 2**32:
+            raise ValueError(f"epoch={epoch}, rank={rank}: expected numbers from 0 to {2**32 - 1}.")
         if epoch in self.sealed_epochs:
             raise StoreError(f"Epoch {epoch} of the store at {self.path} is sealed: nothing can be recorded any more.")
         path = self.journal_path(epoch, rank)

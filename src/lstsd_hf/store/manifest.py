@@ -2,81 +2,225 @@
 
 format, version   what wrote it
 num_samples, row_shape, dtype, fingerprint      see `LogitsStore`
+ids               where the store has it: the checksum of ids.npy
 labels            the checksum of labels.npy, or null
+label_changes     where there are any: the labels that were corrected, oldest first: see `LogitsStore.relabel`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 statistics        by "<name> <epoch>": the checksum of <name>-<epoch>.npy
 open              in a copy, by "<epoch> <rank>": the size of each journal
 note              in a copy: what `LogitsStore.copy` was told
+aside             in a store that was moved aside: true
 checksum          of all the rest
+
+A checksum finds damage, and keeps nobody out: whoever writes a manifest can write a checksum that fits. So everything
+is checked on reading: `_EXPECTED` says what it must be.
 """
 
 import json
+import re
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import numpy as np
 import xxhash
 
 from .errors import StoreCorruptionError, StoreError
-from .files import publish
+from .files import read_regular, replacing
 
 FORMAT = "lstsd-logits"
 VERSION = 1
 NAME = "store.json"
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+_LARGEST = 4 << 20  # bytes; 10,000 epochs take a tenth of it
+_LONGEST_TEXT = 1000
+_MOST_VALUES = 1 << 28  # in a row: a limit of numpy's
+_MOST_DIMENSIONS = 31
+_NUMBER = r"(0|[1-9][0-9]{0,9})"
+_CHECKSUM = re.compile("[0-9a-f]{32}")
+_OPTIONAL: dict[str, Any] = {"ids": None, "label_changes": [], "aside": False}
 
 
-def new_manifest(num_samples: int, row_shape: list[int], dtype: str, fingerprint: str) -> dict[str, Any]:
-    """The manifest of a store that holds nothing yet."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "num_samples": num_samples,
-        "row_shape": row_shape,
-        "dtype": dtype,
-        "fingerprint": fingerprint,
-        "labels": None,
-        "sealed": {},
-        "statistics": {},
-        "open": {},
-        "note": {},
-    }
+class Manifest(TypedDict):
+    """What `store.json` holds, apart from format, version and checksum."""
+
+    num_samples: int
+    row_shape: list[int]
+    dtype: str
+    fingerprint: str
+    ids: str | None
+    labels: str | None
+    label_changes: list[dict[str, Any]]
+    sealed: dict[str, str]
+    statistics: dict[str, str]
+    open: dict[str, int]
+    note: dict[str, Any]
+    aside: bool
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest of the store in the folder `path`."""
-    temporary = path / f".{NAME}.tmp"
-    temporary.write_text(json.dumps(manifest | {"checksum": _checksum(manifest)}, indent=2) + "\n")
-    publish(temporary, path / NAME)
+def new_manifest(num_samples: int, row_shape: tuple[int, ...], dtype: str, fingerprint: str) -> Manifest:
+    """The manifest of a store that holds nothing yet.
+
+    Raises:
+        ValueError: a value is not what a manifest may hold.
+    """
+    manifest = Manifest(
+        num_samples=num_samples,
+        row_shape=list(row_shape),
+        dtype=dtype,
+        fingerprint=fingerprint,
+        ids=None,
+        labels=None,
+        label_changes=[],
+        sealed={},
+        statistics={},
+        open={},
+        note={},
+        aside=False,
+    )
+    wrong = _first_wrong(dict(manifest))
+    if wrong is not None:
+        raise ValueError(wrong)
+    return manifest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes the manifest of the store in the folder `path`. Raises StoreError where it could not be written."""
+    # Without what most stores do not have, so that their manifests are what they were before there was such a thing.
+    held = {key: value for key, value in manifest.items() if key not in _OPTIONAL or value}
+    content = {"format": FORMAT, "version": VERSION, **held}
+    text = json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n"
+    with replacing(path / NAME) as temporary:
+        temporary.write_text(text)
+
+
+def read_manifest(path: Path) -> Manifest:
     """Reads the manifest of the store in the folder `path`.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is none, or it cannot be read.
         StoreCorruptionError: it is damaged, of another version, or not ours.
     """
     file = path / NAME
     try:
-        text = file.read_text(encoding="utf-8")
+        content = json.loads(read_regular(file, _LARGEST))
+        checksum = content.pop("checksum", None) if isinstance(content, dict) else None
+        found = _checksum(content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{path} holds no logits store: {file.name} is missing.") from error
-    except UnicodeDecodeError as error:
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or nested too deep
         raise StoreCorruptionError(f"{file} is damaged: {error}.") from error
-    try:
-        manifest = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise StoreCorruptionError(f"{file} is damaged: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise StoreCorruptionError(f"{file} is no manifest of a logits store: expected format {FORMAT!r}.")
-    if manifest.get("version") != VERSION:
+    version = content.pop("version", None)
+    if version != VERSION or isinstance(version, (bool, float)):
         raise StoreCorruptionError(
-            f"{file} is of version {manifest.get('version')!r}: expected {VERSION}. Use the lstsd_hf that wrote it."
+            f"{file} is of version {shortened(version)}: expected {VERSION}. Use the lstsd_hf that wrote it."
         )
-    checksum = manifest.pop("checksum", None)
-    if checksum != _checksum(manifest):
-        raise StoreCorruptionError(f"{file} is damaged: its content does not fit its checksum {checksum!r}.")
-    return {"statistics": {}, **manifest}  # stores of before 0.2 have none
+    if checksum != found:
+        raise StoreCorruptionError(f"{file} is damaged: its content does not fit its checksum {shortened(checksum)}.")
+    manifest = {**_OPTIONAL, "statistics": {}, **content}  # stores of before 0.2 have no statistics
+    wrong = _first_wrong(manifest)
+    if wrong is not None:
+        raise StoreCorruptionError(f"{file} is damaged: {wrong}")
+    return Manifest(**manifest)  # type: ignore[typeddict-item]
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+def _checksum(content: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+# ---- what a manifest may hold
+
+
+def shortened(value: Any) -> str:
+    """A value of unknown origin as a few printable characters, for a message."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"<{type(value).__name__}>"
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:101])
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def is_whole(value: Any, low: int = 0, high: int = 2**63) -> bool:
+    """Whether a value is an integer from `low` to `high`: not True, not 20.0."""
+    return type(value) is int and low <= value <= high
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text that a terminal shows as it is, of a length that fits a message."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_DIMENSIONS
+        and all(is_whole(size, 1, _MOST_VALUES) for size in value)
+        and prod(value) <= _MOST_VALUES
+    )
+
+
+def _is_checksum(value: Any) -> bool:
+    return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
+
+
+def _is_change(value: Any) -> bool:
+    kinds = {"epoch": is_whole, "step": is_whole, "samples": is_whole, "before": is_text}
+    return (
+        isinstance(value, dict)
+        and value.keys() == kinds.keys()
+        and all(is_kind(value[name]) for name, is_kind in kinds.items())
+    )
+
+
+def _is_table(key: str, is_kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A check of a dictionary whose keys match a pattern, with numbers below 2^32, and values are of a kind."""
+    pattern = re.compile(key)
+
+    def check(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            (match := pattern.fullmatch(name)) is not None
+            and all(int(number) < 2**32 for number in match.groups())
+            and is_kind(found)
+            for name, found in value.items()
+        )
+
+    return check
+
+
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_samples": (lambda value: is_whole(value, 1), "an integer from 1 to 2^63"),
+    "row_shape": (_is_shape, f"at most {_MOST_DIMENSIONS} sizes of at least 1, and {_MOST_VALUES} values"),
+    "dtype": (lambda value: isinstance(value, str) and value in DTYPES, f"one of {', '.join(map(repr, DTYPES))}"),
+    "fingerprint": (is_text, f"at most {_LONGEST_TEXT} printable characters"),
+    "ids": (lambda value: value is None or _is_checksum(value), "null, or a checksum"),
+    "labels": (lambda value: value is None or _is_checksum(value), "null, or a checksum"),
+    "label_changes": (
+        lambda value: isinstance(value, list) and all(map(_is_change, value)),
+        "a list of epoch, step, number of samples, and fingerprint",
+    ),
+    "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
+    "statistics": (_is_table(rf"(?!epoch )[a-z_]+ {_NUMBER}", _is_checksum), "checksums by name and epoch"),
+    "open": (_is_table(f"{_NUMBER} {_NUMBER}", is_whole), "sizes by epoch and process"),
+    "note": (lambda value: isinstance(value, dict), "an object"),
+    "aside": (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
+def _first_wrong(manifest: dict[str, Any]) -> str | None:
+    """What is wrong with a manifest, in a sentence; None: nothing."""
+    unknown = sorted(manifest.keys() - _EXPECTED.keys())
+    if unknown:
+        return f"{shortened(unknown[0])} is unknown here. Use the lstsd_hf that wrote it."
+    for name, (is_right, expected) in _EXPECTED.items():
+        if name not in manifest:
+            return f"{name} is missing: expected {expected}."
+        if not is_right(manifest[name]):
+            return f"{name}={shortened(manifest[name])}: expected {expected}."
+    return None

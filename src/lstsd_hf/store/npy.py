@@ -1,8 +1,9 @@
-"""Writes a plain .npy file in one sweep."""
+"""Plain .npy files: written in one sweep, and mapped after a check of what a stranger could have put there."""
 
-import os
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,78 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from .files import checksum_of, flush, open_regular, replacing
+
 _FLUSH_BYTES = 16 << 20
+_MOST_IN_A_ROW = 1 << 20  # numbers for each sample: more than labels or a statistic ever have
+
+# What numpy writes for numbers of the kinds that a store holds, in version 1.0 of the format.
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = re.compile(
+    rb"\{'descr': '([<|](?:b1|[iu][1248]|f[248]))', 'fortran_order': (False|True), "
+    rb"'shape': \(([0-9, ]{0,300})\), \} *\n"
+)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> str:
+    """Writes numbers as a plain .npy file.
+
+    Returns:
+        The file's checksum.
+
+    Raises:
+        ValueError: the array holds something else than numbers, or is a single one.
+        StoreError: the file could not be written.
+    """
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or not array.ndim:
+        raise ValueError(f"{path.name}: an array of {array.dtype} and shape {array.shape}: expected rows of numbers.")
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, array.astype(array.dtype.newbyteorder("<"), copy=False), allow_pickle=False)
+        return checksum_of(temporary)
+
+
+def map_array(path: Path) -> npt.NDArray[Any]:
+    """Maps a file that `write_array` or a row layout wrote; nothing of its content is read.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+        ValueError: it is no .npy file of numbers, or its size is not what its header says.
+    """
+    with open_regular(path) as file:
+        head = file.read(10)
+        header = file.read(int.from_bytes(head[8:10], "little"))
+        match = _HEADER.fullmatch(header)
+        if head[:8] != _MAGIC or match is None:
+            raise ValueError("expected a .npy file of numbers")
+        kind, fortran_order, sizes = match.groups()
+        dtype = np.dtype(kind.decode())
+        shape = tuple(int(size) for size in sizes.split(b",") if size.strip())
+        if not shape or max(shape) >= 1 << 62 or len(shape) > 31:
+            raise ValueError(f"expected rows of numbers, found shape {shape}")
+        offset, expected = file.tell(), file.tell() + prod(shape) * dtype.itemsize
+        found = file.seek(0, 2)
+        if found != expected:
+            raise ValueError(f"expected {expected} bytes for shape {shape} of {dtype}, found {found}")
+        if expected == offset:  # which cannot be mapped
+            return np.empty(shape, dtype)
+        # A view: `take` on a plain array costs half of that on a memmap.
+        return np.asarray(np.memmap(file, dtype, "r", offset, shape, "F" if fortran_order == b"True" else "C"))
+
+
+def map_rows(path: Path, rows: int) -> npt.NDArray[Any]:
+    """Maps a file that has a row for each sample; raises as `map_array`, and ValueError where it has other rows."""
+    array = map_array(path)
+    if len(array) != rows:
+        raise ValueError(f"expected {rows} rows, found {len(array)}")
+    if array.size > rows * _MOST_IN_A_ROW:
+        raise ValueError(f"expected at most {_MOST_IN_A_ROW} numbers for each sample, found shape {array.shape}")
+    return array
+
+
+def reason_of(error: Exception) -> str:
+    """An error's reason, without the file's name."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 class NpyWriter:
@@ -39,14 +111,14 @@ class NpyWriter:
         self._unflushed += data.nbytes
         if self._unflushed >= _FLUSH_BYTES:
             self._file.flush()
-            self._flushes.append(self._disk.submit(os.fsync, self._file.fileno()))
+            self._flushes.append(self._disk.submit(flush, self._file.fileno()))
             self._unflushed = 0
 
     def finish(self) -> str:
         """Waits for the disk, and returns the checksum of the file."""
         self._file.flush()
-        for flush in self._flushes:
-            flush.result()
+        for flushed in self._flushes:
+            flushed.result()
         return self._digest.hexdigest()
 
     def __enter__(self) -> "NpyWriter":

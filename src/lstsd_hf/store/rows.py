@@ -14,14 +14,15 @@ import numpy.typing as npt
 
 from .errors import StoreCorruptionError
 from .files import CHUNK_BYTES
+from .ids import SampleIndex
 from .journal import BLOCK_TABLE, ID, Block, Journal
-from .npy import NpyWriter
+from .manifest import DTYPES
+from .npy import NpyWriter, map_array, reason_of
 
-DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 # The dtype that shows the bits of a number, and those of infinity.
 _BITS = {dtype: np.dtype(f"<u{dtype.itemsize}") for dtype in DTYPES.values()}
 _INFINITY = {dtype: np.array(np.inf, dtype).view(bits) for dtype, bits in _BITS.items()}
-_INDEXED = 1 << 24  # samples whose rows are looked for at once, at 10 bytes for each
+_INDEXED = 1 << 24  # rows that are looked for at once, at 10 bytes for each
 
 
 def clip(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
@@ -54,18 +55,18 @@ def blocks_in_order(journals: list[Journal]) -> tuple[list[tuple[int, Block]], i
 
 
 class FixedRows:
-    """One row of a fixed shape for each of N samples; a sealed file is (N, *row_shape).
+    """One row of a fixed shape for each sample; a sealed file is (N, *row_shape).
 
     Attributes:
-        num_samples: N.
+        index: Which of the N rows belongs to which sample id.
         row_shape: The shape of a row.
         dtype: Its numpy dtype, little-endian.
         row_bytes: The size of a row.
         limit: The largest finite number of the dtype.
     """
 
-    def __init__(self, num_samples: int, row_shape: tuple[int, ...], dtype: str) -> None:
-        self.num_samples = num_samples
+    def __init__(self, index: SampleIndex, row_shape: tuple[int, ...], dtype: str) -> None:
+        self.index = index
         self.row_shape = row_shape
         self.dtype = DTYPES[dtype]
         self.row_bytes = prod(row_shape) * self.dtype.itemsize
@@ -86,16 +87,16 @@ class FixedRows:
             StoreCorruptionError: it is missing, cut off, or of another shape or dtype.
         """
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise StoreCorruptionError(f"{path} is missing or damaged: {error}.") from error
-        shape = (self.num_samples, *self.row_shape)
+            array = map_array(path)
+        except (OSError, ValueError) as error:
+            raise StoreCorruptionError(f"{path} is missing or damaged: {reason_of(error)}.") from error
+        shape = (self.index.num_rows, *self.row_shape)
         if array.shape != shape or array.dtype != self.dtype:
             raise StoreCorruptionError(
                 f"{path} is not of this store: expected {self.dtype.name} of shape {shape}, found {array.dtype} of "
                 f"shape {array.shape}."
             )
-        return np.asarray(array)  # a view: `take` on a plain array costs half of that on a memmap
+        return array
 
     def write_sealed(self, path: Path, journals: list[Journal]) -> tuple[int, str]:
         """Writes the content of a sealed file to `path`.
@@ -107,7 +108,7 @@ class FixedRows:
             How many values were clipped, and the file's checksum.
         """
         blocks, clipped = blocks_in_order(journals)
-        with NpyWriter(path, self.dtype, (self.num_samples, *self.row_shape)) as file:
+        with NpyWriter(path, self.dtype, (self.index.num_rows, *self.row_shape)) as file:
             for rows in self._rows_by_id(journals, blocks):
                 file.write(rows)
             return clipped, file.finish()
@@ -123,15 +124,15 @@ class FixedRows:
         row = np.dtype((np.void, self.row_bytes))  # moved as it is: numpy copies float16 one number at a time
         nothing = np.full(self.row_shape, np.nan, self.dtype).reshape(-1).view(row)
         rows_at_once = max(1, CHUNK_BYTES // self.row_bytes)
-        for first in range(0, self.num_samples, _INDEXED):
-            offsets = np.zeros(min(_INDEXED, self.num_samples - first), np.int64)  # in its journal; 0: nowhere
+        for first in range(0, self.index.num_rows, _INDEXED):
+            offsets = np.zeros(min(_INDEXED, self.index.num_rows - first), np.int64)  # in its journal; 0: nowhere
             owners = np.zeros(len(offsets), np.uint16)
             for owner, block in blocks:
-                ids = self._checked(journals[owner], block)
+                sample_rows = self.rows_of(journals[owner], block)
                 places = self.row_bytes * np.arange(block.rows) + block.offset + block.rows * ID.itemsize
-                here = np.flatnonzero((ids >= first) & (ids < first + len(offsets)))[::-1]
-                offsets[ids[here] - first] = places[here]
-                owners[ids[here] - first] = owner
+                here = np.flatnonzero((sample_rows >= first) & (sample_rows < first + len(offsets)))[::-1]
+                offsets[sample_rows[here] - first] = places[here]
+                owners[sample_rows[here] - first] = owner
             for start in range(0, len(offsets), rows_at_once):
                 part = slice(start, start + rows_at_once)
                 known = offsets[part] > 0
@@ -142,11 +143,14 @@ class FixedRows:
                     rows[found] = journal.rows_at(offsets[part][found])
                 yield rows
 
-    def _checked(self, journal: Journal, block: Block) -> npt.NDArray[Any]:
+    def rows_of(self, journal: Journal, block: Block) -> npt.NDArray[Any]:
+        """The rows that a block's samples have in a sealed file.
+
+        Raises:
+            StoreCorruptionError: the block is damaged, or has ids that are none of the store's.
+        """
         ids = journal.ids(block)
-        wrong = ids[(ids < 0) | (ids >= self.num_samples)][:5].tolist()
+        wrong = self.index.unknown(ids)
         if wrong:
-            raise StoreCorruptionError(
-                f"{journal.path} holds sample ids {wrong}: expected 0 to {self.num_samples - 1}."
-            )
-        return ids
+            raise StoreCorruptionError(f"{journal.path} holds sample ids {wrong}: expected {self.index.expected}.")
+        return self.index.rows_of(ids, journal.path)

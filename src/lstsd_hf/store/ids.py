@@ -1,0 +1,104 @@
+"""Which row of a store's files belongs to which sample id."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import StoreError
+
+_SPARSE = 4  # ids are mapped where they leave more than three of four rows empty
+_FEW = 5
+
+
+class SampleIndex:
+    """The rows of N samples: row i is id i, or, where a store keeps its ids, row i is `ids[i]`.
+
+    Attributes:
+        num_samples: The largest sample id plus 1.
+        num_rows: The number of rows in each file.
+        ids: int64 (num_rows,), ascending; None: row i is id i.
+    """
+
+    def __init__(self, num_samples: int, ids: npt.NDArray[np.int64] | None = None) -> None:
+        """Raises ValueError where the ids are not different integers from 0 to num_samples - 1, ascending."""
+        if ids is not None and (
+            ids.dtype != np.int64
+            or ids.ndim != 1
+            or not len(ids)
+            or not (ids[1:] > ids[:-1]).all()
+            or ids[0] < 0
+            or int(ids[-1]) >= num_samples
+        ):
+            raise ValueError(f"expected int64 sample ids from 0 to {num_samples - 1}, ascending, each once")
+        self.num_samples = num_samples
+        self.ids = ids
+        self.num_rows = num_samples if ids is None else len(ids)
+
+    @classmethod
+    def of(cls, num_samples: int, sample_ids: npt.ArrayLike | None) -> "SampleIndex":
+        """The index of a new store: it keeps the ids where they are far apart.
+
+        Args:
+            num_samples: The largest sample id plus 1.
+            sample_ids: (N,) in any order; None: they are not known ahead, and row i is id i.
+
+        Raises:
+            ValueError: see `__init__`.
+        """
+        if sample_ids is None:
+            return cls(num_samples)
+        ids = np.asarray(sample_ids)
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"expected integers as sample ids, found {ids.dtype}")
+        found = cls(num_samples, np.sort(ids.astype(np.int64, copy=False)))
+        return found if num_samples > _SPARSE * found.num_rows else cls(num_samples)
+
+    @property
+    def all_ids(self) -> npt.NDArray[np.int64]:
+        """int64 (num_rows,): the id of each row."""
+        return np.arange(self.num_rows) if self.ids is None else self.ids
+
+    @property
+    def expected(self) -> str:
+        """Which ids there are, in words."""
+        if self.ids is None:
+            return f"0 to {self.num_samples - 1}"
+        return f"one of {self.num_rows} from {self.ids[0]} to {self.ids[-1]}"
+
+    def rows_of(self, sample_ids: npt.ArrayLike, path: object) -> npt.NDArray[Any]:
+        """The rows of (B,) sample ids.
+
+        Args:
+            sample_ids: Integers.
+            path: The store's, for the message.
+
+        Raises:
+            StoreError: there are ids that the store has no row for.
+        """
+        ids = np.asarray(sample_ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise StoreError(f"Sample ids of shape {ids.shape} and type {ids.dtype}: expected integers of shape (B,).")
+        if not ids.size:
+            return ids.astype(np.int64)
+        if self.ids is None:
+            # Both ends in one pass: without its sign, a negative number is a huge one.
+            if ids.astype(np.int64, copy=False).view(np.uint64).max() < self.num_samples:
+                return ids
+        else:
+            numbers = ids.astype(np.int64, copy=False)  # one from 2^63 on becomes negative, which no id is
+            rows = np.minimum(np.searchsorted(self.ids, numbers), self.num_rows - 1)
+            if (self.ids[rows] == numbers).all():
+                return rows
+        raise StoreError(
+            f"Sample ids {self.unknown(ids)} are outside of the store at {path}: expected {self.expected}. "
+            "Has the training set grown? Train into a new logits_dir."
+        )
+
+    def unknown(self, sample_ids: npt.NDArray[np.integer[Any]]) -> list[int]:
+        """The first few of these ids that the store has no row for."""
+        if self.ids is None:
+            wrong = (sample_ids < 0) | (sample_ids >= self.num_samples)
+        else:
+            wrong = ~np.isin(sample_ids.astype(np.int64, copy=False), self.ids)
+        return sample_ids[wrong][:_FEW].tolist()

@@ -1,0 +1,171 @@
+"""What a store holds for each sample beside its predictions: the training label, and statistics of the epochs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import StoreCorruptionError, StoreMismatchError
+from .folder import StoreFolder
+from .manifest import Manifest, read_manifest, write_manifest
+from .npy import map_rows, reason_of, write_array
+
+_NO_LABEL = -100  # which losses ignore
+_STATISTIC_NAME = re.compile(r"(?!epoch$)[a-z_]+")
+
+
+class PerSampleFiles(StoreFolder):
+    """The files with a row for each sample that are not an epoch's predictions."""
+
+    # ---- labels
+
+    @property
+    def label_changes(self) -> list[dict[str, Any]]:
+        """The corrections of the labels, oldest first; each with
+
+        - epoch, step: of the run, when it went on with the new labels; what was predicted until then, by models that
+          had learnt from the old ones, is in the store as it was
+        - samples: how many labels changed
+        - before: the fingerprint that the store had
+        """
+        return read_manifest(self.path)["label_changes"]
+
+    def write_labels(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike | None = None) -> None:
+        """Stores the training labels, for whoever reads the predictions.
+
+        Args:
+            labels: Numbers (N, ...).
+            sample_ids: (N,) whose they are; the other samples get -100, or NaN among floating-point numbers. None:
+                there is a label for each row of a sealed file, in the order of `self.sample_ids`.
+
+        Raises:
+            StoreMismatchError: there is not one label for each row or sample id.
+        """
+        checksum = write_array(self.labels_path, self._labels_by_row(labels, sample_ids))
+        manifest = read_manifest(self.path)
+        manifest["labels"] = checksum
+        write_manifest(self.path, manifest)
+
+    def read_labels(self) -> npt.NDArray[Any] | None:
+        """The training labels, (rows, ...), mapped from the disk; None where the manifest names none.
+
+        Raises:
+            StoreCorruptionError: the file is missing or damaged, or has another number of labels.
+        """
+        if read_manifest(self.path)["labels"] is None:
+            return None
+        return self._intact(self.labels_path)
+
+    def changed_labels(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The sample ids, ascending, whose stored labels are not these: (N, ...) labels of (N,) samples."""
+        before, after = self.read_labels(), self._labels_by_row(labels, sample_ids)
+        if before is None or before.shape != after.shape:
+            return np.sort(np.asarray(sample_ids, np.int64))
+        same = (before == after) | ((before != before) & (after != after))  # a NaN differs from itself
+        return self.sample_ids[~same.reshape(len(same), -1).all(axis=1)]
+
+    def relabel(
+        self,
+        labels: npt.ArrayLike | None,
+        sample_ids: npt.ArrayLike | None,
+        fingerprint: str,
+        *,
+        epoch: int,
+        step: int,
+    ) -> None:
+        """Goes on with corrected labels, and notes it in `label_changes`. Predictions stay as they are.
+
+        Statistics that were folded with the old labels are dropped.
+
+        Args:
+            labels: As for `write_labels`; None: the store has no labels any more.
+            sample_ids: Whose they are.
+            fingerprint: That of the data set with the new labels.
+            epoch: The epoch in which the run goes on.
+            step: The training step after which it does.
+        """
+        manifest = read_manifest(self.path)
+        changed = 0
+        if labels is None or sample_ids is None:
+            manifest["labels"] = None
+        else:
+            changed = len(self.changed_labels(labels, sample_ids))
+            manifest["labels"] = write_array(self.labels_path, self._labels_by_row(labels, sample_ids))
+        change = {"epoch": epoch, "step": step, "samples": changed, "before": manifest["fingerprint"]}
+        manifest["label_changes"] = [*manifest["label_changes"], change]
+        manifest["fingerprint"] = fingerprint
+        statistics, manifest["statistics"] = manifest["statistics"], {}
+        write_manifest(self.path, manifest)
+        for key in statistics:
+            name, last = key.split()
+            self.statistic_path(name, int(last)).unlink(missing_ok=True)
+
+    def _labels_by_row(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike | None) -> npt.NDArray[Any]:
+        array = np.asarray(labels)
+        if array.dtype.kind in "bu":
+            array = array.astype(np.int64)
+        if sample_ids is None:
+            return _with_rows(array, self.index.num_rows, "labels")
+        rows = self.index.rows_of(sample_ids, self.path)
+        _with_rows(array, len(rows), "labels")
+        fill = np.nan if array.dtype.kind == "f" else _NO_LABEL
+        by_row = np.full((self.index.num_rows, *array.shape[1:]), fill, array.dtype)
+        by_row[rows] = array
+        return by_row
+
+    # ---- statistics
+
+    def write_statistic(self, name: str, epoch: int, values: npt.ArrayLike) -> None:
+        """Publishes a statistic of the epochs up to `epoch`, which replaces that of the epochs up to an earlier one.
+
+        Args:
+            name: In small letters; not "epoch".
+            epoch: The last epoch that it is of.
+            values: Numbers (rows, ...), in the order of `self.sample_ids`.
+        """
+        if not _STATISTIC_NAME.fullmatch(name):
+            raise ValueError(f"name={name!r}: expected small letters for the name of a statistic, and not 'epoch'.")
+        path = self.statistic_path(name, epoch)
+        checksum = write_array(path, _with_rows(np.asarray(values), self.index.num_rows, f"values of {name!r}"))
+        manifest = read_manifest(self.path)
+        earlier = [old for old in _epochs_of(name, manifest) if old != epoch]
+        for old in earlier:
+            del manifest["statistics"][f"{name} {old}"]
+        manifest["statistics"][f"{name} {epoch}"] = checksum
+        write_manifest(self.path, manifest)
+        for old in earlier:
+            self.statistic_path(name, old).unlink(missing_ok=True)
+
+    def read_statistic(self, name: str) -> tuple[int, npt.NDArray[Any]] | None:
+        """The last epoch that a statistic is of, and its values, (rows, ...), mapped from the disk.
+
+        Returns:
+            None where the store has no statistic of that name.
+
+        Raises:
+            StoreCorruptionError: the file is missing or damaged, or has another number of rows.
+        """
+        epochs = _epochs_of(name, read_manifest(self.path))
+        if not epochs:
+            return None
+        return max(epochs), self._intact(self.statistic_path(name, max(epochs)))
+
+    def _intact(self, path: Path) -> npt.NDArray[Any]:
+        try:
+            return map_rows(path, self.index.num_rows)
+        except (OSError, ValueError) as error:
+            raise StoreCorruptionError(f"{path} is missing or damaged: {reason_of(error)}.") from error
+
+
+def _epochs_of(name: str, manifest: Manifest) -> list[int]:
+    keys = (key.split() for key in manifest["statistics"])
+    return [int(epoch) for found, epoch in keys if found == name]
+
+
+def _with_rows(array: npt.NDArray[Any], rows: int, what: str) -> npt.NDArray[Any]:
+    if not array.ndim or len(array) != rows:
+        found = len(array) if array.ndim else "no"
+        raise StoreMismatchError(f"{found} {what} for a store of {rows} samples.")
+    return array
