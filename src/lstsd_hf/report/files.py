@@ -28,6 +28,7 @@ from .parsing import Number, delimited_rows, in_words, json_rows
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _NO_TEXT = rf"^\s*({NUMBER}|true|false)\s*$"
 _ROWS_AT_ONCE = 10_000
+_QUOTING = "if quotes enclose fields in this file, set tsv_quoting (--tsv_quoting)"
 
 
 class UserFile(ABC):
@@ -68,7 +69,8 @@ class UserFile(ABC):
         for name in columns:
             if name not in self.columns:
                 found = ", ".join(map(repr, self.columns))
-                raise ValueError(f"{self.name}: expected a column {name!r}, found the columns {found}.")
+                hint = f" {_QUOTING.capitalize()}." if f'"{name}"' in found else ""
+                raise ValueError(f"{self.name}: expected a column {name!r}, found the columns {found}.{hint}")
             if self.columns.count(name) > 1:
                 raise ValueError(
                     f"{self.name}: expected one column {name!r}, found {self.columns.count(name)}. Rename all but one."
@@ -136,7 +138,10 @@ def _open_parquet(path: Path) -> UserFile:
     def load(names: list[str]) -> Dataset:
         try:
             # `columns` takes "a.b" for a part of "a" as well.
-            return in_memory(pq.ParquetFile(path).read(columns=names).select(names))
+            table = pq.ParquetFile(path).read(columns=names).select(names)
+            # `datasets` does not know string views.
+            kinds = [pa.string() if pa.types.is_string_view(kind) else kind for kind in table.schema.types]
+            return in_memory(table.cast(pa.schema(zip(names, kinds, strict=True), table.schema.metadata)))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
@@ -213,38 +218,31 @@ class _DelimitedFile(_RowFile):
 
     def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
         cells = super().read(texts, others)
-        if self._delimiter == "\t" and not self._has_quotes:
-            self._tell_of_quotes(cells.texts.data)
+        if not self._has_quotes:
+            columns = cells.texts.data.columns
+            count = sum(pc.sum(pc.starts_with(column, '"')).as_py() or 0 for column in columns)
+            if count:
+                tell(
+                    f"{self.name}: {count:,} cells begin with a quote, which was taken as part of the text. "
+                    f"{_QUOTING.capitalize()}."
+                )
         return cells
 
     def text_columns(self, columns: Sequence[str]) -> list[str]:
         if not columns:
             return []
-        table = self.read(columns).texts.data
+        table = super().read(columns).texts.data
         no_text = (pc.match_substring_regex(table[name], _NO_TEXT, ignore_case=True) for name in columns)
         return [name for name, cells in zip(columns, no_text, strict=True) if pc.any(pc.invert(cells)).as_py()]
 
     def _refuse_fields(self, line: int, found: int) -> NoReturn:
         names = ", ".join([*self.columns[:8], *(["..."] if len(self.columns) > 8 else [])])
-        what = {",": "commas", "\t": "tabs"}[self._delimiter]
-        advice = (
-            f"Put a field with {what} in it into quotes, and delete {what} at the end of a line."
-            if self._has_quotes
-            else "Quotes are text here; if they enclose fields, set tsv_quoting (--tsv_quoting)."
-        )
+        separator = "comma" if self._delimiter == "," else "tab"
+        unless, hint = (", unless quotes enclose it", "") if self._has_quotes else ("", f"; {_QUOTING}")
         raise ValueError(
-            f"{self.name}, line {line}: expected {len(self.columns)} fields ({names}), found {found}. {what.title()} "
-            f"part the fields. {advice}"
+            f"{self.name}, line {line}: expected {len(self.columns)} fields ({names}), found {found}. A {separator} "
+            f"separates fields{unless}, and one at the end of a line begins another. Mend or delete the line{hint}."
         )
-
-    def _tell_of_quotes(self, table: pa.Table) -> None:
-        for name in table.column_names:
-            count = pc.sum(pc.starts_with(table[name], '"')).as_py()
-            if count:
-                tell(
-                    f"{self.name}: {count:,} cells in {name!r} begin with a quote, which was taken as part of the "
-                    "text. If quotes enclose fields in this file, set tsv_quoting (--tsv_quoting)."
-                )
 
 
 class _JsonFile(_RowFile):
@@ -330,7 +328,7 @@ class _TypedFile(UserFile):
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _is_value(kind: pa.DataType) -> bool:

@@ -43,7 +43,7 @@ class Texts:
         ids = [] if labels and sample_id_column not in file.columns else [sample_id_column]
         self._check_columns(file, [*ids, *(text_columns or ()), *labels])
         others = (sample_id_column, *LABEL_COLUMNS, *labels)
-        columns = text_columns or file.text_columns([name for name in file.columns if name not in others])
+        columns = text_columns or file.text_columns([name for name in file.columns if name and name not in others])
         if not columns:
             raise ValueError(
                 f"{file.name} has no column of text, but {', '.join(map(repr, file.columns))}. Name the columns to "
