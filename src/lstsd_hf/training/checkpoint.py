@@ -29,7 +29,7 @@ _NOTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epoch": (lambda value: is_whole(value, -1), "an epoch"),
     "steps_per_pass": (lambda value: value is None or is_whole(value, 1), "a number of steps, or null"),
     "steps_before_pass": (is_whole, "a number of steps"),
-    "problem_type": (lambda value: isinstance(value, str) and value in HEADS, f"one of {', '.join(HEADS)}"),
+    "problem_type": (lambda value: value in (None, *HEADS), f"null, or one of {', '.join(HEADS)}"),
     "log": (lambda value: isinstance(value, dict), "sums of the log"),
 }
 

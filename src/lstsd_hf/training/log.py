@@ -1,5 +1,6 @@
 """The parts of the loss in the log: sums since the last one, kept on the device."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -90,11 +91,27 @@ class LossParts:
         return {"samples": int(samples), "base": base, "terms": terms, "decides": self._decides}
 
     def restore(self, totals: dict[str, Any], device: torch.device) -> None:
-        """Goes on from what `totals` gave; call it in one process, and leave the others at nothing."""
-        if totals:
-            self._samples, self._base = totals["samples"], torch.tensor(totals["base"], device=device)
-            self._terms = {tuple(names): torch.tensor(sums, device=device) for names, sums in totals["terms"]}
-            self._decides = totals["decides"]
+        """Goes on from what `totals` gave; call it in one process, and leave the others at nothing.
+
+        Raises:
+            ValueError: it is not what `totals` gives.
+        """
+        if not totals:
+            return
+        try:
+            samples, base, decides = totals["samples"], float(totals["base"]), totals["decides"]
+            terms = {tuple(names): np.array(sums, np.float32) for names, sums in totals["terms"]}
+            fits = all(
+                sums.shape == (_COLUMNS, len(names)) and all(re.fullmatch("[a-z_]+", name) for name in names)
+                for names, sums in terms.items()
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            fits = False
+        if not fits or type(samples) is not int or not 0 < samples < 2**63 or type(decides) is not bool:
+            raise ValueError("The sums of the log in the checkpoint are damaged. Resume from an earlier checkpoint.")
+        self._samples, self._base = samples, torch.tensor(base, device=device)
+        self._terms = {names: torch.from_numpy(sums).to(device) for names, sums in terms.items()}
+        self._decides = decides
 
     def means_since_last_log(self, accelerator: Accelerator, weighted: Sequence[str]) -> dict[str, float]:
         """The means over all processes' samples; waits for the device.
