@@ -99,13 +99,12 @@ def test_names_of_other_formats_and_of_folders_are_taken_as_they_stand(tmp_path:
 
 
 def test_a_corrected_file_is_read_anew_whatever_its_time(tmp_path: Path) -> None:
-    for suffix, first, second in ((".csv", "text,label\na,0\n", "text,label\na,1\n"),):
-        path = save(tmp_path / f"a{suffix}", first)
-        before = path.stat()
-        assert cells_of(path)["label"] == ["0"]
-        save(path, second)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        assert cells_of(path)["label"] == ["1"]
+    path = save(tmp_path / "a.csv", "text,label\na,0\n")
+    before = path.stat()
+    assert cells_of(path)["label"] == ["0"]
+    save(path, "text,label\na,1\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cells_of(path)["label"] == ["1"]
 
 
 # ---- CSV and TSV
@@ -186,9 +185,6 @@ def test_quotes_in_tsv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     )
     caplog.clear()
     save(path, 'text\tlabel\n"one\ttwo\n""three"""\t0\n')
-    refused(
-        path, r"line 2: .* found 2\. .*; if quotes enclose fields in this file, set tsv_quoting"
-    ) if False else None
     assert cells_of(path, tsv_quoting=True)["text"] == ['one\ttwo\n"three"']
     save(path, '"text"\t"label"\n"a"\t0\n')
     refused(path, r"found the columns '\"text\"', '\"label\"'\. If quotes enclose fields .*, set tsv_quoting")
@@ -250,8 +246,7 @@ def test_json(tmp_path: Path, content: str, suffix: str) -> None:
 
 
 def test_values_of_json_keep_their_spelling(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.json", '[{"text": "a", "label": VALUE}]'.replace("VALUE", "1"))
-    found = {}
+    path, found = tmp_path / "a.json", {}
     for value in ("1", "1.0", "1e3", "-0.10", "true", "false", '"01"', "12345678901234567890123", "Infinity"):
         save(path, f'[{{"text": "a", "label": {value}}}]')
         (found[value],) = cells_of(path)["label"]
@@ -403,12 +398,11 @@ def test_a_large_csv_takes_seconds_and_little_memory(tmp_path: Path) -> None:
         rows.writerows([i, " ".join(rng.choices(words, k=25)), i % 3] for i in range(100_000))
     size = (tmp_path / "a.csv").stat().st_size
     script = f"""
-import resource, time
+import resource, sys, time
 from lstsd_hf.report.files import open_user_file
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 cells = open_user_file({str(tmp_path / "a.csv")!r}).read(["text"], ["label"])
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-import sys
 print(len(cells.texts), time.process_time() - start, used * 1024, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
