@@ -17,7 +17,8 @@ sample, and, of those that the page lists, the text and a few numbers for each e
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,15 @@ from datasets import Dataset, DatasetDict
 
 from ..method import dynamics
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, REPORT_FOLDER, TRAINER_STATE_FILE
+from ..store.files import publish, remove, writing
 from .measures import Measures, measure
 from .page import write_page
 from .run import Run, read_run
 from .texts import read_texts
+
+PAGE = "report.html"
+_FILES = frozenset({"samples.parquet", "sample_ids.npy", "labels.npy", "pred_probs.npy", "predictions.npy", PAGE})
+_UNFINISHED = ".unfinished"  # what a report is written in
 
 # Where these hold, there is nothing to tell; and of a sample that was never seen only its id and label.
 _NOTHING = {"prediction": -1, "first_learnt": -1, "suggested_label": -1, "noise_rank": 0}
@@ -72,8 +78,9 @@ def write_report(
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
     folder = _folder(run_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: expected a folder, where the report goes. Move it aside.")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        what = "link" if folder.is_symlink() else "file"  # through which files of another folder would be written over
+        raise ValueError(f"{folder} is a {what}: expected a folder, where the report goes. Move it aside.")
     run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
     texts = None
     if dataset is not None:
@@ -86,10 +93,36 @@ def write_report(
             tsv_quoting=tsv_quoting,
         )
     measures = measure(run)
-    folder.mkdir(exist_ok=True)
-    _write_samples(folder / "samples.parquet", run, measures)
-    _write_last_epoch(folder, run, measures)
-    return write_page(folder / "report.html", run, measures, texts)
+    with _publishing(folder) as new:
+        _write_samples(new / "samples.parquet", run, measures)
+        _write_last_epoch(new, run, measures)
+        write_page(new / PAGE, run, measures, texts)
+    return folder / PAGE
+
+
+@contextmanager
+def _publishing(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write a report in, and moves what is there afterwards to `folder`, file by file.
+
+    A report that is cut off leaves the one before as it was. What else the user keeps in the folder stays.
+
+    Raises:
+        StoreError: a file could not be written.
+    """
+    new = folder / _UNFINISHED
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        remove(new)
+        try:
+            new.mkdir()
+            yield new
+            written = {path.name: path for path in new.iterdir()}
+            for name in sorted(written, key=lambda name: name == PAGE):  # the page last: it is what one looks at
+                publish(written[name], folder / name)
+            for name in _FILES - written.keys():  # an earlier report may have been of the other kind
+                (folder / name).unlink(missing_ok=True)
+        finally:
+            remove(new)
 
 
 def _folder(run_dir: Path) -> Path:
@@ -111,8 +144,6 @@ def _write_samples(path: Path, run: Run, measures: Measures) -> None:
 
 def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
     """The last epoch's predictions as plain arrays, of the samples that have one."""
-    # An earlier report, of a store that is gone, may have been of the other kind.
-    (folder / ("pred_probs.npy" if run.is_regression else "predictions.npy")).unlink(missing_ok=True)
     prediction = measures.samples["prediction"]
     seen = ~np.isnan(prediction) if run.is_regression else prediction >= 0
     ids = run.ids[seen]
@@ -128,6 +159,6 @@ def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
         return
     probabilities = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     for chunk in run.chunks(len(ids)):
-        logits = run.store.read(run.epochs[-1], ids[chunk]).astype(np.float32)
+        (logits,) = run.logits(ids[chunk], run.epochs[-1:])
         probabilities[chunk] = dynamics.softmax(logits)
     probabilities.flush()

@@ -150,7 +150,7 @@ async function main() {
       { data: null, orderable: false, searchable: false, className: "tick", render: DataTable.render.select() },
       {
         data: "id", type: "num", className: "number",
-        render: (id, kind) => (kind === "display" ? `<button type="button" class="id">${Number(id)}</button>` : id),
+        render: (id, kind) => (kind === "display" ? `<button type="button" class="id">${id}</button>` : id),
       },
       ...(rows.text ? [{ data: ({ i }) => rows.text[i] ?? "", type: "string", render: clamped }] : []),
       { data: "label", type: shown, render: text, ...classFilter },
@@ -193,7 +193,8 @@ async function main() {
   byId("find").addEventListener("submit", (event) => {
     event.preventDefault();
     const query = byId("query").value.trim().toLowerCase();
-    const byNumber = /^\d+$/.test(query) ? rows.id.indexOf(Number(query)) : -1;
+    const wanted = query.replace(/^0+(?=\d)/, "");
+    const byNumber = rows.id.findIndex((id) => String(id) === wanted);
     const found = byNumber >= 0 || !query || !rows.text
       ? [byNumber].filter((i) => i >= 0)
       : rows.text.flatMap((words, i) => (words?.toLowerCase().includes(query) ? [i] : []));

@@ -147,7 +147,8 @@ def _rows(run: Run, measures: Measures, columns: tuple[Column, ...], listed: Arr
     rows = {column.name: _measure(samples[column.name][listed], column) for column in columns}
     labels = run.labels[listed]
     return rows | {
-        "id": ids.tolist(),
+        # As text where a browser's numbers are not exact.
+        "id": ids.tolist() if ids.max(initial=0) < 2**53 else ids.astype(str).tolist(),
         "label": (_scores(labels) if run.is_regression else labels).tolist(),
         "predicted": predicted,
         "given": None if run.is_regression else given,

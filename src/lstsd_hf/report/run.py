@@ -1,7 +1,11 @@
-"""What a run left behind that the report reads: the store, the model's configuration, the Trainer's log."""
+"""What a run left behind that the report reads: the store, the model's configuration, the Trainer's log.
+
+Only the store's own files are vouched for by a checksum. Whatever else lies beside it may be anybody's.
+"""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..paths import checkpoints_of
-from ..store import LogitsStore, StoreCorruptionError, StoreError
+from ..paths import TRAINER_STATE_FILE, checkpoints_of
+from ..store import LogitsStore, StoreError
+from ..store.files import read_regular
+from ..store.manifest import is_whole, shortened
 
 Array = npt.NDArray[Any]
 
-IGNORED = -100  # what labels.npy holds for an id that is in no row, and what losses ignore
+IGNORED = -100  # the label of a sample that has none, and what losses ignore
 _ROWS_AT_ONCE = 65_536
 _VALUES_AT_ONCE = 4 << 20
+_LARGEST_JSON = 64 << 20  # bytes; a log of 300,000 entries
+_LARGEST = 1e30
+_LARGEST_SCORE = 1e15
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Run:
         ids: (N,) the samples that have a label, ascending.
         labels: (N,) their labels: class ids, or scores.
         classes: The names of the C classes; empty for a regression.
-        log: The Trainer's log; empty where there is none.
+        log: The Trainer's log, of numbers by name; empty where there is none.
     """
 
     name: str
@@ -39,15 +48,21 @@ class Run:
     ids: Array
     labels: Array
     classes: tuple[str, ...]
-    log: list[dict[str, Any]]
+    log: list[dict[str, float]]
 
     @property
     def is_regression(self) -> bool:
         return not self.classes
 
-    def logits(self, ids: Array) -> Array:
-        """(E, n, C) float32: what the sealed epochs predicted for (n,) sample ids; NaN where they did not."""
-        return np.stack([self.store.read(epoch, ids) for epoch in self.epochs]).astype(np.float32)
+    def logits(self, ids: Array, epochs: Sequence[int] | None = None) -> Array:
+        """(E, n, C) float32: what epochs predicted for (n,) sample ids; NaN where they did not. None: all epochs.
+
+        Logits beyond 1e30, and scores beyond 1e15, are cut to that: sums and squares of larger ones are not finite.
+        """
+        found = np.stack([self.store.read(epoch, ids) for epoch in epochs or self.epochs])
+        found = found.astype(np.float32, copy=False)
+        largest = _LARGEST_SCORE if self.is_regression else _LARGEST
+        return np.clip(found, -largest, largest, out=found)
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Slices of `count` samples, each so few that their logits in all epochs take some megabytes."""
@@ -73,65 +88,103 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
     if not epochs:
         raise StoreError(f"{logits_dir} has no sealed epoch yet: expected at least one. Train for an epoch first.")
     store.verify()
-    labels = _labels(store)
+    ids, labels = _labels(store)
     checkpoints = checkpoints_of(run_dir)
-    config = _json([run_dir, *checkpoints], "config.json")
-    # A run that went on from a checkpoint, and was cut off, has newer checkpoints than its own log; `max` takes the
-    # first of equals.
-    states = (_json(folders, "trainer_state.json") for folders in ([run_dir], checkpoints))
-    state = max(states, key=lambda state: state.get("global_step", 0))
     classes = store.row_shape[0]
-    if labels.ndim != 1 or (labels.dtype.kind == "f" and classes > 1):
-        raise ValueError(
-            f"{logits_dir} holds labels of shape {labels.shape} and type {labels.dtype}, for predictions of shape "
-            f"{store.row_shape}: expected one class or one score for each sample. The report does not know "
-            "multi-label heads and regressions with several columns."
-        )
-    ids = np.flatnonzero(~np.isnan(labels) if labels.dtype.kind == "f" else labels != IGNORED)
-    labels = labels[ids]
-    if classes > 1 and ids.size and not (labels.min() >= 0 and labels.max() < classes):
-        wrong = ids[(labels < 0) | (labels >= classes)][:5].tolist()
-        raise ValueError(f"The labels of sample ids {wrong} are no classes: expected 0 to {classes - 1}.")
-    if not ids.size:
-        raise StoreError(f"{logits_dir} holds no label but {IGNORED}: expected a label for each sample.")
-    known = config.get("id2label") or {}
-    names = tuple(known.get(str(label), str(label)) for label in range(classes)) if len(known) == classes else ()
     return Run(
         name=run_dir.resolve().name,
         store=store,
         epochs=epochs,
         ids=ids,
         labels=labels,
-        classes=() if classes == 1 else names or tuple(map(str, range(classes))),
-        log=state.get("log_history", []),
+        classes=() if classes == 1 else _class_names([run_dir, *checkpoints], classes),
+        log=_newest_log(run_dir, checkpoints),
     )
 
 
-def _labels(store: LogitsStore) -> Array:
-    path = store.path / "labels.npy"
-    if not path.is_file():
+def _labels(store: LogitsStore) -> tuple[Array, Array]:
+    """The samples that have a label, and their labels, (N,) each."""
+    labels = store.read_labels()
+    if labels is None:
         raise StoreError(
-            f"{path} is missing: expected the training labels. A stream, a torch data set, and labels that are no "
-            "numbers have none in the store: the report needs a `datasets.Dataset` with labels."
+            f"{store.labels_path} is missing: expected the training labels. A stream, a torch data set, and labels "
+            "that are no numbers have none in the store: the report needs a `datasets.Dataset` with labels."
         )
-    try:
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StoreCorruptionError(f"{path} is damaged: {error}.") from error
-    if len(labels) != store.num_samples:
-        raise StoreCorruptionError(f"{path} is not of this store: expected {store.num_samples} labels.")
-    return labels
+    are_scores = labels.dtype.kind == "f"
+    if labels.ndim != 1 or len(store.row_shape) != 1 or (are_scores and store.row_shape[0] > 1):
+        raise ValueError(
+            f"{store.path} holds labels of shape {labels.shape} and type {labels.dtype}, for predictions of shape "
+            f"{store.row_shape}: expected one class or one score for each sample. The report does not know "
+            "multi-label heads and regressions with several columns."
+        )
+    has_label = ~np.isnan(labels) if are_scores else labels != IGNORED
+    ids, labels = store.sample_ids[has_label], labels[has_label]
+    if not ids.size:
+        raise StoreError(f"{store.path} holds no label but {IGNORED}: expected a label for each sample.")
+    classes = store.row_shape[0]
+    if classes > 1 and not (labels.min() >= 0 and labels.max() < classes):
+        wrong = ids[(labels < 0) | (labels >= classes)][:5].tolist()
+        raise ValueError(f"The labels of sample ids {wrong} are no classes: expected 0 to {classes - 1}.")
+    if classes == 1 and not np.abs(labels.astype(np.float64)).max() <= _LARGEST_SCORE:
+        raise ValueError(f"{store.path} holds labels beyond {_LARGEST_SCORE:g}: expected scores.")
+    return ids, labels if are_scores else labels.astype(np.int64)
 
 
-def _json(folders: list[Path], name: str) -> dict[str, Any]:
-    """What the file holds in the first of the folders that has it; nothing where none has."""
-    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if path is None:
-        return {}
+def _class_names(folders: list[Path], classes: int) -> tuple[str, ...]:
+    """What the model's configuration calls the classes, where it names so many; else their numbers."""
+    path = next((folder / "config.json" for folder in folders if (folder / "config.json").exists()), None)
+    known = {} if path is None else _json(path).get("id2label") or {}
+    if not isinstance(known, dict):
+        raise ValueError(f"{path} is damaged: expected the names of classes by number as id2label.")
+    numbers = map(str, range(classes))
+    if len(known) != classes:
+        return tuple(numbers)
+    # Half of a surrogate pair, which JSON can hold, has no place in a page.
+    return tuple(str(known.get(name, name)).encode("utf-8", "replace").decode() for name in numbers)
+
+
+def _newest_log(run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]]:
+    """The log of a run, or of its newest readable checkpoint where that is of a later step; empty where there is none.
+
+    A run that went on from a checkpoint, and was cut off, has newer checkpoints than its own log.
+    """
+    step: int = 0
+    log: list[dict[str, float]] = []
+    if (run_dir / TRAINER_STATE_FILE).exists():
+        step, log = _log(run_dir / TRAINER_STATE_FILE)
+    for checkpoint in checkpoints:
+        try:
+            saved, entries = _log(checkpoint / TRAINER_STATE_FILE)
+        except ValueError:
+            continue  # missing, or half written: the run was cut off while it saved
+        return entries if saved > step else log
+    return log
+
+
+def _log(path: Path) -> tuple[int, list[dict[str, float]]]:
+    """The step of a Trainer's state, and its log. Raises ValueError where it is damaged."""
+    state = _json(path)
+    step, entries = state.get("global_step", 0), state.get("log_history", [])
+    if not is_whole(step) or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path} is damaged: expected a number as global_step, and a list of objects as log_history.")
+    return step, [{name: value for name, value in entry.items() if _is_logged(name, value)} for entry in entries]
+
+
+def _is_logged(name: str, value: Any) -> bool:
+    """Whether an entry of a log is a number that can be drawn; a loss that is not finite leaves a gap."""
+    if type(value) is float and not math.isfinite(value):
+        return name != "epoch"
+    return type(value) in (int, float) and abs(value) <= _LARGEST and (name != "epoch" or 0 <= value <= 2**32)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError where it cannot be read, or holds something else."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: expected JSON: {error}.") from error
+        held = json.loads(read_regular(path, _LARGEST_JSON))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: expected JSON: {shortened(str(error))}.") from error
     if not isinstance(held, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object, found {type(held).__name__}.")
     return held
