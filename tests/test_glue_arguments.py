@@ -121,6 +121,13 @@ def test_the_demos_config() -> None:
         ({"task_name": "SST-2"}, r"Unknown task_name 'sst-2': expected one of cola, .*\. Did you mean 'sst2'\?"),
         ({"train_file": "x.csv", "data_dir": "d"}, r"data_dir goes with task_name"),
         ({"train_file": "x.csv", "text_columns": ["a", "b", "c"]}, r"text_columns=.*: expected one or two columns"),
+        (
+            {"train_file": "x.csv", "text_columns": ["a", "a"]},
+            r"text_columns=.*: expected one or two columns, each once",
+        ),
+        ({"train_file": "x.csv", "text_columns": []}, r"text_columns=\[\]: expected one or two columns"),
+        ({"train_file": "x.csv", "label_kind": "numbers"}, r"label_kind='numbers': expected 'classes' or 'scores'"),
+        ({"task_name": "rte", "label_kind": "scores"}, r"label_kind='scores' goes with train_file"),
         ({"train_file": "x.csv", "where": "source"}, r"where='source': expected COLUMN=VALUE"),
         ({"train_file": "x.csv", "validation_fraction": 1.0}, r"validation_fraction=1\.0: expected a number between"),
         ({"task_name": "rte", "max_train_samples": 0}, r"max_train_samples=0: expected at least 1"),

@@ -1,12 +1,13 @@
 """GLUE's own files, and files of the user's."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from datasets import ClassLabel, Value
+from datasets import ClassLabel, Dataset, Value
 
 from lstsd_hf.glue.arguments import DataArguments
 from lstsd_hf.glue.data import GlueData, load_files, load_task, load_tsv_split, read_tsv
@@ -200,6 +201,35 @@ def test_a_hub_out_of_reach_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
         )
 
 
+def test_rows_of_qqp_with_too_few_fields_are_left_out(layout: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in the Hub's version, where `idx` is the row's number in the file all the same."""
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    lines = ["1\t2\t3\tHow?\tWhy?\t1", "4\t5\t6\tWho is", "it?\tWhat?\t0", "", "7\t8\t9\tWhen?\tWhere?\t0"]
+    for split in ("train", "dev"):
+        write(layout / "QQP" / f"{split}.tsv", header, *lines)
+    data = load(layout, "qqp", train=True, evaluation=True)
+    assert data.train is not None
+    assert data.train.to_dict() == {
+        "question1": ["How?", "When?"],
+        "question2": ["Why?", "Where?"],
+        "label": [1, 0],
+        "idx": [0, 3],
+        "sample_id": [0, 1],
+    }
+    assert data.evaluation[""]["idx"][:] == [0, 3]
+    for record, split in zip(caplog.records, ("train", "dev"), strict=True):
+        assert record.getMessage() == (
+            f"{layout / 'QQP' / split}.tsv: 2 rows have too few fields, the first in line 3. They were left out, as in "
+            "the Hub's version."
+        )
+    write(layout / "QQP" / "test.tsv", "id\tquestion1\tquestion2", "7\tHow?\tWhy?", "9\tWho?")
+    with pytest.raises(ValueError, match=r"test\.tsv, line 3: expected 3 fields .*, found 2"):
+        load(layout, "qqp", prediction=True)
+    write(layout / "QQP" / "train.tsv", header, *lines, "1\t2\t3\tHow?\tWhy?\t1\t2")
+    with pytest.raises(ValueError, match=r"train\.tsv, line 7: expected 6 fields .*, found 7"):
+        load(layout, "qqp", train=True)
+
+
 # --- what can be wrong with GLUE's own files ---
 
 
@@ -286,11 +316,11 @@ def test_tsv_splits_at_tabs_and_line_feeds_alone(tmp_path: Path) -> None:
 # --- the user's own files ---
 
 
-def from_files(tmp_path: Path, seed: int = 0, **arguments: Any) -> GlueData:
+def from_files(tmp_path: Path, seed: int = 0, sample_id_column: str = "sample_id", **arguments: Any) -> GlueData:
     needed = {"train": True, "evaluation": "validation_file" in arguments, "prediction": "test_file" in arguments}
     needed |= {name: arguments.pop(name) for name in list(arguments) if name in needed}
     args = DataArguments(**{name: str(v) if isinstance(v, Path) else v for name, v in arguments.items()})
-    return load_files(args, **needed, sample_id_column="sample_id", seed=seed)
+    return load_files(args, **needed, sample_id_column=sample_id_column, seed=seed)
 
 
 def test_csv_with_words_as_labels(tmp_path: Path) -> None:
@@ -467,3 +497,257 @@ def test_validation_that_does_not_fit_training(
     train = write(tmp_path / "train.csv", "text,label", *(f"x,{label}" for label in train_labels))
     with pytest.raises(ValueError, match=message):
         from_files(tmp_path, train_file=train, validation_file=write(tmp_path / "dev.csv", *dev_lines))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".parquet", ""])
+def test_every_format_trains(tmp_path: Path, suffix: str) -> None:
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": ["01", "007", "01"], "n": [1, 2, 3]})
+    path = tmp_path / f"train{suffix}"
+    if suffix == "":
+        datasets.DatasetDict({"train": rows, "validation": rows.select([1]), "test": rows.select([0])}).save_to_disk(
+            path
+        )
+    elif suffix == ".tsv":
+        rows.to_csv(path, sep="\t")
+    else:
+        getattr(rows, f"to_{suffix[1:]}")(path)
+    data = from_files(tmp_path, train_file=path, validation_file=path, test_file=path)
+    assert data.labels == ("01", "007")
+    assert data.train is not None
+    assert data.train.to_dict() == {
+        "text": ["a", "b", "c"],
+        "idx": [0, 1, 2],
+        "label": [0, 1, 0],
+        "sample_id": [0, 1, 2],
+    }
+    assert data.evaluation[""]["label"][:] == ([1] if suffix == "" else [0, 1, 0])
+    assert data.prediction["predictions.tsv"]["text"][:] == (["a"] if suffix == "" else ["a", "b", "c"])
+
+
+CLASSES, SCORES = "are taken as names of classes", "are taken as scores"
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "labels", "line"),
+    [
+        (["0", "1"], ["1"], ("0", "1"), None),
+        (["2", "10", "1", "0", "3"], [], ("0", "1", "2", "3", "10"), CLASSES),
+        (["2", "1", "0"], [], ("0", "1", "2"), None),
+        (["1", "-1"], [], ("-1", "1"), None),
+        (["10", "2", "x", "b"], [], ("2", "10", "b", "x"), r"are taken as names of classes, because 'b' is no score"),
+        (["yes", "No", "no"], [], ("No", "no", "yes"), None),
+        (["01", "007", "10"], [], ("01", "007", "10"), None),
+        (["1e3", "2e3"], [], ("1e3", "2e3"), CLASSES),
+        (["0", "1", "null"], [], ("0", "1", "null"), CLASSES),
+        (["0", "1", "nan"], [], ("0", "1", "nan"), CLASSES),
+        (["True", "False"], [], ("False", "True"), None),
+        ([" 1", "0 ", "1"], ["0"], ("0", "1"), None),
+        (
+            ["1", "2", "3", "4", "5"],
+            ["3"],
+            ("1", "2", "3", "4", "5"),
+            rf"{CLASSES}\. If they are scores, set label_kind",
+        ),
+        (["0", "1"], ["0.0", "1.0"], ("0", "1"), None),
+        (["3.5", "4.0", "latest"], [], ("3.5", "4.0", "latest"), CLASSES),
+        (["0.5", "1.25", "-2"], ["3"], (), None),
+        (["1e-3", "5"], [], (), None),
+        (
+            ["0.0", "1.0"],
+            [],
+            (),
+            rf"{SCORES}, because they are written as decimal numbers\. If they name classes, set",
+        ),
+        (["1", "2", "3"], ["2.5"], (), rf"{SCORES}, because .*dev\.csv has '2\.5' among its own"),
+        ([*(f"{i / 8}" for i in range(40))], [".5", "+1.", "1E-2"], (), None),
+    ],
+)
+def test_what_labels_are_is_decided_for_all_files(
+    tmp_path: Path,
+    train: list[str],
+    dev: list[str],
+    labels: tuple[str, ...],
+    line: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    files = {"train_file": write(tmp_path / "train.csv", "text,label", *(f"x,{label}" for label in train))}
+    if dev:
+        files["validation_file"] = write(tmp_path / "dev.csv", "text,label", *(f"x,{label}" for label in dev))
+    data = from_files(tmp_path, **files)
+    assert data.labels == labels
+    kind = ClassLabel(names=list(labels)) if labels else Value("float32")
+    assert data.train is not None
+    assert data.train.features["label"] == kind
+    if labels:
+        assert [labels[i] for i in data.train["label"]] == [label.strip() for label in train]
+    else:
+        assert data.train["label"][:] == pytest.approx([float(label) for label in train], rel=1e-6)
+    if dev:
+        assert data.evaluation[""].features["label"] == kind
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (line is not None)
+    if line is not None:
+        assert re.search(line, said[0])
+        assert "\n" not in said[0]
+        assert said[0].startswith(str(files["train_file"]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "names", "values"),
+    [
+        (["0.0", "1.0", "0.0"], "classes", ("0.0", "1.0"), [0, 1, 0]),
+        (["10.5", "2.5"], "classes", ("2.5", "10.5"), [1, 0]),
+        (["1", "2", "5"], "scores", (), [1.0, 2.0, 5.0]),
+        (["007", "1e3"], "scores", (), [7.0, 1000.0]),
+    ],
+)
+def test_a_flag_decides_what_labels_are(
+    tmp_path: Path,
+    labels: list[str],
+    kind: str,
+    names: tuple[str, ...],
+    values: list[float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train = write(tmp_path / "train.csv", "text,label", *(f"x,{label}" for label in labels))
+    data = from_files(tmp_path, train_file=train, label_kind=kind)
+    assert data.labels == names
+    assert data.train is not None
+    assert data.train["label"][:] == values
+    assert not caplog.records
+
+
+def test_labels_of_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def labels_of(*labels: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = (json.dumps({"text": "x", "label": label}) for label in labels)
+        data = from_files(tmp_path, train_file=write(tmp_path / "train.jsonl", *rows))
+        assert data.train is not None
+        return data.labels, data.train["label"][:]
+
+    assert labels_of(1, 0, 1) == (("0", "1"), [1, 0, 1])
+    assert labels_of("1", "0") == (("0", "1"), [1, 0])
+    assert labels_of(True, False) == (("False", "True"), [1, 0])
+    assert labels_of(0.5, 1) == ((), [0.5, 1.0])
+    assert not caplog.records
+    assert labels_of("0.5", "1.25") == ((), [0.5, 1.25])
+    (record,) = caplog.records
+    assert "are taken as scores, because they are numbers, though written as text. If they name" in record.getMessage()
+    caplog.clear()
+    assert labels_of("a", 1) == (("1", "a"), [1, 0])
+    assert "are taken as names of classes, because 'a' is no score" in caplog.records[0].getMessage()
+
+
+def test_class_labels_keep_their_order_and_meet_names_in_other_files(tmp_path: Path) -> None:
+    kind = datasets.Features({"text": Value("string"), "label": ClassLabel(names=["pos", "neg", "none"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=kind).to_parquet(tmp_path / "train.parquet")
+    other = datasets.Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    Dataset.from_dict({"text": ["c", "d"], "label": [1, 0]}, features=other).save_to_disk(tmp_path / "dev")
+    data = from_files(tmp_path, train_file=tmp_path / "train.parquet", validation_file=tmp_path / "dev")
+    assert data.labels == ("pos", "neg", "none")
+    assert data.train is not None
+    assert data.train["label"][:] == [1, 0]
+    assert data.evaluation[""]["label"][:] == [0, 1]
+    dev = write(tmp_path / "dev.csv", "text,label", "a,none", "b,neg")
+    data = from_files(tmp_path, train_file=tmp_path / "train.parquet", validation_file=dev)
+    assert data.evaluation[""]["label"][:] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "kind", "message"),
+    [
+        (
+            ["0.5", "x1", *(f"{i / 8}" for i in range(40))],
+            [],
+            None,
+            r"train\.csv, data row 2: expected a number .*'x1'\. ",
+        ),
+        (["0.5", "nan"], [], None, r"train\.csv, data row 2: expected a number in 'label', found 'nan'"),
+        (["0.5", "-Infinity"], [], None, r"train\.csv, data row 2: expected a number .* found '-Infinity'"),
+        (["0.5", "1e39"], [], None, r"train\.csv, data row 2: expected a number .* found '1e39'"),
+        (["1", "1_0"], [], "scores", r"train\.csv, data row 2: expected a number in 'label', found '1_0'"),
+        (["1", "\u0661"], [], "scores", r"train\.csv, data row 2: expected a number in 'label', found '\u0661'"),
+        (["1", " "], [], None, r"train\.csv, data row 2: the cell in 'label' is empty"),
+        (["0", "1"], ["1", "2"], None, r"dev\.csv, data row 2: the label '2' is none of train_file's: '0', '1'"),
+        (["01", "02"], ["02", "1"], None, r"dev\.csv, data row 2: the label '1' is none of train_file's: '01', '02'"),
+        (["0", "1"], ["1", "0.5"], "classes", r"dev\.csv, data row 2: the label '0\.5' is none of"),
+        (["yes", "no"], ["Yes"], None, r"dev\.csv, data row 1: the label 'Yes' is none of train_file's: 'no', 'yes'"),
+        (["a", "a"], [], "classes", r"train\.csv: expected at least two labels in 'label', found only 'a'"),
+    ],
+)
+def test_labels_that_are_refused(
+    tmp_path: Path, train: list[str], dev: list[str], kind: str | None, message: str
+) -> None:
+    files = {"train_file": write(tmp_path / "train.csv", "text,label", *(f"x,{label}" for label in train))}
+    if dev:
+        files["validation_file"] = write(tmp_path / "dev.csv", "text,label", *(f"x,{label}" for label in dev))
+    with pytest.raises(ValueError, match=message):
+        from_files(tmp_path, **files, label_kind=kind)
+
+
+def test_unused_columns_may_hold_anything(tmp_path: Path) -> None:
+    lines = [
+        '{"text": "a", "label": 0, "x": 1}',
+        '{"text": "b", "label": 1, "x": {"y": ["z"]}}',
+        '{"text": "c", "label": 1}',
+    ]
+    data = from_files(tmp_path, train_file=write(tmp_path / "train.jsonl", *lines))
+    assert data.train is not None
+    assert data.train["text"][:] == ["a", "b", "c"]
+    train = write(tmp_path / "train.csv", "text,label,x,x,", "a,0,1,,", "b,1,null,1e999,")
+    assert from_files(tmp_path, train_file=train).text_columns == ("text",)
+
+
+def test_quotes_in_a_tsv_file_by_a_flag(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.tsv", '"text"\t"label"', '"one\ttwo"\t"0"', '"three ""x"""\t1')
+    data = from_files(tmp_path, train_file=train, tsv_quoting=True)
+    assert data.train is not None
+    assert data.train.to_dict() | {"idx": 0} == {
+        "text": ["one\ttwo", 'three "x"'],
+        "idx": 0,
+        "label": [0, 1],
+        "sample_id": [0, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["7", "x"], r"train\.csv, data row 2: expected a sample id, an integer of at least 0, .* found 'x'"),
+        (["7", "-1"], r"data row 2: expected a sample id, .* found '-1'\. Name another column with sample_id_column"),
+        (["7", ""], r"data row 2: expected a sample id, .* found ''"),
+        (["7.0", "8"], r"data row 1: expected a sample id, .* found '7\.0'"),
+        (["7", str(2**63)], r"data row 2: expected a sample id, .* found '9223372036854775808'"),
+        (["7", "07"], r"data row 2: the sample id 7 in 'sample_id' is that of data row 1: expected no repeated"),
+    ],
+)
+def test_ids_of_the_users_own_that_are_none(tmp_path: Path, ids: list[str], message: str) -> None:
+    lines = [f"a,{label},{sample_id}" for label, sample_id in enumerate(ids)]
+    train = write(tmp_path / "train.csv", "text,label,sample_id", *lines)
+    with pytest.raises(ValueError, match=message):
+        from_files(tmp_path, train_file=train)
+    other = from_files(tmp_path, train_file=train, text_columns=["text"], sample_id_column="row")
+    assert other.train is not None
+    assert other.train["row"][:] == [0, 1]
+
+
+def test_large_ids(tmp_path: Path) -> None:
+    lines = [f"a,0,{2**63 - 1}", f"b,1,{15 * 10**17}"]
+    data = from_files(tmp_path, train_file=write(tmp_path / "train.csv", "text,label,sample_id", *lines))
+    assert data.train is not None
+    assert data.train["sample_id"][:] == [2**63 - 1, 15 * 10**17]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text_columns": ["text", "label"]}, r"text_columns=\['text', 'label'\]: 'label' holds the labels"),
+        ({"text_columns": ["sample_id"]}, r"'sample_id' holds the sample ids"),
+        ({"text_columns": ["idx"]}, r"the name 'idx' is taken\. Rename the column"),
+        ({"sample_id_column": "label"}, r"sample_id_column='label': the labels go by that name"),
+        ({"label_column": "sample_id"}, r"sample_id_column='sample_id': the labels go by that name"),
+    ],
+)
+def test_a_column_has_one_task(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    train = write(tmp_path / "train.csv", "text,label,sample_id,idx", "a,0,0,a", "b,1,1,b")
+    with pytest.raises(ValueError, match=message):
+        from_files(tmp_path, train_file=train, **arguments)

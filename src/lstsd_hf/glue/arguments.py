@@ -164,8 +164,14 @@ class DataArguments:
         for name in ("data_dir", "train_file", "validation_file", "test_file"):
             if getattr(self, name) is not None:
                 setattr(self, name, resolve_package(getattr(self, name)))
-        if self.text_columns is not None and len(self.text_columns) > 2:
-            raise ValueError(f"text_columns={self.text_columns}: expected one or two columns.")
+        if self.text_columns is not None and not 1 <= len(set(self.text_columns)) == len(self.text_columns) <= 2:
+            raise ValueError(f"text_columns={self.text_columns}: expected one or two columns, each once.")
+        if self.label_kind not in (None, "classes", "scores"):
+            raise ValueError(f"label_kind={self.label_kind!r}: expected 'classes' or 'scores'.")
+        if self.train_file is None and self.label_kind is not None:
+            raise ValueError(
+                f"label_kind={self.label_kind!r} goes with train_file: a GLUE task says what its labels are."
+            )
         if self.where is not None and not self.where.partition("=")[1]:
             raise ValueError(f"where={self.where!r}: expected COLUMN=VALUE.")
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:

@@ -17,6 +17,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]+")
 _CODE = re.compile(r"[+-]?0[0-9]+")  # 007: a whole number that nobody counts with
 _DECIMAL = re.compile(r"[+-]?([0-9]*\.[0-9]*.*|[0-9]+[eE]-.*)")  # of the numbers; 1e3 has neither point nor fraction
 _AS_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")  # 1.0, as a table writes 1 where another row of the column was empty
+_LARGEST = float(np.finfo(np.float32).max)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -162,7 +163,7 @@ def scores(labels: FileLabels) -> list[float]:
     found = []
     for i, cell in enumerate(labels.cells):
         score = float(cell) if _NUMBER.fullmatch(cell) else np.nan
-        if not abs(score) <= np.finfo(np.float32).max:
+        if not abs(score) <= _LARGEST:
             raise labels.refuse(
                 i,
                 f"expected a number in {labels.column!r}, found {cell!r}. Mend or delete the row; if the labels name "
