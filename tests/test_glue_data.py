@@ -219,8 +219,8 @@ def test_rows_of_qqp_with_too_few_fields_are_left_out(layout: Path, caplog: pyte
     assert data.evaluation[""]["idx"][:] == [0, 3]
     for record, split in zip(caplog.records, ("train", "dev"), strict=True):
         assert record.getMessage() == (
-            f"{layout / 'QQP' / split}.tsv: 2 rows have too few fields, the first in line 3. They were left out, as in "
-            "the Hub's version."
+            f"{layout / 'QQP' / split}.tsv: 2 rows have too few fields, the first in line 3. They were left out, as "
+            "in the Hub's version."
         )
     write(layout / "QQP" / "test.tsv", "id\tquestion1\tquestion2", "7\tHow?\tWhy?", "9\tWho?")
     with pytest.raises(ValueError, match=r"test\.tsv, line 3: expected 3 fields .*, found 2"):
