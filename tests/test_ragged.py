@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lstsd_hf.store import StoreCorruptionError
+from lstsd_hf.store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
+from lstsd_hf.store.ids import SampleIndex
 from lstsd_hf.store.journal import ID, Journal, JournalWriter, journal_head
 from lstsd_hf.store.ragged import RaggedRows, Rows, TopKRows
 
@@ -38,7 +39,7 @@ def tokens(*counts, seed=0, columns=3):
 @pytest.mark.parametrize("rows_at_once", [1 << 20, 30])
 def test_rows_come_back_sample_by_sample(tmp_path, monkeypatch, rows_at_once):
     monkeypatch.setattr("lstsd_hf.store.ragged.CHUNK_BYTES", rows_at_once)
-    layout = RaggedRows(N, (3,), "float32")
+    layout = RaggedRows(SampleIndex(N), (3,), "float32")
     a, b, c, d, e = tokens(4, 1, 2, 30, 3)
     first = journal(tmp_path, layout, 0, [(0, {5: a, 0: b}), (2, {3: d})])
     second = journal(tmp_path, layout, 1, [(0, {2: c}), (1, {5: e})])  # 5 again, at a later step
@@ -52,7 +53,7 @@ def test_rows_come_back_sample_by_sample(tmp_path, monkeypatch, rows_at_once):
 
 
 def test_a_sample_twice_in_one_batch_has_its_first_rows(tmp_path):
-    layout = RaggedRows(N, (3,), "float32")
+    layout = RaggedRows(SampleIndex(N), (3,), "float32")
     a, b = tokens(2, 3)
     between = tokens(1, seed=1)[0]
     path = tmp_path / "j"
@@ -69,7 +70,7 @@ def test_a_sample_twice_in_one_batch_has_its_first_rows(tmp_path):
 @pytest.mark.parametrize(("vocabulary", "dtype"), [(50_000, "<u2"), (1 << 16, "<u2"), (150_000, "<u4")])
 def test_top_k_rows(tmp_path, vocabulary, dtype):
     rng = np.random.default_rng(0)
-    layout = TopKRows(N, 4, vocabulary, "float16")
+    layout = TopKRows(SampleIndex(N), (4,), "float16", vocabulary)
     samples = {
         sample: {
             "values": -rng.random((count, 4)).astype(np.float32),
@@ -89,7 +90,7 @@ def test_top_k_rows(tmp_path, vocabulary, dtype):
 
 
 def test_numbers_that_float16_does_not_hold(tmp_path):
-    layout = RaggedRows(N, (2,), "float16")
+    layout = RaggedRows(SampleIndex(N), (2,), "float16")
     values = np.array([[1e6, 0], [np.nan, 1], [np.inf, 2]], np.float32)
     paths, clipped = seal(tmp_path, layout, [journal(tmp_path, layout, 0, [(0, {0: {"values": values}})])])
     assert clipped == 1
@@ -99,7 +100,7 @@ def test_numbers_that_float16_does_not_hold(tmp_path):
 
 
 def test_an_epoch_without_rows(tmp_path):
-    layout = RaggedRows(N, (2,), "float16")
+    layout = RaggedRows(SampleIndex(N), (2,), "float16")
     paths, _ = seal(tmp_path, layout, [])
     sealed = layout.open_sealed(paths)
     assert layout.read(sealed, np.arange(N)).counts.tolist() == [0] * N
@@ -107,7 +108,7 @@ def test_an_epoch_without_rows(tmp_path):
 
 @pytest.mark.parametrize("part", ["values", "offsets"])
 def test_a_file_that_is_cut_off_is_named(tmp_path, part):
-    layout = RaggedRows(N, (3,), "float16")
+    layout = RaggedRows(SampleIndex(N), (3,), "float16")
     paths, _ = seal(tmp_path, layout, [journal(tmp_path, layout, 0, [(0, {2: tokens(9)[0]})])])
     whole = paths[part].read_bytes()
     paths[part].write_bytes(whole[:-8])
@@ -125,3 +126,76 @@ def test_a_sample_with_another_number_of_rows_has_none():
     longer = rows.aligned(np.array([2, 5, 1]))
     assert np.isnan(longer["values"][2:7]).all()
     np.testing.assert_array_equal(longer["values"][7], [10, 11])
+
+
+# ---- in a store
+
+
+def ragged_store(path, **options):
+    return LogitsStore.create(path, N, (2,), "float32", "mine", ragged=True, **options)
+
+
+def test_a_store_of_ragged_rows(tmp_path):
+    store = ragged_store(tmp_path / "s")
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    store.record(0, [5, 0, 3], rows, counts=[2, 3, 1])
+    store.record(0, [3], rows[:2], counts=[2], step=1)  # a repeated sample keeps its first rows
+    store.seal(0)
+    store = LogitsStore.open(tmp_path / "s")
+    store.verify()
+    found = store.read_rows(0, [0, 1, 3])
+    assert found.counts.tolist() == [3, 0, 1]
+    np.testing.assert_array_equal(found.parts["values"], rows[[2, 3, 4, 5]])
+    assert np.load(tmp_path / "s" / "epoch-0000.npy").shape == (6, 2)
+    assert np.load(tmp_path / "s" / "epoch-0000.offsets.npy").tolist() == [0, 3, 3, 3, 4, 4, 6, 6]
+    with pytest.raises(StoreError, match="use read_rows"):
+        store.read(0, [0])
+    copied = store.copy(tmp_path / "copy", {"epoch": 0})
+    copied.verify()
+    assert copied.read_rows(0, [5]).counts.tolist() == [2]
+    store.drop(0)
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"store.json", "open"}
+    store.verify()
+
+
+def test_a_store_of_the_largest_of_a_vocabulary(tmp_path):
+    store = LogitsStore.create(tmp_path / "s", N, (2,), "float16", "mine", vocabulary=70_000)
+    values, classes = np.log([[0.5, 0.25], [0.7, 0.1]]), [[69_999, 4], [3, 2]]
+    store.record(0, [1, 4], values, counts=[1, 1], classes=classes, rest=np.log([0.25, 0.2]))
+    store.seal(0)
+    found = LogitsStore.open(tmp_path / "s").read_rows(0, [4, 1])
+    assert found.parts["classes"].tolist() == classes[::-1]
+    np.testing.assert_allclose(np.exp(found.parts["rest"]), [0.2, 0.25], rtol=1e-3)
+    store.verify()
+
+
+def test_far_apart_ids_have_ragged_rows_too(tmp_path):
+    ids = [7, 10**18, 10**12]
+    store = LogitsStore.create(tmp_path / "s", 10**18 + 1, (2,), "float32", "mine", ids, ragged=True)
+    store.record(0, [10**18, 7], np.ones((3, 2)), counts=[1, 2])
+    store.seal(0)
+    assert store.read_rows(0, [7, 10**12, 10**18]).counts.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("logits", "counts"),
+    [(np.ones((3, 2)), None), (np.ones((3, 5)), [2, 1]), (np.ones((3, 2)), [2, 2]), (np.ones((4, 2)), [2, 1])],
+)
+def test_rows_that_do_not_fit_are_refused(tmp_path, logits, counts):
+    store = ragged_store(tmp_path / "s")
+    with pytest.raises(StoreMismatchError, match="do not fit the store"):
+        store.record(0, [0, 1], logits, counts=counts)
+
+
+@pytest.mark.parametrize("name", ["epoch-0000.npy", "epoch-0000.offsets.npy"])
+def test_a_flipped_byte_is_found(tmp_path, name):
+    store = ragged_store(tmp_path / "s")
+    store.record(0, [0], np.ones((2, 2)), counts=[2])
+    store.seal(0)
+    path = tmp_path / "s" / name
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreCorruptionError, match=name):
+        store.verify()

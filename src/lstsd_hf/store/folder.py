@@ -14,6 +14,7 @@ from .ids import SampleIndex
 from .journal import Journal
 from .manifest import Manifest, read_manifest, write_manifest
 from .npy import map_array, map_rows, reason_of
+from .rows import VALUES
 
 _JOURNAL_NAME = re.compile(r"epoch-([0-9]{4,10})\.rank-([0-9]{5,10})\.journal")
 
@@ -79,6 +80,10 @@ class StoreFolder:
         """The file of a sealed epoch."""
         return self.path / f"epoch-{epoch:04d}.npy"
 
+    def part_path(self, part: str, epoch: int) -> Path:
+        """The file of a part of a sealed epoch's rows: its values, or what else a row layout keeps."""
+        return self.epoch_path(epoch) if part == VALUES else self.path / f"epoch-{epoch:04d}.{part}.npy"
+
     def journal_path(self, epoch: int, rank: int) -> Path:
         """Where one process records an open epoch."""
         return self.path / "open" / f"epoch-{epoch:04d}.rank-{rank:05d}.journal"
@@ -95,6 +100,9 @@ class StoreFolder:
     def unchanging_files(self, manifest: Manifest) -> dict[Path, str]:
         """The files that never change again, with the checksums that the manifest has of them."""
         files = {self.epoch_path(int(epoch)): checksum for epoch, checksum in manifest["sealed"].items()}
+        for key, checksum in manifest["parts"].items():
+            part, epoch = key.split()
+            files[self.part_path(part, int(epoch))] = checksum
         for key, checksum in manifest["statistics"].items():
             name, epoch = key.split()
             files[self.statistic_path(name, int(epoch))] = checksum
@@ -129,9 +137,9 @@ class StoreFolder:
     def _verify_files(self) -> None:
         """Compares every file with its checksum. Raises StoreCorruptionError, naming the first that differs."""
         manifest = read_manifest(self.path)
-        epochs = {
-            self.epoch_path(int(epoch)) for epoch in manifest["sealed"]
-        }  # whose rows are their layout's business
+        parts = (key.split() for key in manifest["parts"])
+        epochs = {self.epoch_path(int(epoch)) for epoch in manifest["sealed"]}
+        epochs |= {self.part_path(part, int(epoch)) for part, epoch in parts}  # their rows are their layout's business
         for path, checksum in self.unchanging_files(manifest).items():
             try:
                 # First, so that no more is read than what the header says.

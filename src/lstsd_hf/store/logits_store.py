@@ -16,12 +16,14 @@ or the new one. Needs numpy and a hash; knows nothing of torch.
 import operator
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .epochs import SealedEpochs
 from .errors import StoreCorruptionError, StoreError, StoreMismatchError
 from .files import protect, replacing, writing
 from .folder import ids_path
@@ -29,11 +31,11 @@ from .ids import SampleIndex
 from .journal import ID, Journal, JournalWriter, journal_head
 from .manifest import DTYPES, Manifest, new_manifest, read_manifest, write_manifest
 from .npy import map_array, reason_of, write_array
-from .per_sample import PerSampleFiles
-from .rows import FixedRows
+from .ragged import each_once
+from .rows import VALUES
 
 
-class LogitsStore(PerSampleFiles):
+class LogitsStore(SealedEpochs):
     """Predictions by epoch and sample id; one open epoch that is appended to, and sealed ones that are read.
 
     ```python
@@ -47,20 +49,13 @@ class LogitsStore(PerSampleFiles):
         path: The store's folder.
         num_samples: The largest sample id plus 1.
         sample_ids: int64 (rows,): the id of each row of the files, ascending; 0 to num_samples - 1, if dense.
-        row_shape: The shape of one sample's prediction, `(classes,)` for a classifier.
-        dtype: "float16" or "float32".
-        fingerprint: Names the data set that the ids belong to.
+        row_shape, dtype, is_ragged, vocabulary, fingerprint: see `SealedEpochs`.
     """
 
     def __init__(self, path: str | os.PathLike[str], manifest: Manifest, index: SampleIndex) -> None:
         """Use `create` or `open`."""
-        self._rows = FixedRows(index, tuple(manifest["row_shape"]), manifest["dtype"])
-        super().__init__(path, index, self._rows.row_bytes)
-        self.row_shape: tuple[int, ...] = tuple(manifest["row_shape"])
-        self.dtype: str = manifest["dtype"]
-        self.fingerprint: str = manifest["fingerprint"]
+        super().__init__(path, manifest, index)
         self._writers: dict[tuple[int, int], JournalWriter] = {}
-        self._maps: dict[int, npt.NDArray[Any]] = {}
 
     @classmethod
     def create(
@@ -71,6 +66,9 @@ class LogitsStore(PerSampleFiles):
         dtype: str,
         fingerprint: str,
         ids: npt.ArrayLike | None = None,
+        *,
+        ragged: bool = False,
+        vocabulary: int | None = None,
     ) -> "LogitsStore":
         """Makes an empty store in a folder that does not exist yet, or is empty.
 
@@ -82,6 +80,8 @@ class LogitsStore(PerSampleFiles):
             fingerprint: Names the data set: printable text, at most 1,000 characters.
             ids: (N,) the sample ids, where they are known ahead. Where num_samples is more than 4 N, the store keeps
                 them in ids.npy, and files have N rows; else a file has num_samples rows, and row i is id i.
+            ragged: Whether a sample has any number of rows: see `ragged`.
+            vocabulary: Rows keep the `row_shape = (k,)` largest of so many classes, and samples are ragged.
 
         Raises:
             ValueError: a size is below 1 or too large, the dtype or the fingerprint is not one of these, or an id is
@@ -93,7 +93,10 @@ class LogitsStore(PerSampleFiles):
             raise ValueError(f"num_samples={num_samples}, row_shape={row_shape}: expected sizes of at least 1.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}.")
-        manifest = new_manifest(sizes[0], tuple(sizes[1:]), dtype, fingerprint)
+        layout: dict[str, Any] = {"kind": "ragged"} if ragged else {}
+        if vocabulary is not None:
+            layout = {"kind": "top_k", "vocabulary": vocabulary}
+        manifest = new_manifest(sizes[0], tuple(sizes[1:]), dtype, fingerprint, layout)
         index = SampleIndex.of(sizes[0], ids)
         path = Path(path)
         with writing(path):
@@ -144,19 +147,24 @@ class LogitsStore(PerSampleFiles):
         sample_ids: npt.ArrayLike,
         logits: npt.ArrayLike,
         *,
+        counts: npt.ArrayLike | None = None,
         step: int = 0,
         rank: int = 0,
+        **parts: npt.ArrayLike,
     ) -> None:
         """Appends one batch of predictions to an open epoch.
 
         Args:
             epoch: The epoch under way, from 0.
             sample_ids: Integers of shape (B,).
-            logits: Numbers of shape (B, *row_shape). Those beyond the dtype's range are clipped to it, and counted. A
-                row with a value that is not finite is recorded as NaN: no prediction.
+            logits: Numbers of shape (B, *row_shape), or (R, *row_shape) of ragged rows, sample by sample. Those beyond
+                the dtype's range are clipped to it, and counted. A row with a value that is not finite is recorded as
+                NaN: no prediction.
+            counts: (B,) how many of R ragged rows each sample has.
             step: The training step. Where an epoch has a sample twice, the lower step wins, then the lower rank, then
                 the earlier record.
             rank: The process that records. One process writes a rank's journal.
+            **parts: Of rows that keep the k largest: `classes` (R, k) and `rest` (R,).
 
         Raises:
             StoreError: an id is none of the store's, the epoch is sealed, or the disk is full (the batch is then not
@@ -165,11 +173,15 @@ class LogitsStore(PerSampleFiles):
         """
         ids = np.asarray(sample_ids)
         self.index.rows_of(ids, self.path)
-        rows = np.asarray(logits)
-        if rows.shape != (len(ids), *self.row_shape):
+        rows = {VALUES: np.asarray(logits), **{name: np.asarray(part) for name, part in parts.items()}}
+        if self.is_ragged and counts is not None:
+            ids, rows = each_once(ids, np.asarray(counts), rows)
+        found, expected = {name: part.shape for name, part in rows.items()}, self._rows.shapes(len(ids))
+        if found != expected or self.is_ragged != (counts is not None):
+            shapes = [shape.pop(VALUES) if shape.keys() == {VALUES} else shape for shape in (found, expected)]
             raise StoreMismatchError(
-                f"Logits of shape {rows.shape} for {len(ids)} sample ids do not fit the store at {self.path}: "
-                f"expected {(len(ids), *self.row_shape)}. Has the number of labels changed? Name another logits_dir."
+                f"Logits of shape {shapes[0]} for {len(ids)} sample ids do not fit the store at {self.path}: expected "
+                f"{shapes[1]}. Has the number of labels changed? Name another logits_dir."
             )
         if not len(ids):
             return
@@ -193,10 +205,13 @@ class LogitsStore(PerSampleFiles):
         manifest = read_manifest(self.path)
         journals = self.journals(epoch)
         if str(epoch) not in manifest["sealed"]:
-            with replacing(self.epoch_path(epoch)) as temporary:
-                clipped, checksum = self._rows.write_sealed(temporary, journals)
-                protect(temporary)
-            manifest["sealed"][str(epoch)] = checksum
+            with ExitStack() as files:
+                paths = {part: files.enter_context(replacing(path)) for part, path in self.part_paths(epoch).items()}
+                clipped, checksums = self._rows.write_sealed(paths, journals)
+                for path in paths.values():
+                    protect(path)
+            manifest["sealed"][str(epoch)] = checksums.pop(VALUES)
+            manifest["parts"] |= {f"{part} {epoch}": checksum for part, checksum in checksums.items()}
             still_open = {key: size for key, size in manifest["open"].items() if int(key.split()[0]) != epoch}
             manifest["open"] = still_open
             write_manifest(self.path, manifest)
@@ -210,33 +225,6 @@ class LogitsStore(PerSampleFiles):
         for journal in journals:
             journal.path.unlink()
 
-    def read(self, epoch: int, sample_ids: npt.ArrayLike) -> npt.NDArray[Any]:
-        """The predictions of a sealed epoch: (B, *row_shape) in the store's dtype, a copy, for (B,) sample ids.
-
-        Raises:
-            StoreError: the epoch is not sealed, or an id is none of the store's.
-            StoreCorruptionError: the epoch's file is missing, cut off, or not of the store's shape and dtype.
-        """
-        return np.take(self.epoch_rows(epoch), self.index.rows_of(sample_ids, self.path), axis=0)
-
-    def epoch_rows(self, epoch: int) -> npt.NDArray[Any]:
-        """All predictions of a sealed epoch, (rows, *row_shape), mapped from the disk; raises as `read`."""
-        if epoch not in self._maps:
-            sealed = self.sealed_epochs
-            if epoch not in sealed:
-                raise StoreError(f"Epoch {epoch} of the store at {self.path} is not sealed; sealed are {sealed}.")
-            self._maps[epoch] = self._rows.open_sealed(self.epoch_path(epoch))
-        return self._maps[epoch]
-
-    def drop(self, epoch: int) -> None:
-        """Removes a sealed epoch for good."""
-        manifest = read_manifest(self.path)
-        self._maps.pop(epoch, None)
-        # The manifest first: a file that it does not name is nobody's, but a name without a file is damage.
-        if manifest["sealed"].pop(str(epoch), None) is not None:
-            write_manifest(self.path, manifest)
-        self.epoch_path(epoch).unlink(missing_ok=True)
-
     # ---- the whole store
 
     def verify(self) -> None:
@@ -247,7 +235,7 @@ class LogitsStore(PerSampleFiles):
         """
         self._verify_files()
         for epoch in self.sealed_epochs:
-            self._rows.open_sealed(self.epoch_path(epoch))
+            self._rows.open_sealed(self.part_paths(epoch))
         for journal in self.journals():
             for block in journal.blocks():
                 self._rows.rows_of(journal, block)

@@ -5,7 +5,9 @@ num_samples, row_shape, dtype, fingerprint      see `LogitsStore`
 ids               where the store has it: the checksum of ids.npy
 labels            the checksum of labels.npy, or null
 label_changes     where there are any: the labels that were corrected, oldest first: see `LogitsStore.relabel`
+layout            where samples have any number of rows: see `ragged`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
+parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
 statistics        by "<name> <epoch>": the checksum of <name>-<epoch>.npy
 open              in a copy, by "<epoch> <rank>": the size of each journal
 note              in a copy: what `LogitsStore.copy` was told
@@ -16,6 +18,7 @@ A checksum finds damage, and keeps nobody out: whoever writes a manifest can wri
 is checked on reading: `_EXPECTED` says what it must be.
 """
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -40,7 +43,7 @@ _MOST_VALUES = 1 << 28  # in a row: a limit of numpy's
 _MOST_DIMENSIONS = 31
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _CHECKSUM = re.compile("[0-9a-f]{32}")
-_OPTIONAL: dict[str, Any] = {"ids": None, "label_changes": [], "aside": False}
+_OPTIONAL: dict[str, Any] = {"ids": None, "layout": {}, "parts": {}, "label_changes": [], "aside": False}
 
 
 class Manifest(TypedDict):
@@ -53,14 +56,18 @@ class Manifest(TypedDict):
     ids: str | None
     labels: str | None
     label_changes: list[dict[str, Any]]
+    layout: dict[str, Any]
     sealed: dict[str, str]
+    parts: dict[str, str]
     statistics: dict[str, str]
     open: dict[str, int]
     note: dict[str, Any]
     aside: bool
 
 
-def new_manifest(num_samples: int, row_shape: tuple[int, ...], dtype: str, fingerprint: str) -> Manifest:
+def new_manifest(
+    num_samples: int, row_shape: tuple[int, ...], dtype: str, fingerprint: str, layout: dict[str, Any]
+) -> Manifest:
     """The manifest of a store that holds nothing yet.
 
     Raises:
@@ -74,7 +81,9 @@ def new_manifest(num_samples: int, row_shape: tuple[int, ...], dtype: str, finge
         ids=None,
         labels=None,
         label_changes=[],
+        layout=layout,
         sealed={},
+        parts={},
         statistics={},
         open={},
         note={},
@@ -123,7 +132,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     if checksum != found:
         raise StoreCorruptionError(f"{file} is damaged: its content does not fit its checksum {shortened(checksum)}.")
-    manifest = {**_OPTIONAL, "statistics": {}, **content}  # stores of before 0.2 have no statistics
+    manifest = {**copy.deepcopy(_OPTIONAL), "statistics": {}, **content}  # stores of before 0.2 have no statistics
     wrong = _first_wrong(manifest)
     if wrong is not None:
         raise StoreCorruptionError(f"{file} is damaged: {wrong}")
@@ -166,6 +175,13 @@ def _is_shape(value: Any) -> bool:
     )
 
 
+def _is_layout(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    top_k = value.keys() == {"kind", "vocabulary"} and value["kind"] == "top_k"
+    return value in ({}, {"kind": "ragged"}) or (top_k and is_whole(value["vocabulary"], 2, 2**32))
+
+
 def _is_checksum(value: Any) -> bool:
     return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
 
@@ -205,7 +221,9 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, list) and all(map(_is_change, value)),
         "a list of epoch, step, number of samples, and fingerprint",
     ),
+    "layout": (_is_layout, "nothing, ragged rows, or the largest of a vocabulary of at most 2^32"),
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
+    "parts": (_is_table(rf"(?:offsets|classes|rest) {_NUMBER}", _is_checksum), "checksums by part and epoch"),
     "statistics": (_is_table(rf"(?!epoch )[a-z_]+ {_NUMBER}", _is_checksum), "checksums by name and epoch"),
     "open": (_is_table(f"{_NUMBER} {_NUMBER}", is_whole), "sizes by epoch and process"),
     "note": (lambda value: isinstance(value, dict), "an object"),

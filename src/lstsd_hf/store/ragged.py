@@ -22,14 +22,15 @@ import numpy.typing as npt
 
 from .errors import StoreCorruptionError
 from .files import CHUNK_BYTES
-from .journal import ID, Journal
-from .npy import NpyWriter
-from .rows import DTYPES, blocks_in_order, clip
+from .ids import SampleIndex
+from .journal import ID, Block, Journal
+from .manifest import DTYPES
+from .npy import NpyWriter, map_array, reason_of
+from .rows import VALUES, blocks_in_order, clip, samples_of
 
 Array = npt.NDArray[Any]
 
 OFFSETS = "offsets"
-VALUES = "values"
 
 
 class Rows(NamedTuple):
@@ -60,18 +61,39 @@ class Rows(NamedTuple):
         return aligned
 
 
+def each_once(ids: Array, counts: Array, parts: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Leaves of a batch the first of equal samples, which an evenly padded batch may hold twice.
+
+    Args:
+        ids: (B,) sample ids.
+        counts: (B,) how many rows each has.
+        parts: Of the R rows.
+
+    Returns:
+        The sample id of each row that is left, and the parts of these rows.
+    """
+    by_row = np.repeat(ids, counts)
+    _, first = np.unique(ids, return_index=True)
+    if len(first) == len(ids):
+        return by_row, dict(parts)
+    kept = np.zeros(len(ids), np.bool_)
+    kept[first] = True
+    rows = np.repeat(kept, counts)
+    return by_row[rows], {name: part[rows] for name, part in parts.items()}
+
+
 class RaggedRows:
     """Any number of rows of one shape for each of N samples.
 
     Attributes:
-        num_samples: N.
+        index: Which of the N samples, in the order of the files, has which id.
         row: The structured dtype of a row, with a field for each part.
         row_bytes: The size of a row.
         limit: The largest finite number of the values' dtype.
     """
 
-    def __init__(self, num_samples: int, row_shape: tuple[int, ...], dtype: str) -> None:
-        self.num_samples = num_samples
+    def __init__(self, index: SampleIndex, row_shape: tuple[int, ...], dtype: str) -> None:
+        self.index = index
         self.row = np.dtype(self._fields(row_shape, DTYPES[dtype]))
         self.row_bytes = self.row.itemsize
         self.limit = float(np.finfo(DTYPES[dtype]).max)
@@ -82,11 +104,15 @@ class RaggedRows:
     @property
     def files(self) -> dict[str, str]:
         """By part: what its file's name has behind `epoch-0000`."""
-        return {name: ".npy" if name == VALUES else f".{name}.npy" for name in (*self._names, OFFSETS)}
+        return {VALUES: ".npy"} | {name: f".{name}.npy" for name in (*self._names, OFFSETS) if name != VALUES}
 
     @property
     def _names(self) -> tuple[str, ...]:
         return self.row.names or ()
+
+    def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each part of so many rows."""
+        return {name: (rows, *self.row[name].shape) for name in self._names}
 
     def encode(self, parts: Mapping[str, Array]) -> tuple[bytes, int]:
         """The bytes of R rows, and how many values were clipped to the dtype's range.
@@ -112,20 +138,15 @@ class RaggedRows:
             How many values were clipped, and the checksum of each file.
         """
         blocks, clipped = blocks_in_order(journals)
-        first, counts = np.zeros(self.num_samples, np.int64), np.zeros(self.num_samples, np.int64)
-        owners = np.zeros(self.num_samples, np.uint16)
+        samples = self.index.num_rows
+        first, counts = np.zeros(samples, np.int64), np.zeros(samples, np.int64)
+        owners = np.zeros(samples, np.uint16)
         for owner, block in blocks:  # the first record comes last, and stays
-            ids = journals[owner].ids(block)
-            if not len(ids):
-                continue
-            starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-            named = ids[starts][::-1]
-            if ((named < 0) | (named >= self.num_samples)).any():
-                raise StoreCorruptionError(
-                    f"{journals[owner].path} holds sample ids outside of 0 to {self.num_samples - 1}."
-                )
+            rows = self.rows_of(journals[owner], block)
+            starts = np.flatnonzero(np.diff(rows, prepend=-1))
+            named = rows[starts][::-1]
             first[named] = (block.offset + block.rows * ID.itemsize + starts * self.row_bytes)[::-1]
-            counts[named] = np.diff(starts, append=len(ids))[::-1]
+            counts[named] = np.diff(starts, append=len(rows))[::-1]
             owners[named] = owner
         offsets = np.concatenate([[0], np.cumsum(counts)])
         with ExitStack() as files:
@@ -146,10 +167,14 @@ class RaggedRows:
     def _chunks(self, offsets: Array) -> Iterator[tuple[int, int]]:
         """Ranges of samples whose rows take about a chunk's bytes."""
         rows_at_once, at = max(1, CHUNK_BYTES // self.row_bytes), 0
-        while at < self.num_samples:
+        while at < self.index.num_rows:
             end = max(at + 1, int(np.searchsorted(offsets, offsets[at] + rows_at_once, "right")) - 1)
             yield at, end
             at = end
+
+    def rows_of(self, journal: Journal, block: Block) -> Array:
+        """Where, among the N samples, the sample of each of a block's rows is; raises as `FixedRows.rows_of`."""
+        return samples_of(self.index, journal, block)
 
     def _gather(self, journals: list[Journal], first: Array, counts: Array, owners: Array) -> Array:
         """The rows of some samples, from where they lie in the journals, in order."""
@@ -171,14 +196,12 @@ class RaggedRows:
         found: dict[str, Array] = {}
         for name, path in paths.items():
             try:
-                found[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError, EOFError) as error:
-                raise StoreCorruptionError(f"{path} is missing or damaged: {error}.") from error
-        offsets = found[OFFSETS]
-        if offsets.shape != (self.num_samples + 1,) or offsets.dtype != np.int64 or offsets[0] != 0:
-            raise StoreCorruptionError(
-                f"{paths[OFFSETS]} is not of this store: expected {self.num_samples + 1} offsets."
-            )
+                found[name] = map_array(path)
+            except (OSError, ValueError) as error:
+                raise StoreCorruptionError(f"{path} is missing or damaged: {reason_of(error)}.") from error
+        offsets, samples = found[OFFSETS], self.index.num_rows
+        if offsets.shape != (samples + 1,) or offsets.dtype != np.int64 or offsets[0] or (np.diff(offsets) < 0).any():
+            raise StoreCorruptionError(f"{paths[OFFSETS]}: expected {samples + 1} ascending offsets, from 0 on.")
         for name in self._names:
             shape = (int(offsets[-1]), *self.row[name].shape)
             if found[name].shape != shape or found[name].dtype != self.row[name].base:
@@ -189,7 +212,7 @@ class RaggedRows:
         return found
 
     def read(self, sealed: Mapping[str, Array], positions: Array) -> Rows:
-        """The rows of the samples at these positions, copied from what `open_sealed` mapped."""
+        """The rows of the samples at these positions in the files, copied from what `open_sealed` mapped."""
         offsets = sealed[OFFSETS]
         begin = offsets[positions]
         counts = offsets[positions + 1] - begin
@@ -201,9 +224,9 @@ class RaggedRows:
 class TopKRows(RaggedRows):
     """Any number of rows for each sample, each with the k largest of V classes and the mass of the rest."""
 
-    def __init__(self, num_samples: int, k: int, vocabulary: int, dtype: str) -> None:
+    def __init__(self, index: SampleIndex, row_shape: tuple[int, ...], dtype: str, vocabulary: int) -> None:
         self.vocabulary = vocabulary
-        super().__init__(num_samples, (k,), dtype)
+        super().__init__(index, row_shape, dtype)
 
     def _fields(self, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
         classes = np.dtype("<u2" if self.vocabulary <= 1 << 16 else "<u4")

@@ -4,7 +4,7 @@ A row layout owns what depends on that: how a batch is encoded for a journal, an
 its sealed file. Rows of variable number, and rows that keep the `k` largest of many classes, are layouts of their own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from .ids import SampleIndex
 from .journal import BLOCK_TABLE, ID, Block, Journal
 from .manifest import DTYPES
 from .npy import NpyWriter, map_array, reason_of
+
+Parts = Mapping[str, npt.NDArray[Any]]  # of rows, by name
+
+VALUES = "values"
 
 # The dtype that shows the bits of a number, and those of infinity.
 _BITS = {dtype: np.dtype(f"<u{dtype.itemsize}") for dtype in DTYPES.values()}
@@ -54,6 +58,19 @@ def blocks_in_order(journals: list[Journal]) -> tuple[list[tuple[int, Block]], i
     return [(int(owners[i]), Block(*table[i].tolist())) for i in order], int(table["clipped"].sum())
 
 
+def samples_of(index: SampleIndex, journal: Journal, block: Block) -> npt.NDArray[Any]:
+    """Where, among the samples of a sealed file, the sample of each of a block's rows is.
+
+    Raises:
+        StoreCorruptionError: the block is damaged, or has ids that are none of the store's.
+    """
+    ids = journal.ids(block)
+    wrong = index.unknown(ids)
+    if wrong:
+        raise StoreCorruptionError(f"{journal.path} holds sample ids {wrong}: expected {index.expected}.")
+    return index.rows_of(ids, journal.path)
+
+
 class FixedRows:
     """One row of a fixed shape for each sample; a sealed file is (N, *row_shape).
 
@@ -72,20 +89,30 @@ class FixedRows:
         self.row_bytes = prod(row_shape) * self.dtype.itemsize
         self.limit = float(np.finfo(self.dtype).max)
 
-    def encode(self, rows: npt.NDArray[Any]) -> tuple[bytes, int]:
+    @property
+    def files(self) -> dict[str, str]:
+        """By part of a row: what its file's name has behind `epoch-0000`."""
+        return {VALUES: ".npy"}
+
+    def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each part of so many rows."""
+        return {VALUES: (rows, *self.row_shape)}
+
+    def encode(self, parts: Parts) -> tuple[bytes, int]:
         """The bytes of (B, *row_shape) rows, and how many values were clipped to the dtype's range.
 
         A row with a value that is not finite becomes NaN throughout.
         """
-        rounded, clipped = clip(rows, self.dtype)
+        rounded, clipped = clip(parts[VALUES], self.dtype)
         return rounded.tobytes(), clipped
 
-    def open_sealed(self, path: Path) -> npt.NDArray[Any]:
-        """Maps a sealed file, (N, *row_shape).
+    def open_sealed(self, paths: Mapping[str, Path]) -> dict[str, npt.NDArray[Any]]:
+        """Maps the sealed file of an epoch, (N, *row_shape).
 
         Raises:
             StoreCorruptionError: it is missing, cut off, or of another shape or dtype.
         """
+        path = paths[VALUES]
         try:
             array = map_array(path)
         except (OSError, ValueError) as error:
@@ -96,22 +123,22 @@ class FixedRows:
                 f"{path} is not of this store: expected {self.dtype.name} of shape {shape}, found {array.dtype} of "
                 f"shape {array.shape}."
             )
-        return array
+        return {VALUES: array}
 
-    def write_sealed(self, path: Path, journals: list[Journal]) -> tuple[int, str]:
-        """Writes the content of a sealed file to `path`.
+    def write_sealed(self, paths: Mapping[str, Path], journals: list[Journal]) -> tuple[int, dict[str, str]]:
+        """Writes the content of an epoch's sealed file.
 
         The rows are gathered by id and written in one sweep, which the disk follows at once. Written to where they
         belong in the order of the journals, 2.6 GB took ten times as long.
 
         Returns:
-            How many values were clipped, and the file's checksum.
+            How many values were clipped, and the checksum of each file.
         """
         blocks, clipped = blocks_in_order(journals)
-        with NpyWriter(path, self.dtype, (self.index.num_rows, *self.row_shape)) as file:
+        with NpyWriter(paths[VALUES], self.dtype, (self.index.num_rows, *self.row_shape)) as file:
             for rows in self._rows_by_id(journals, blocks):
                 file.write(rows)
-            return clipped, file.finish()
+            return clipped, {VALUES: file.finish()}
 
     def _rows_by_id(self, journals: list[Journal], blocks: list[tuple[int, Block]]) -> Iterator[npt.NDArray[Any]]:
         """The sealed file's rows as raw bytes (`numpy.void`), some at a time.
@@ -144,13 +171,5 @@ class FixedRows:
                 yield rows
 
     def rows_of(self, journal: Journal, block: Block) -> npt.NDArray[Any]:
-        """The rows that a block's samples have in a sealed file.
-
-        Raises:
-            StoreCorruptionError: the block is damaged, or has ids that are none of the store's.
-        """
-        ids = journal.ids(block)
-        wrong = self.index.unknown(ids)
-        if wrong:
-            raise StoreCorruptionError(f"{journal.path} holds sample ids {wrong}: expected {self.index.expected}.")
-        return self.index.rows_of(ids, journal.path)
+        """The rows that a block's samples have in a sealed file; raises as `samples_of`."""
+        return samples_of(self.index, journal, block)

@@ -1,0 +1,89 @@
+"""The sealed epochs of a store: read by sample id, and dropped."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import StoreError
+from .ids import SampleIndex
+from .manifest import Manifest, read_manifest, write_manifest
+from .per_sample import PerSampleFiles
+from .ragged import RaggedRows, Rows, TopKRows
+from .rows import VALUES, FixedRows
+
+
+class SealedEpochs(PerSampleFiles):
+    """The part of `LogitsStore` that reads.
+
+    Attributes:
+        row_shape: The shape of a row: `(classes,)` for a classifier or a tagger, `(k,)` where rows keep the k largest.
+        dtype: "float16" or "float32".
+        is_ragged: Whether a sample has any number of rows.
+        vocabulary: How many classes the k largest are of; None: rows keep all.
+        fingerprint: Names the data set that the ids belong to.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], manifest: Manifest, index: SampleIndex) -> None:
+        layout = manifest["layout"]
+        self.row_shape: tuple[int, ...] = tuple(manifest["row_shape"])
+        self.dtype: str = manifest["dtype"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.is_ragged: bool = bool(layout)
+        self.vocabulary: int | None = layout.get("vocabulary")
+        self._rows: FixedRows | RaggedRows
+        if self.vocabulary is not None:
+            self._rows = TopKRows(index, self.row_shape, self.dtype, self.vocabulary)
+        else:
+            self._rows = (RaggedRows if self.is_ragged else FixedRows)(index, self.row_shape, self.dtype)
+        super().__init__(path, index, self._rows.row_bytes)
+        self._maps: dict[int, dict[str, npt.NDArray[Any]]] = {}
+
+    def read(self, epoch: int, sample_ids: npt.ArrayLike) -> npt.NDArray[Any]:
+        """The predictions of a sealed epoch: (B, *row_shape) in the store's dtype, a copy, for (B,) sample ids.
+
+        Raises:
+            StoreError: the epoch is not sealed, an id is none of the store's, or samples have any number of rows.
+            StoreCorruptionError: the epoch's file is missing, cut off, or not of the store's shape and dtype.
+        """
+        if self.is_ragged:
+            raise StoreError(f"The samples of the store at {self.path} have any number of rows: use read_rows.")
+        return np.take(self.epoch_rows(epoch), self.index.rows_of(sample_ids, self.path), axis=0)
+
+    def read_rows(self, epoch: int, sample_ids: npt.ArrayLike) -> Rows:
+        """The rows of (B,) samples in a sealed epoch of a store of ragged rows; raises as `read`."""
+        if not isinstance(self._rows, RaggedRows):
+            raise StoreError(f"Every sample of the store at {self.path} has one row: use read.")
+        samples = self.index.rows_of(sample_ids, self.path)
+        return self._rows.read(self.epoch_parts(epoch), samples)
+
+    def epoch_rows(self, epoch: int) -> npt.NDArray[Any]:
+        """All predictions of a sealed epoch, (rows, *row_shape), mapped from the disk; raises as `read`."""
+        return self.epoch_parts(epoch)[VALUES]
+
+    def epoch_parts(self, epoch: int) -> dict[str, npt.NDArray[Any]]:
+        """All files of a sealed epoch, mapped from the disk: "values", and of ragged rows "offsets" and what else."""
+        if epoch not in self._maps:
+            sealed = self.sealed_epochs
+            if epoch not in sealed:
+                raise StoreError(f"Epoch {epoch} of the store at {self.path} is not sealed; sealed are {sealed}.")
+            self._maps[epoch] = self._rows.open_sealed(self.part_paths(epoch))
+        return self._maps[epoch]
+
+    def part_paths(self, epoch: int) -> dict[str, Path]:
+        """The files of a sealed epoch, by what they hold of a row."""
+        return {part: self.part_path(part, epoch) for part in self._rows.files}
+
+    def drop(self, epoch: int) -> None:
+        """Removes a sealed epoch for good."""
+        manifest = read_manifest(self.path)
+        self._maps.pop(epoch, None)
+        # The manifest first: a file that it does not name is nobody's, but a name without a file is damage.
+        if manifest["sealed"].pop(str(epoch), None) is not None:
+            for part in self._rows.files:
+                manifest["parts"].pop(f"{part} {epoch}", None)
+            write_manifest(self.path, manifest)
+        for path in self.part_paths(epoch).values():
+            path.unlink(missing_ok=True)
