@@ -92,7 +92,7 @@ class SampleIndex:
                 return rows
         raise StoreError(
             f"Sample ids {self.unknown(ids)} are outside of the store at {path}: expected {self.expected}. "
-            "Has the training set grown? Train into a new logits_dir."
+            "Has the training set grown? Start a new run."
         )
 
     def unknown(self, sample_ids: npt.NDArray[np.integer[Any]]) -> list[int]:

@@ -136,7 +136,8 @@ class LogitsStore(SealedEpochs):
         if wrong:
             raise StoreMismatchError(
                 f"The logits store at {self.path} belongs to another training set, label column, model head or dtype: "
-                f"expected {'; '.join(wrong)}. Train on what the store was made for, or name another logits_dir."
+                f"expected {'; '.join(wrong)}. Train on what it was made for, or start anew, without "
+                "resume_from_checkpoint."
             )
 
     # ---- epochs
@@ -181,7 +182,7 @@ class LogitsStore(SealedEpochs):
             shapes = [shape.pop(VALUES) if shape.keys() == {VALUES} else shape for shape in (found, expected)]
             raise StoreMismatchError(
                 f"Logits of shape {shapes[0]} for {len(ids)} sample ids do not fit the store at {self.path}: expected "
-                f"{shapes[1]}. Has the number of labels changed? Name another logits_dir."
+                f"{shapes[1]}. Has the number of labels changed? Start a new run."
             )
         if not len(ids):
             return

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -54,8 +55,8 @@ def _lock(file: Path, what: str) -> list[BaseFileLock]:
             lock.acquire()
         except Timeout as error:
             raise StoreError(
-                f"Another run uses {what}: expected one run in one folder. Wait for it, or name another output_dir "
-                "or logits_dir."
+                f"Another run uses {what}: expected one run in one folder. Wait for it, or name another output_dir, "
+                "and another logits_dir if you have named one."
             ) from error
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -144,12 +145,18 @@ def _asides(path: Path) -> dict[int, Path]:
     return {int(match[1]): folder for match, folder in found if match is not None}
 
 
-def refuse_full_disk(path: Path, needed: int) -> None:
-    """Raises StoreError where the disk of the store's folder has fewer than `needed` bytes left."""
+def refuse_full_disk(path: Path, needed: int, smaller: Sequence[str]) -> None:
+    """Raises StoreError where the disk of the store's folder has fewer than `needed` bytes left.
+
+    Args:
+        path: The store's folder.
+        needed: The bytes that it will take.
+        smaller: Settings with which it would take fewer.
+    """
     free = shutil.disk_usage(path.parent).free
     if needed > free:
+        remedies = ["Free some space", "name a logits_dir on another disk", *(f"set {name}" for name in smaller)]
         raise StoreError(
             f"The logits store at {path} will take about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are "
-            "free: expected room for the whole run. Free some space, name a logits_dir on another disk, or set "
-            "logits_retention='needed' or logits_dtype='float16'."
+            f"free: expected room for the whole run. {', or '.join(remedies)}."
         )

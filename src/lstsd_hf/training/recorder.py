@@ -289,7 +289,9 @@ class Recorder:
         epochs = self._state.num_train_epochs
         kept = epochs if self._plan.keeps_all and self.steps_per_epoch else min(epochs, 3)
         needed = rows * (max(kept - sealed, 0) * row_bytes + 2 * (row_bytes + _ID_BYTES))
-        place.refuse_full_disk(self._plan.path, needed)
+        smaller = ["logits_retention='needed'"] * self._plan.keeps_all
+        smaller += ["logits_dtype='float16'"] * (self._plan.dtype != "float16")
+        place.refuse_full_disk(self._plan.path, needed, smaller)
 
     # ---- saving and restoring
 
