@@ -145,6 +145,8 @@ def test_hub_strategies(hub, tmp_path, strategy):
         "all_checkpoints": {f"{path.name}/": path for path in out.glob("checkpoint-*")},
     }[strategy]
     expected = set().union(*(files_below(folder, prefix) for prefix, folder in checkpoints.items()))
+    if strategy == "checkpoint":  # nothing is deleted there; the manifest names the last one alone
+        expected |= {f"last-checkpoint/_logits/margin-{epoch:04d}.npy" for epoch in range(3)}
     # The card comes with push_to_hub(); a checkpoint carries the store that a resumed run needs.
     assert hub.listing() == MODEL - {"README.md"} | expected
     assert all(f"{prefix}_logits/epoch-0000.npy" in expected for prefix in checkpoints)
@@ -186,6 +188,11 @@ def test_what_an_earlier_run_left_in_the_repo_is_not_mixed_in(hub, tmp_path):
 # ---- push_logits
 
 
+def store_files(*names: str) -> set[str]:
+    """The files of a pushed store: those that every store has, and these."""
+    return {f"_logits/{name}" for name in ("store.json", "labels.npy", *names)}
+
+
 @pytest.mark.parametrize("place", ["default", "outside"])
 def test_the_store_is_pushed_where_asked_for(hub, tmp_path, place):
     logits = tmp_path / ("out/_logits" if place == "default" else "elsewhere/predictions")
@@ -194,7 +201,7 @@ def test_the_store_is_pushed_where_asked_for(hub, tmp_path, place):
     assert hub.listing() == MODEL - {"README.md"}  # in mid-training the model alone
     trainer.push_to_hub()
     sealed = {f"_logits/epoch-{epoch:04d}.npy" for epoch in range(4)}
-    assert hub.listing() == MODEL | sealed | {"_logits/store.json", "_logits/labels.npy"}
+    assert hub.listing() == MODEL | sealed | store_files("margin-0003.npy")
     assert hub.repos[REPO].titles[-2:] == ["End of training", "End of training, logits"]
     downloaded = Path(snapshot_download(REPO))
     assert "lie in `_logits/`" in (downloaded / "README.md").read_text()
@@ -210,7 +217,7 @@ def test_a_later_push_removes_the_epochs_that_are_gone(hub, tmp_path):
     trained(tmp_path / "out", push_logits=True, hub_strategy="end").push_to_hub()
     trained(tmp_path / "out", push_logits=True, hub_strategy="end", num_train_epochs=3).save_model()
     store = {name for name in hub.listing() if name.startswith("_logits")}
-    assert store == {"_logits/store.json", "_logits/labels.npy", *(f"_logits/epoch-000{i}.npy" for i in range(3))}
+    assert store == store_files("margin-0002.npy", *(f"epoch-000{i}.npy" for i in range(3)))
 
 
 def test_a_push_that_nobody_waits_for_takes_the_store_as_it_was(hub, tmp_path):
@@ -233,7 +240,7 @@ def test_a_push_that_nobody_waits_for_takes_the_store_as_it_was(hub, tmp_path):
     ended.set_result(None)
     assert pushes[0].result(30).commit_message == "End of training"
     names = {name for name in hub.listing() if name.startswith("_logits")}
-    assert names == {"_logits/store.json", "_logits/labels.npy", "_logits/epoch-0001.npy", "_logits/epoch-0002.npy"}
+    assert names == store_files("margin-0002.npy", "epoch-0001.npy", "epoch-0002.npy")
     assert not list(tmp_path.rglob("*.push-*"))
 
 
@@ -385,7 +392,7 @@ def test_the_glue_script_has_all_on_disk_when_it_pushes(hub, tmp_path):
 def test_the_glue_script_pushes_what_it_made(hub, tmp_path):
     child(hub, *glue_command(tmp_path))
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
-    sealed = {f"_logits/{name}" for name in ("store.json", "labels.npy", "epoch-0001.npy", "epoch-0002.npy")}
+    sealed = store_files("margin-0002.npy", "epoch-0001.npy", "epoch-0002.npy")
     results = {"train_results.json", "eval_results.json", "all_results.json", "trainer_state.json"}
     assert hub.listing() == MODEL | tokenizer | sealed | results
     text = hub.repos[REPO].files["README.md"].content.decode()
