@@ -10,6 +10,7 @@ Training, prediction and the report all read through `open_user_file`, so that a
 - Whatever would lose or shift text is refused, with the file and the line, or the data row. Data rows count from 1.
 """
 
+import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -44,12 +45,13 @@ class UserFile(ABC):
         self.columns = tuple(columns)
 
     @abstractmethod
-    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
+    def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
         """Reads columns.
 
         Args:
             texts: Columns that must hold text; at least one.
             others: Columns that must hold one value in each row, of any type.
+            to_show: Whether `texts` may hold anything: who only looks at it may want to see numbers and lists.
 
         Raises:
             ValueError: a column is missing or there twice, a row is broken, a cell is of another kind, or there are no
@@ -157,16 +159,16 @@ class _RowFile(UserFile):
     has_types = False
 
     @abstractmethod
-    def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
+    def _rows(self, texts: Sequence[str], others: Sequence[str], to_show: bool) -> Iterator[list[str | None]]:
         """The cells of the columns, row by row."""
 
-    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
+    def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
         self.check_columns([*texts, *others])
         # Lists of cells, and not of rows, which would keep the garbage collector busy.
         columns: list[list[str | None]] = [[] for _ in (*texts, *others)]
         chunks: list[list[pa.Array]] = [[] for _ in texts]
         count = 0
-        for count, row in enumerate(self._rows(texts, others), start=1):
+        for count, row in enumerate(self._rows(texts, others, to_show), start=1):
             for cells, cell in zip(columns, row, strict=True):
                 cells.append(cell)
             if not count % _ROWS_AT_ONCE:
@@ -207,7 +209,7 @@ class _DelimitedFile(_RowFile):
     def value_columns(self, columns: Sequence[str]) -> list[str]:
         return [name for name in columns if name in self.columns]
 
-    def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
+    def _rows(self, texts: Sequence[str], others: Sequence[str], to_show: bool) -> Iterator[list[str | None]]:
         places, width = [self.columns.index(name) for name in (*texts, *others)], len(self.columns)
         lines = self._lines()
         next(lines)  # the header
@@ -216,8 +218,8 @@ class _DelimitedFile(_RowFile):
                 self._refuse_fields(line, len(fields))
             yield [fields[place] or None for place in places]
 
-    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
-        cells = super().read(texts, others)
+    def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
+        cells = super().read(texts, others, to_show=to_show)
         if not self._has_quotes:
             columns = cells.texts.data.columns
             count = sum(pc.sum(pc.starts_with(column, '"')).as_py() or 0 for column in columns)
@@ -268,21 +270,22 @@ class _JsonFile(_RowFile):
     def value_columns(self, columns: Sequence[str]) -> list[str]:
         return [name for name in columns if name in self.columns and name not in self._nested_columns]
 
-    def _rows(self, texts: Sequence[str], others: Sequence[str]) -> Iterator[list[str | None]]:
+    def _rows(self, texts: Sequence[str], others: Sequence[str], to_show: bool) -> Iterator[list[str | None]]:
         for number, row in enumerate(json_rows(self._path), start=1):
             if repeated := row.repeated.intersection([*texts, *others]):
                 self._refuse_row(number, f"the name {min(repeated)!r} is there twice. Delete one of them.")
             yield [
-                *(self._cell(number, name, row.get(name), "text") for name in texts),
+                *(self._cell(number, name, row.get(name), "anything" if to_show else "text") for name in texts),
                 *(self._cell(number, name, row.get(name), "one value") for name in others),
             ]
 
     def _cell(self, number: int, name: str, cell: Any, expected: str) -> str | None:
         if cell is None or (isinstance(cell, Number) and cell == "NaN"):
             return None
-        if isinstance(cell, (list, dict)) or (expected == "text" and type(cell) is not str):
+        is_nested = isinstance(cell, (list, dict))
+        if expected != "anything" and (is_nested or (expected == "text" and type(cell) is not str)):
             self._refuse_row(number, f"expected {expected} in {name!r}, found {in_words(cell)}.")
-        found = cell if isinstance(cell, str) else str(cell)
+        found = cell if isinstance(cell, str) else json.dumps(cell) if is_nested else str(cell)
         if not found.isascii() and re.search("[\ud800-\udfff]", found):
             self._refuse_row(number, f"expected text in {name!r}, found half of a surrogate pair.")
         return found
@@ -296,10 +299,10 @@ class _TypedFile(UserFile):
         super().__init__(name, schema.names)
         self._types, self._load = dict(zip(schema.names, schema.types, strict=True)), load
 
-    def read(self, texts: Sequence[str], others: Sequence[str] = ()) -> Cells:
+    def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
         self.check_columns([*texts, *others])
         for name in texts:
-            if not _is_text(self._types[name]):
+            if not to_show and not _is_text(self._types[name]):
                 raise ValueError(f"{self.name}: expected text in {name!r}, found {self._types[name]}.")
         rows = self._load(list(dict.fromkeys([*texts, *others])))
         self._refuse_empty(len(rows))

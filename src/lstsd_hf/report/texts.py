@@ -50,7 +50,7 @@ class Texts:
                 "show with text_columns (--text_columns)."
             )
         self.columns = tuple(columns)
-        cells = file.read(columns, [*ids, *labels])
+        cells = file.read(columns, [*ids, *labels], to_show=True)
         self._rows, rows = cells.texts, range(len(cells.texts))
         if ids:
             self._ids = sample_ids(file.name, sample_id_column, cells.others[sample_id_column], rows)
