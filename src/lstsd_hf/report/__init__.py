@@ -29,6 +29,7 @@ from datasets import Dataset, DatasetDict
 from ..method import dynamics
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, REPORT_FOLDER, TRAINER_STATE_FILE
 from ..store.files import publish, remove, writing
+from ..store.npy import NpyWriter, write_array
 from .measures import Measures, measure
 from .page import write_page
 from .run import Run, read_run
@@ -147,18 +148,13 @@ def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
     prediction = measures.samples["prediction"]
     seen = ~np.isnan(prediction) if run.is_regression else prediction >= 0
     ids = run.ids[seen]
-    np.save(folder / "sample_ids.npy", ids)
-    np.save(folder / "labels.npy", run.labels[seen])
+    write_array(folder / "sample_ids.npy", ids)
+    write_array(folder / "labels.npy", run.labels[seen])
     if run.is_regression:
-        np.save(folder / "predictions.npy", prediction[seen])
+        write_array(folder / "predictions.npy", prediction[seen])
         return
-    shape = (len(ids), len(run.classes))
-    path = folder / "pred_probs.npy"
-    if not len(ids):  # which cannot be mapped
-        np.save(path, np.empty(shape, np.float32))
-        return
-    probabilities = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    for chunk in run.chunks(len(ids)):
-        (logits,) = run.logits(ids[chunk], run.epochs[-1:])
-        probabilities[chunk] = dynamics.softmax(logits)
-    probabilities.flush()
+    with NpyWriter(folder / "pred_probs.npy", np.dtype("<f4"), (len(ids), len(run.classes))) as file:
+        for chunk in run.chunks(len(ids)):
+            (logits,) = run.logits(ids[chunk], run.epochs[-1:])
+            file.write(dynamics.softmax(logits))
+        file.finish()

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from .files import checksum_of, flush, open_regular, replacing
+from .files import flush, open_regular, replacing
 
 _FLUSH_BYTES = 16 << 20
 _MOST_IN_A_ROW = 1 << 20  # numbers for each sample: more than labels or a statistic ever have
@@ -36,10 +36,11 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> str:
     """
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or not array.ndim:
         raise ValueError(f"{path.name}: an array of {array.dtype} and shape {array.shape}: expected rows of numbers.")
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            np.save(file, array.astype(array.dtype.newbyteorder("<"), copy=False), allow_pickle=False)
-        return checksum_of(temporary)
+    # Not `numpy.save`, which does not tell the cause where the disk is full.
+    dtype = array.dtype.newbyteorder("<")
+    with replacing(path) as temporary, NpyWriter(temporary, dtype, array.shape) as file:
+        file.write(np.ascontiguousarray(array, dtype))
+        return file.finish()
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
