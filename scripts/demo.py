@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
-GLUE = [sys.executable, "-m", "lstsd_hf.glue.run", str(CONFIG)]
+TRAIN = [sys.executable, "-m", "lstsd_hf", "train", str(CONFIG)]
 TRAINERS = {"plain": "transformers.Trainer", "lstsd": "LSTSDTrainer"}
 ROWS = (
     ("accuracy", "eval_accuracy", "{:.4f}"),
@@ -59,7 +59,7 @@ def main() -> None:
     results = {}
     for trainer, name in TRAINERS.items():
         out = root / trainer
-        command = [*GLUE, "--trainer", trainer, "--output_dir", str(out)]
+        command = [*TRAIN, "--trainer", trainer, "--output_dir", str(out)]
         if trainer == "lstsd":  # the other one keeps no predictions to report on
             command += ["--report", "true"]
         print(f"\n{name}:", *command, *more, flush=True)

@@ -1,6 +1,7 @@
 """The command `lstsd`."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import demo
 import numpy as np
 import pytest
 
-from lstsd_hf import LogitsStore, __version__, cli
+from lstsd_hf import LogitsStore, StoreError, __version__, cli
 
 
 def leave(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[object, str, str]:
@@ -29,27 +30,72 @@ def test_help(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((), "required: COMMAND"), (("train",), "invalid choice: 'train'")]
+    ("arguments", "message"),
+    [
+        ((), "lstsd: error: the following arguments are required: COMMAND. See lstsd --help.\n"),
+        (("clena",), "lstsd: error: argument COMMAND: invalid choice: 'clena'"),
+        (("store", "info"), "lstsd store: error: the following arguments are required: path. See"),
+        (("store", "look", "x"), "lstsd store: error: argument action: invalid choice: 'look'"),
+        (("report", "x", "--data", "y"), "lstsd report: error: unknown argument '--data'. See lstsd report --help.\n"),
+    ],
 )
 def test_wrong_command(capsys: pytest.CaptureFixture, arguments: tuple[str, ...], message: str) -> None:
-    code, _, err = leave(capsys, *arguments)
-    assert code == 2
-    assert message in err
+    code, out, err = leave(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
 
 
-def test_help_of_glue(capsys: pytest.CaptureFixture) -> None:
-    code, out, _ = leave(capsys, "glue", "--help")
+@pytest.mark.parametrize("name", ["train", "glue"])
+def test_help_of_train(capsys: pytest.CaptureFixture, name: str) -> None:
+    code, out, _ = leave(capsys, name, "--help")
     assert code == 0
-    assert out.startswith("usage: lstsd glue [CONFIG.yaml] [--flag value ...]\n")
+    assert out.startswith("usage: lstsd train [CONFIG] [--flag value ...]\n")
     for flag in ("--model_name_or_path", "--task_name", "--learning_rate", "--mini_generation_epochs"):
         assert flag in out
 
 
-def test_glue_gets_the_arguments_after_its_name(capsys: pytest.CaptureFixture) -> None:
-    code, _, err = leave(capsys, "glue", "--model_name_or_path", "m", "--task_name", "rt", "--do_train")
+@pytest.mark.parametrize("name", ["train", "glue"])
+def test_train_gets_the_arguments_after_its_name(capsys: pytest.CaptureFixture, name: str) -> None:
+    code, _, err = leave(capsys, name, "--model_name_or_path", "m", "--task_name", "rt", "--do_train")
     assert code == 2
-    assert err.startswith("lstsd glue: error: Unknown task_name 'rt': expected one of cola,")
+    assert err.startswith(f"lstsd {name}: error: Unknown task_name 'rt': expected one of cola,")
     assert err.endswith("Did you mean 'rte'?\n")
+
+
+def test_traceback_on_request(tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        cli.main(["--traceback", "store", "info", str(tmp_path)])
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> LogitsStore:
+        raise TypeError("a fault")
+
+    monkeypatch.setattr(LogitsStore, "open", fail)
+    with pytest.raises(TypeError, match="a fault"):
+        cli.main(["store", "info", str(tmp_path)])
+
+
+def test_an_error_is_one_line_that_a_terminal_does_not_obey(capsys: pytest.CaptureFixture) -> None:
+    code, _, err = leave(capsys, "store", "info", "a\x1b[31m\nb\udc80")
+    assert code == 2
+    assert err.startswith("lstsd store: error: a\\x1b[31m b\\udc80 holds no logits store")
+    assert err.count("\n") == 1
+
+
+def test_each_process_of_several_says_its_own(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    _, _, err = leave(capsys, "store", "info", "nowhere")
+    assert err.startswith("[process 1] lstsd store: error: nowhere holds no logits store")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["store", "info", "nowhere"]])
+def test_starts_at_once_without_torch(arguments: list[str]) -> None:
+    code = "import sys; from lstsd_hf.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("False\n")
 
 
 def make_store(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The GLUE script: its arguments, and whole runs of it on a two-layer BERT."""
+"""`lstsd train`: what it prepares, and whole runs of it on a two-layer BERT."""
 
 import base64
 import gzip
@@ -23,8 +23,10 @@ from transformers import (
     Trainer,
 )
 
+from lstsd_hf import cli
 from lstsd_hf.glue import run as glue
 from lstsd_hf.glue.arguments import DataArguments, ModelArguments
+from lstsd_hf.glue.prepare import label_order
 from lstsd_hf.glue.tasks import TASKS
 from toys import BAD, GOOD
 
@@ -85,22 +87,22 @@ def test_errors_are_one_line_for_a_shell(
     layout: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as leaving:
-        glue.command(flags(model, tmp_path, "--task_name", "cola", "--data_dir", layout, "--do_train"))
+        cli.main(["glue", *flags(model, tmp_path, "--task_name", "cola", "--data_dir", layout, "--do_train")])
     assert leaving.value.code == 2
     message = f"lstsd glue: error: {layout}: expected a folder 'CoLA' in data_dir for cola, found none.\n"
     assert capsys.readouterr().err == message
 
 
-def test_errors_of_the_training_keep_their_traceback(
+def test_a_fault_of_the_program_in_training_keeps_its_traceback(
     layout: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise ValueError("in training")
+        raise RuntimeError("in training")
 
     monkeypatch.setattr(Trainer, "train", fail)
     argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "--trainer", "plain")
-    with pytest.raises(ValueError, match="in training"):
-        glue.command(argv)
+    with pytest.raises(RuntimeError, match="in training"):
+        cli.main(["train", *argv])
 
 
 def test_a_model_that_is_not_there(layout: str, tmp_path: Path) -> None:
@@ -151,10 +153,10 @@ def test_first_layers(layout: str, model: str, tmp_path: Path) -> None:
 def test_label_order_is_the_checkpoints_where_it_knows_the_labels() -> None:
     labels = TASKS["mnli"].labels
     known = BertConfig(id2label={0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"})
-    assert glue.label_order(labels, known) == ("contradiction", "neutral", "entailment")
-    assert glue.label_order(labels, BertConfig(num_labels=3)) == labels
-    assert glue.label_order(labels, BertConfig(num_labels=2)) == labels
-    assert glue.label_order((), known) == ()
+    assert label_order(labels, known) == ("contradiction", "neutral", "entailment")
+    assert label_order(labels, BertConfig(num_labels=3)) == labels
+    assert label_order(labels, BertConfig(num_labels=2)) == labels
+    assert label_order((), known) == ()
 
 
 def test_a_checkpoint_with_its_own_label_order(layout: str, model: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The GLUE script's arguments."""
+"""The arguments of `lstsd train`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lstsd_hf.glue.arguments import DataArguments, parse, resolve_package
+from lstsd_hf.glue.config_file import packaged_configs
 from lstsd_hf.glue.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +54,8 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
         (["learning_rat: 1"], r"run\.yaml: unknown key 'learning_rat'\. Did you mean 'learning_rate'\?"),
         (["short_term_wait: 1"], r"run\.yaml: unknown key 'short_term_wait'\. Did you mean 'short_term_weight'\?"),
         (["xyzzy: 1"], r"run\.yaml: unknown key 'xyzzy'\.$"),
-        (["- task_name"], r"run\.yaml: expected a YAML mapping of settings, found list"),
-        ([], r"run\.yaml: expected a YAML mapping of settings, found NoneType"),
+        (["- task_name"], r"run\.yaml: expected a YAML mapping of settings, found a list"),
+        ([], r"run\.yaml: expected a YAML mapping of settings, found nothing"),
         (["task_name: [rte"], r"run\.yaml: not YAML: .*line 2"),
         (["learning_rate: fast"], r"argument --learning_rate.*: invalid float value: 'fast'"),
         (["do_train: maybe"], r"argument --do_train.*maybe"),
@@ -66,19 +67,22 @@ def test_bad_yaml(tmp_path: Path, lines: list[str], message: str) -> None:
         parse([str(path)])
 
 
-GOOD_FLAGS = ["--model_name_or_path", "m", "--task_name", "rte", "--do_train"]
+GOOD_FLAGS = ["--model_name_or_path", "m", "--task_name", "rte", "--output_dir", "out", "--do_train"]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ([], r"Nothing to do: expected a CONFIG, or flags\. See lstsd train --help"),
         (["nowhere.yaml"], r"nowhere\.yaml: expected a YAML file to read the settings from: No such file"),
+        (["MRPC"], r"MRPC: expected a YAML file .* a config that the package carries: cola, .*Did you mean 'mrpc'\?"),
         (["--taskname", "rte"], r"unknown flag '--taskname'\. Did you mean 'task_name'\?"),
         (["--task", "rte"], r"unknown flag '--task'"),  # no abbreviations
         ([*GOOD_FLAGS, "run.yaml"], r"argument --do_train.*run\.yaml"),
         ([*GOOD_FLAGS, "--seed", "1", "2"], r"no flag takes '2'"),
         (GOOD_FLAGS[2:], r"model_name_or_path is missing"),
         (GOOD_FLAGS[:4], r"Nothing to do: give --do_train, --do_eval or --do_predict"),
+        ([*GOOD_FLAGS[:4], "--do_train"], r"output_dir is missing: expected the folder .*Give --output_dir"),
         (["--do_train", "--model_name_or_path", "m"], r"Expected either task_name or train_file, found neither"),
         ([*GOOD_FLAGS, "--trainer", "fast"], r"argument --trainer: invalid choice: 'fast'"),
         ([*GOOD_FLAGS, "--temperature", "0"], r"temperature=0\.0 is not allowed"),
@@ -92,15 +96,26 @@ def test_bad_flags(argv: list[str], message: str) -> None:
         parse(argv)
 
 
-def test_every_task_has_a_config_that_reaches_the_long_term_teacher() -> None:
-    configs = sorted((ROOT / "configs" / "glue").glob("*.yaml"))
-    assert [path.stem for path in configs] == sorted(TASKS)
-    for path in configs:
-        model_args, data_args, args = parse([str(path)])
-        assert data_args.task_name == path.stem
-        assert (model_args.trainer, args.do_train, args.do_eval) == ("lstsd", True, True)
-        assert args.num_train_epochs >= 2 * args.mini_generation_epochs
-        assert f"lstsd glue configs/glue/{path.name}" in path.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_has_a_config_that_reaches_the_long_term_teacher(name: str) -> None:
+    model_args, data_args, args = parse([name])
+    assert data_args.task_name == name
+    assert (model_args.trainer, args.do_train, args.do_eval) == ("lstsd", True, True)
+    assert args.num_train_epochs >= 2 * args.mini_generation_epochs
+    path = ROOT / "configs" / "glue" / f"{name}.yaml"
+    assert f"lstsd train {name} " in path.read_text(encoding="utf-8")
+    assert parse([str(path)])[2].output_dir == args.output_dir
+
+
+def test_the_package_carries_a_config_for_each_task_and_no_other() -> None:
+    assert packaged_configs() == sorted(TASKS)
+
+
+def test_a_file_with_a_tasks_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "mrpc", "model_name_or_path: m", "task_name: rte", "do_eval: true", "output_dir: out")
+    monkeypatch.chdir(tmp_path)
+    assert parse(["./mrpc"])[1].task_name == "rte"
+    assert parse(["mrpc"])[1].task_name == "mrpc"
 
 
 def test_the_demos_config() -> None:

@@ -1,23 +1,119 @@
-"""The command `lstsd`."""
+"""The command `lstsd`. A wrong input ends it with one line on stderr and exit code 2, Ctrl-C with one and 130."""
 
 import argparse
+import os
+import signal
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from ._version import __version__
+from .extras import require
 from .store import LogitsStore, StoreError
 
+# What an input can be blamed for. Every other exception is a fault of the program, and keeps its traceback. Where
+# another library answers a wrong input with something else, whoever calls it turns that into one of these.
+USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
+_LONGEST_LINE = 2000
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the command that the first argument names."""
-    parser = argparse.ArgumentParser(prog="lstsd", description="Long Short-Term Sample Distillation.")
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        end(2, f"{self.prog}: error: {message}. See {self.prog} --help.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that the first argument names; `argv` is what follows `lstsd`, by default on its command line.
+
+    Raises:
+        SystemExit: with code 2 after a wrong input, and 130 after Ctrl-C.
+    """
+    parsed, rest = _parser().parse_known_args(argv)
+    name = f"lstsd {parsed.command}"
+    if parsed.command in ("train", "glue"):
+        parsed.flags = rest
+    elif rest:
+        end(2, f"{name}: error: unknown argument {rest[0]!r}. See {name} --help.")
+    try:
+        parsed.run(parsed)
+    except KeyboardInterrupt as stop:
+        if parsed.traceback:
+            raise
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once what is still being tidied up
+        end(130, f"{name}: interrupted. {stop}")
+    except USER_ERRORS as error:
+        if parsed.traceback:
+            raise
+        end(2, f"{name}: error: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:  # without the number of the error
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def end(code: int, message: str) -> NoReturn:
+    """Ends the process with a message in one line, without anything in it that a terminal would obey.
+
+    Of several processes each says its own: one may be alone in having failed, and a launcher ends the others.
+    """
+    line = printable(" ".join(message.split()))
+    if len(line) > _LONGEST_LINE:
+        line = line[:_LONGEST_LINE] + " ..."
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        line = f"[process {os.environ.get('RANK')}] {line}"
+    print(line, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def printable(text: str) -> str:
+    """A text with an escape in place of each character that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lstsd", description="Long Short-Term Sample Distillation.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"lstsd {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="on an error, show where in the code it arose")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("glue", add_help=False, help="fine-tune on a GLUE task, or on your own files")
-    store = commands.add_parser("store", help="look into a store of predictions, or check it for damage")
-    store.add_argument("action", choices=["info", "verify"], help="print what it holds; or read every byte of it")
-    store.add_argument("path", help="its folder: <output_dir>/_logits, or <output_dir>/checkpoint-<step>/_logits")
+    _add_train(commands)
+    _add_report(commands)
+    _add_store(commands)
+    return parser
 
-    report = commands.add_parser("report", help="write a page about what the model learnt of each training sample")
+
+# ---- train
+
+
+def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    train = commands.add_parser(
+        "train",
+        aliases=["glue"],
+        add_help=False,  # its own parser has the help, and knows every flag
+        allow_abbrev=False,
+        help="fine-tune on a GLUE task, or on your own files",
+    )
+    train.set_defaults(run=_train)
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    require("train")
+    # Imported here: torch and transformers take seconds, which nothing else needs.
+    from .glue.run import command
+
+    command(parsed.flags)
+
+
+# ---- report
+
+
+def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    report = commands.add_parser(
+        "report", allow_abbrev=False, help="write a page about what the model learnt of each training sample"
+    )
     report.add_argument(
         "run_dir",
         metavar="RUN_DIR",
@@ -31,26 +127,10 @@ def main(argv: list[str] | None = None) -> None:
     report.add_argument("--label_column", help="its column of labels; default: labels, label or label_ids")
     report.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
     report.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
-
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["glue"]:
-        # Imported here: torch and transformers take seconds, which nothing else needs.
-        from .glue.run import command
-
-        command(arguments[1:])
-        return
-    parsed = parser.parse_args(arguments)
-    try:
-        if parsed.command == "report":
-            print(write_report(parsed))
-        else:
-            print(verify(parsed.path) if parsed.action == "verify" else info(parsed.path))
-    except (StoreError, ValueError, OSError) as error:
-        parser.exit(2, f"lstsd {parsed.command}: error: {error}\n")
+    report.set_defaults(run=_report)
 
 
-def write_report(parsed: argparse.Namespace) -> str:
-    """Writes a run's report, and says where it is. Raises StoreError, ValueError or OSError where it cannot."""
+def _report(parsed: argparse.Namespace) -> None:
     if parsed.text_columns and not parsed.dataset:
         raise ValueError(
             "--text_columns without --dataset: expected the data set that has them. Name it with --dataset."
@@ -66,18 +146,32 @@ def write_report(parsed: argparse.Namespace) -> str:
         label_column=parsed.label_column,
         tsv_quoting=parsed.tsv_quoting,
     )
-    return f"The report is {page}, with samples.parquet and arrays for cleanlab beside it."
+    print(f"The report is {page}, with samples.parquet and arrays for cleanlab beside it.")
 
 
-def verify(path: str) -> str:
-    """Checks a store, and says so. Raises StoreError, naming the file, where it is damaged."""
-    LogitsStore.open(path).verify()
-    return f"{path}: every file is as it was written."
+# ---- store
 
 
-def info(path: str) -> str:
+def _add_store(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    store = commands.add_parser(
+        "store", allow_abbrev=False, help="look into a store of predictions, or check it for damage"
+    )
+    store.add_argument("action", choices=["info", "verify"], help="print what it holds; or read every byte of it")
+    store.add_argument("path", help="its folder: <output_dir>/_logits, or <output_dir>/checkpoint-<step>/_logits")
+    store.set_defaults(run=_store)
+
+
+def _store(parsed: argparse.Namespace) -> None:
+    store = LogitsStore.open(parsed.path)
+    if parsed.action == "verify":
+        store.verify()
+        print(f"{parsed.path}: every file is as it was written.")
+    else:
+        print(info(store))
+
+
+def info(store: LogitsStore) -> str:
     """What a store holds, a line for each fact."""
-    store = LogitsStore.open(path)
     sizes = [file.stat().st_size for file in store.path.rglob("*") if file.is_file()]
     facts = {
         "samples": f"{store.num_samples:,} (largest id plus 1)",
@@ -87,4 +181,8 @@ def info(path: str) -> str:
         "open epochs": ", ".join(map(str, store.open_epochs)) or "none",
         "on disk": f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files",
     }
-    return "\n".join(f"{name + ':':15}{fact}" for name, fact in facts.items())
+    return "\n".join(printable(f"{name + ':':15}{fact}") for name, fact in facts.items())
+
+
+if __name__ == "__main__":
+    main()

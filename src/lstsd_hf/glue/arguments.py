@@ -1,27 +1,34 @@
-"""The GLUE script's arguments: a YAML file, flags that override it, and `package://` paths."""
+"""The arguments of `lstsd train`: a config file, flags that override it, and `package://` paths."""
 
-import difflib
 import importlib.util
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 
 from ..config import LSTSDConfig
+from .checks import check_training_arguments
+from .config_file import config_flags, nearest
+from .errors import WRONG_VALUE, as_value_error
 from .tasks import TASKS
 
 HUB_DATASET = "nyu-mll/glue"
 
+# What a text program may have made of a flag's "--".
+_OTHER_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint to end an error message with: " Did you mean ...?", or nothing where no name is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+_AT_LEAST_1 = (
+    "max_seq_length",
+    "max_train_samples",
+    "max_eval_samples",
+    "max_predict_samples",
+    "preprocessing_num_workers",
+)
+
+# Columns that the rows have by the time they are tokenized, so that no column of ids can have their names.
+_TAKEN_COLUMNS = ("idx", "label", "labels", "label_ids", "input_ids", "attention_mask", "token_type_ids")
 
 
 def resolve_package(name: str) -> str:
@@ -166,6 +173,8 @@ class DataArguments:
                 setattr(self, name, resolve_package(getattr(self, name)))
         if self.text_columns is not None and not 1 <= len(set(self.text_columns)) == len(self.text_columns) <= 2:
             raise ValueError(f"text_columns={self.text_columns}: expected one or two columns, each once.")
+        if self.text_columns is not None and self.label_column in self.text_columns:
+            raise ValueError(f"text_columns={self.text_columns}: expected columns other than the label's.")
         if self.label_kind not in (None, "classes", "scores"):
             raise ValueError(f"label_kind={self.label_kind!r}: expected 'classes' or 'scores'.")
         if self.train_file is None and self.label_kind is not None:
@@ -176,7 +185,7 @@ class DataArguments:
             raise ValueError(f"where={self.where!r}: expected COLUMN=VALUE.")
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction}: expected a number between 0 and 1.")
-        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+        for name in _AT_LEAST_1:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1.")
 
@@ -185,76 +194,61 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2's numbers: to PyYAML, 2e-5 is a text."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def yaml_flags(path: str, names: Sequence[str]) -> list[str]:
-    """Turns a YAML file into command-line flags, so that one parser checks both.
-
-    A value is passed on as it was typed (`no`, `2e-5`), a list as several values, a mapping as JSON; null leaves its
-    key out.
-
-    Raises:
-        ValueError: the file is missing, is no YAML mapping, or has a key that is none of `names`.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values, as_typed = yaml.load(text, _YamlLoader), yaml.load(text, yaml.BaseLoader)
-    except OSError as error:
-        raise ValueError(f"{path}: expected a YAML file to read the settings from: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a YAML mapping of settings, found {type(values).__name__}.")
-    flags = []
-    for (key, typed), value in zip(as_typed.items(), values.values(), strict=True):
-        if key not in names:
-            raise ValueError(f"{path}: unknown key {key!r}.{nearest(key, names)}")
-        if isinstance(value, dict):
-            flags.append(f"--{key}={json.dumps(value)}")
-        elif isinstance(value, list):
-            flags += [f"--{key}", *map(str, typed)]
-        elif value is not None:
-            flags.append(f"--{key}={typed}")
-    return flags
+    def lists(self) -> list[str]:
+        """The flags that take several values."""
+        return [action.dest for action in self._actions if action.nargs == "+"]
 
 
 def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConfig]:
-    """Reads the arguments: a YAML file first, if there is one, then flags, which override it.
+    """Reads the arguments: a config first, if there is one, then flags, which override it.
 
     Raises:
-        ValueError: a flag or key is unknown (the nearest is named), or a value is not allowed.
+        ValueError: a flag or key is unknown (the nearest is named), a value is not allowed, or one is missing.
     """
     kinds: tuple[Any, ...] = (ModelArguments, DataArguments, LSTSDConfig)
     names = [entry.name for kind in kinds for entry in fields(kind) if entry.init]
     parser = _Parser(
         kinds,
-        prog="lstsd glue",
-        usage="lstsd glue [CONFIG.yaml] [--flag value ...]",
-        description="Fine-tunes on a GLUE task, or on your own files. Flags override the YAML file's.",
+        prog="lstsd train",
+        usage="lstsd train [CONFIG] [--flag value ...]",
+        description="Fine-tunes on a GLUE task, or on your own files. CONFIG is the path of a YAML file, or the name "
+        "of a config that the package carries, such as mrpc. Flags override it.",
         allow_abbrev=False,
     )
     # Otherwise every process of a run reports which weights the checkpoint lacks.
     parser.set_defaults(log_level_replica="error")
     flags = list(argv)
-    if flags and not flags[0].startswith("-"):
-        flags = yaml_flags(flags[0], names) + flags[1:]
+    if not flags:
+        raise ValueError("Nothing to do: expected a CONFIG, or flags. See lstsd train --help.")
+    _refuse_other_dashes(flags, names)
+    if not flags[0].startswith("-"):
+        flags = config_flags(flags[0], names, parser.lists()) + flags[1:]
     # Before the dataclasses check their values: a misspelt flag is the likely reason for a value that is missing.
-    _, unknown = parser.parse_known_args(flags)
+    known, unknown = parser.parse_known_args(flags)
     if unknown:
         name = unknown[0].removeprefix("--").partition("=")[0].replace("-", "_")
         what = f"unknown flag {unknown[0]!r}" if unknown[0].startswith("-") else f"no flag takes {unknown[0]!r}"
         raise ValueError(f"{what}.{nearest(name, names)}")
-    model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    with as_value_error("The training arguments", *WRONG_VALUE):
+        model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
     if model_args.report and not args.do_train:
         raise ValueError("report=True goes with do_train=True. The report of an earlier run: lstsd report RUN_DIR.")
+    if known.output_dir is None:
+        raise ValueError("output_dir is missing: expected the folder that the run writes to. Give --output_dir.")
+    taken = (*_TAKEN_COLUMNS, data_args.label_column, *(data_args.text_columns or ()))
+    if args.sample_id_column in taken:
+        raise ValueError(
+            f"sample_id_column={args.sample_id_column!r} is the name of another column: expected a name of its own."
+        )
+    check_training_arguments(args)
     return model_args, data_args, args
+
+
+def _refuse_other_dashes(flags: Sequence[str], names: Collection[str]) -> None:
+    for flag in flags:
+        name = flag.lstrip("-" + _OTHER_DASHES)
+        dashes = flag[: len(flag) - len(name)]
+        if dashes.strip("-") and name.partition("=")[0].replace("-", "_") in names:
+            raise ValueError(f"{flag!r} begins with {dashes!r}: expected '--', with the hyphen of the keyboard.")

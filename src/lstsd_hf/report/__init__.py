@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 
+from ..extras import require
 from ..method import dynamics
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, REPORT_FOLDER, TRAINER_STATE_FILE
 from ..store.files import publish, remove, writing
 from ..store.npy import NpyWriter, write_array
 from .measures import Measures, measure
-from .page import write_page
 from .run import Run, read_run
 from .texts import read_texts
 
@@ -74,7 +74,11 @@ def write_report(
         StoreCorruptionError: the store is damaged: every byte of it is checked.
         ValueError: there is no such run, or a file where the report goes; labels that are no classes, a multi-label
             head; or texts that cannot be read or are of other samples.
+        MissingExtraError: the extra `report` is not installed.
     """
+    require("report")
+    from .page import write_page  # the reader of files, which stands beside it, is to load without the extra
+
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")

@@ -1,0 +1,165 @@
+"""What `lstsd train` checks ahead of the first step: Trainer would fail at it later, or go on without a word."""
+
+import math
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import fields
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
+
+from ..config import LSTSDConfig
+from .config_file import nearest
+from .errors import WRONG_VALUE, as_value_error
+
+# The least and the largest value of a setting.
+_RANGES: dict[str, tuple[float, float]] = {
+    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "eval_accumulation_steps": (1, math.inf),
+    "dataloader_num_workers": (0, math.inf),
+    "dataloader_prefetch_factor": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "neftune_noise_alpha": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "label_smoothing_factor": (0, 1),
+    "temperature": (1e-6, 1e6),  # beyond these its square or a quotient by it may be infinite
+    "seed": (0, 2**32 - 1),  # numpy's
+    "data_seed": (0, 2**32 - 1),
+}
+# What Trainer's evaluation adds to the metrics.
+_TIMES = ("loss", "runtime", "samples_per_second", "steps_per_second")
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+
+
+def check_training_arguments(args: LSTSDConfig) -> None:
+    """Raises ValueError for a number out of its range, a folder that is a file, or settings of no optimizer."""
+    values = {entry.name: getattr(args, entry.name) for entry in fields(args) if entry.init}
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value}: expected a finite number.")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name}={value}: expected a number of at most 64 bits.")
+    for name, (least, most) in _RANGES.items():
+        if values[name] is not None and not least <= values[name] <= most:
+            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise ValueError(f"{name}={values[name]}: expected {expected}.")
+    if args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs}: expected a number above 0.")
+    if args.max_steps != -1 and args.max_steps < 1:
+        raise ValueError(f"max_steps={args.max_steps}: expected at least 1, or -1: num_train_epochs decides.")
+    for what in ("logging", "eval", "save"):
+        steps = values[f"{what}_steps"]
+        if values[f"{what}_strategy"] == "steps" and steps is not None and steps <= 0:
+            raise ValueError(f"{what}_steps={steps}: expected a number above 0.")
+    if args.batch_eval_metrics or not args.eval_do_concat_batches:
+        raise ValueError(
+            "The metrics need all predictions at once: leave out batch_eval_metrics, eval_do_concat_batches."
+        )
+    if args.do_predict and args.prediction_loss_only:
+        raise ValueError("prediction_loss_only=True keeps no predictions: expected False with do_predict.")
+    for name in ("output_dir", "logits_dir"):
+        if not values[name]:
+            raise ValueError(f"{name} is empty: expected the name of a folder.")
+        if os.path.exists(values[name]) and not os.path.isdir(values[name]):
+            raise ValueError(f"{name}={values[name]!r} is a file: expected a folder, or a name that is free.")
+    _check_services(args)
+    if args.torch_compile:
+        with as_value_error("torch_compile", *WRONG_VALUE):  # compiles nothing yet, and looks at the names
+            torch.compile(nn.Identity(), backend=str(args.torch_compile_backend), mode=args.torch_compile_mode)
+    if args.do_train:
+        _rehearse_optimizer(args)
+
+
+def _check_services(args: TrainingArguments) -> None:
+    available = get_available_reporting_integrations()
+    missing = [name for name in args.report_to or () if name not in available]
+    if missing:
+        raise ValueError(
+            f"report_to={missing[0]!r} is not installed here: expected one of {', '.join(available)}, or none."
+            f"{nearest(missing[0], available)}"
+        )
+
+
+def _rehearse_optimizer(args: TrainingArguments) -> None:
+    """Makes the optimizer and its schedule for one parameter: their settings are looked at nowhere else in time."""
+    optim = OptimizerNames(args.optim)
+    if args.optim_target_modules is not None or optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+        return  # made for the modules of a model
+    parameters = [nn.Parameter(torch.zeros(1))]
+    with as_value_error(f"optim={optim.value!r} with optim_args={args.optim_args!r}", *WRONG_VALUE):
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            return
+        optimizer = kind(parameters, **settings)
+    schedule, kwargs = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ValueError(f"lr_scheduler_kwargs={kwargs!r}: expected a JSON object.")
+    with as_value_error(f"lr_scheduler_type={schedule.value!r} with lr_scheduler_kwargs={kwargs!r}", *WRONG_VALUE):
+        get_scheduler(schedule, optimizer, 0, 100, kwargs)
+
+
+def check_metric(args: TrainingArguments, metrics: Collection[str]) -> None:
+    """Raises ValueError where `metric_for_best_model` is none of the metrics, nor what Trainer measures besides."""
+    wanted = args.metric_for_best_model
+    known = [*metrics, *_TIMES]
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"metric_for_best_model={wanted!r}: expected one of {', '.join(known)}.{nearest(wanted, known)}"
+        )
+
+
+def check_tokens(model: PreTrainedModel, name: str, parts: Iterable[Dataset]) -> None:
+    """Raises ValueError for token ids that the model has no embedding for, and for rows longer than its positions.
+
+    On a CPU either would be an IndexError in the first step; on a GPU, an error that ends the process.
+
+    Args:
+        model: The model; its tokens and learned positions are looked up in its embeddings.
+        name: Where its tokenizer is from.
+        parts: The rows, with `input_ids`.
+    """
+    largest, longest = 0, 0
+    for rows in parts:
+        for batch in rows.with_format("arrow").iter(10_000):
+            tokens = batch["input_ids"]
+            largest = max(largest, pc.max(pc.list_flatten(tokens)).as_py() or 0)
+            longest = max(longest, pc.max(pc.list_value_length(tokens)).as_py() or 0)
+    known = _vocabulary(model)
+    if known is not None and largest >= known:
+        raise ValueError(
+            f"{name}: the tokenizer gives a token the id {largest}, and the model knows {known} tokens: expected the "
+            "tokenizer that the model was trained with."
+        )
+    limits = [_positions(module) for path, module in model.named_modules() if path.endswith(_POSITIONS)]
+    limit = min([number for number in limits if number is not None], default=longest)
+    if longest > limit:
+        raise ValueError(
+            f"A row has {longest} tokens, and the model has {limit} positions: expected at most as many. Set "
+            f"max_seq_length={limit}."
+        )
+
+
+def _vocabulary(model: PreTrainedModel) -> int | None:
+    """How many tokens a model knows; None where its tokens have no table, as CANINE's have not."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
+
+
+def _positions(module: nn.Module) -> int | None:
+    """How many positions a learned position embedding has; None for any other module."""
+    if not isinstance(module, nn.Embedding):
+        return None
+    # RoBERTa's positions begin after the padding's, BART's after an offset.
+    padding: Any = -1 if module.padding_idx is None else module.padding_idx
+    return module.num_embeddings - int(getattr(module, "offset", padding + 1))
