@@ -138,7 +138,7 @@ def test_csv(tmp_path: Path, content: str, texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\na,0,1\nb,1,1\n", r"line 2: expected 2 fields \(text, label\), found 3"),
+        ("text,label\na,0,1\nb,1,1\n", r"line 2: expected 2 fields \('text', 'label'\), found 3"),
         ("text,label\na,0\nb,1\nc,d,1\n", r"line 4: expected 2 fields .* found 3"),
         ("text,label\na,0,\nb,1,\n", r"line 2: expected 2 fields .* found 3.*at the end of a line begins another"),
         ("text,label\na, b,0\n", r"line 2: .* found 3\. A comma separates fields, unless quotes enclose it"),
@@ -169,7 +169,7 @@ def test_csv_that_is_refused(tmp_path: Path, content: str | bytes, message: str)
 def test_one_column(tmp_path: Path) -> None:
     path = save(tmp_path / "a.csv", 'text\na\n\n""\nb\n')
     assert cells_of(path, others=()) == {"text": ["a", None, "b"]}
-    refused(save(tmp_path / "a.csv", "text\na, b\n"), r"line 2: expected 1 fields \(text\), found 2", others=())
+    refused(save(tmp_path / "a.csv", "text\na, b\n"), r"line 2: expected 1 fields \('text'\), found 2", others=())
 
 
 def test_quotes_in_tsv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,7 +269,7 @@ def test_a_list_of_texts_is_a_column(tmp_path: Path) -> None:
         ("[{}, {}]", r"expected rows, found none"),
         ("3", r"data row 1: expected an object of columns, found the number 3"),
         ('[{"text": "a", "label": 1}, null]', r"data row 2: expected an object of columns, found null"),
-        ('[{"text": "a", "label": 1}, "b"]', r'data row 2: expected an object of columns, found "b"'),
+        ('[{"text": "a", "label": 1}, "b"]', r"data row 2: expected an object of columns, found 'b'"),
         ('["a", {"text": "a"}]', r"data row 2: expected a text, as in the first row, found an object"),
         ('{"text": "a", "text": "b", "label": 1}', r"data row 1: the name 'text' is there twice"),
         ('{"text": "a", "label": 1}\n{"label": 0, "text": "b", "label": 1}', r"data row 2: the name 'label' is there"),
@@ -370,6 +370,24 @@ def test_a_folder_of_several_splits(tmp_path: Path) -> None:
     assert cells_of(tmp_path / "a")["text"] == ["train"]
     assert cells_of(tmp_path / "a", split="validation")["text"] == ["validation"]
     refused(tmp_path / "a", r"expected a split 'test', found 'train', 'validation'", split="test")
+
+
+def test_messages_are_one_short_line(tmp_path: Path) -> None:
+    header = ",".join([f"c{i}" for i in range(999)] + ['"two\nlines \x1b[31m"', "x" * 999])
+    for line in ("a,b", "1," * 1001):
+        with pytest.raises(ValueError, match=r"line 3: expected 1001 fields") as found:
+            cells_of(save(tmp_path / "a.csv", f"{header}\n{line}\n"), texts=("c1",), others=())
+        assert str(found.value).isprintable()
+        assert len(str(found.value)) < 500
+    with pytest.raises(
+        ValueError, match=r"expected a column 'text', found the columns 'two\\nlines \\x1b\[31m', 'xxx"
+    ):
+        cells_of(save(tmp_path / "a.csv", header[-1020:].partition(",")[2] + "\n"))
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").symlink_to("/proc/self/mem")
+    refused(tmp_path / "a.csv", r"a\.csv: cannot be read: Input/output error\.")
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

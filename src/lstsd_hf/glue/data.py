@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 
-from ..report.cells import in_memory, sample_ids, tell
+from ..report.cells import in_memory, listed, sample_ids, tell
 from ..report.files import UserFile, open_user_file
 from ..report.parsing import text_lines
 from ..training.sample_ids import add_sample_ids
@@ -280,7 +280,7 @@ class _Rows:
             values = [(cell or "").strip() for cell in cells.others[column].cells]
             self.numbers = [i for i in self.numbers if values[i] == wanted.strip()]
             if not self.numbers:
-                found = ", ".join(map(repr, sorted(set(values))[:20]))
+                found = listed(sorted(set(values)))
                 raise ValueError(f"{file.name}: no row has {where!r}. Values found in {column!r}: {found}.")
             self._texts = self._texts.filter(pa.array([value == wanted.strip() for value in values]))
         for name in text_columns:
@@ -341,5 +341,5 @@ def _text_columns(args: DataArguments, columns: Sequence[str], sample_id_column:
     if len(others) == 1:
         return (others[0],)
     raise ValueError(
-        f"{args.train_file}: which columns are the text? Name one or two of {others} with --text_columns."
+        f"{args.train_file}: which columns are the text? Name one or two of {others[:20]} with --text_columns."
     )

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from datasets import ClassLabel, Value
 
-from ..report.cells import NUMBER, Column
+from ..report.cells import NUMBER, Column, listed, shown
 
 Kind = Literal["classes", "scores"]
 
@@ -85,7 +85,7 @@ def class_names(
         return (), line
     if len(values) < 2:
         raise ValueError(
-            f"{train.path}: expected at least two labels in {train.column!r}, found only {train.cells[0]!r}."
+            f"{train.path}: expected at least two labels in {train.column!r}, found only {shown(train.cells[0])}."
         )
     return train.names or tuple(sorted(values, key=_order)), line
 
@@ -100,7 +100,7 @@ def _guess(train: FileLabels, values: set[str], others: Iterable[FileLabels]) ->
     words = values - numbers
     decimals = set(filter(_DECIMAL.fullmatch, numbers))
     codes = set(filter(_CODE.fullmatch, numbers))
-    what = f"{train.path}: the labels in {train.column!r} ({_listed(sorted(values, key=_order), 6)}) are taken as"
+    what = f"{train.path}: the labels in {train.column!r} ({listed(sorted(values, key=_order), 6)}) are taken as"
     not_classes = "If they are scores, set label_kind (--label_kind scores)."
     not_scores = "If they name classes, set label_kind (--label_kind classes)."
     # A word among many decimal numbers is a slip, and is refused with its row.
@@ -111,7 +111,7 @@ def _guess(train: FileLabels, values: set[str], others: Iterable[FileLabels]) ->
             return "scores", f"{what} scores, because they are numbers, though written as text. {not_scores}"
         return "scores", None
     if words or (codes and decimals):
-        mixed = f"{what} names of classes, because {min(words | codes)!r} is no score. {not_classes}"
+        mixed = f"{what} names of classes, because {shown(min(words | codes))} is no score. {not_classes}"
         return "classes", mixed if numbers else None
     for other in others:
         fraction = next(filter(_is_fraction, other.cells), None)
@@ -127,10 +127,6 @@ def _is_fraction(cell: str) -> bool:
     return bool(_NUMBER.fullmatch(cell)) and not float(cell).is_integer()
 
 
-def _listed(values: Sequence[str], limit: int) -> str:
-    return ", ".join([*map(repr, values[:limit]), *(["..."] if len(values) > limit else [])])
-
-
 def class_ids(labels: FileLabels, names: Sequence[str]) -> list[int]:
     """The class of each label: an index into `names`. A label 1.0 is the class 1, where no class is called 1.0.
 
@@ -143,7 +139,7 @@ def class_ids(labels: FileLabels, names: Sequence[str]) -> list[int]:
             continue
         alike = [i for i, name in enumerate(names) if _as_whole(name) == _as_whole(value)]
         if len(alike) != 1:
-            what = f"the label {value!r} is none of train_file's: {_listed(names, 20)}. Mend or delete the row."
+            what = f"the label {shown(value)} is none of train_file's: {listed(names)}. Mend or delete the row."
             raise labels.refuse(labels.cells.index(value), what)
         ids[value] = alike[0]
     return [ids[cell] for cell in labels.cells]
@@ -164,11 +160,10 @@ def scores(labels: FileLabels) -> list[float]:
     for i, cell in enumerate(labels.cells):
         score = float(cell) if _NUMBER.fullmatch(cell) else np.nan
         if not abs(score) <= _LARGEST:
-            raise labels.refuse(
-                i,
-                f"expected a number in {labels.column!r}, found {cell!r}. Mend or delete the row; if the labels name "
-                "classes, set label_kind (--label_kind classes).",
+            what = (
+                f"expected a number in {labels.column!r}, found {shown(cell)}. Mend or delete the row; if the labels"
             )
+            raise labels.refuse(i, f"{what} name classes, set label_kind (--label_kind classes).")
         found.append(score)
     return found
 

@@ -26,6 +26,16 @@ def tell(line: str) -> None:
         logger.warning(line)
 
 
+def shown(value: str) -> str:
+    """A value for a message: in quotes, in one line, and not too long."""
+    return repr(value) if len(value) <= 60 else repr(value[:60]) + "..."
+
+
+def listed(values: Sequence[str], limit: int = 20) -> str:
+    """The first of some values, for a message."""
+    return ", ".join([*map(shown, values[:limit]), *(["..."] if len(values) > limit else [])])
+
+
 def in_memory(table: pa.Table, features: Features | None = None) -> Dataset:
     """A table as a data set. It gets a name by chance: `datasets` would make one from a pickled copy of the table."""
     return Dataset(table, DatasetInfo(features=features), fingerprint=uuid.uuid4().hex)
@@ -68,7 +78,7 @@ def sample_ids(name: str, column: str, held: Column, rows: Sequence[int]) -> npt
         if not 0 <= found <= _LARGEST_ID:
             raise ValueError(
                 f"{name}, data row {row + 1}: expected a sample id, an integer of at least 0, in {column!r}, found "
-                f"{cell!r}. Name another column with sample_id_column (--sample_id_column)."
+                f"{shown(cell)}. Name another column with sample_id_column (--sample_id_column)."
             )
         if found in first:
             raise ValueError(

@@ -23,12 +23,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_from_disk
 
-from .cells import NUMBER, Cells, Column, in_memory, tell
+from .cells import NUMBER, Cells, Column, in_memory, listed, tell
 from .parsing import Number, delimited_rows, in_words, json_rows
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _NO_TEXT = rf"^\s*({NUMBER}|true|false)\s*$"
 _ROWS_AT_ONCE = 10_000
+# What the readers of others raise for a file that is damaged, or none of theirs.
+_UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
 _QUOTING = "if quotes enclose fields in this file, set tsv_quoting (--tsv_quoting)"
 
 
@@ -70,8 +72,8 @@ class UserFile(ABC):
         """Raises ValueError where a column is missing, or there twice."""
         for name in columns:
             if name not in self.columns:
-                found = ", ".join(map(repr, self.columns))
-                hint = f" {_QUOTING.capitalize()}." if f'"{name}"' in found else ""
+                hint = f" {_QUOTING.capitalize()}." if f'"{name}"' in self.columns else ""
+                found = listed(self.columns)
                 raise ValueError(f"{self.name}: expected a column {name!r}, found the columns {found}.{hint}")
             if self.columns.count(name) > 1:
                 raise ValueError(
@@ -121,7 +123,7 @@ def open_data_set(dataset: Dataset | DatasetDict, name: str, split: str = "train
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise ValueError(
-                f"{name} is a dictionary: expected a split {split!r}, found {', '.join(map(repr, dataset))}. Give the "
+                f"{name} is a dictionary: expected a split {split!r}, found {listed(list(dataset))}. Give the "
                 "split that you mean."
             )
         dataset = dataset[split]
@@ -131,7 +133,7 @@ def open_data_set(dataset: Dataset | DatasetDict, name: str, split: str = "train
 def _open_folder(path: Path, split: str) -> UserFile:
     try:
         saved = load_from_disk(str(path))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: expected a folder that Dataset.save_to_disk wrote: {error}") from error
     return open_data_set(saved, str(path), split)
 
@@ -144,12 +146,12 @@ def _open_parquet(path: Path) -> UserFile:
             # `datasets` does not know string views.
             kinds = [pa.string() if pa.types.is_string_view(kind) else kind for kind in table.schema.types]
             return in_memory(table.cast(pa.schema(zip(names, kinds, strict=True), table.schema.metadata)))
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
     try:
         return _TypedFile(str(path), pq.ParquetFile(path).schema_arrow, load)
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
 
@@ -189,7 +191,7 @@ class _RowFile(UserFile):
 def _to_arrow(columns: list[list[str | None]], chunks: list[list[pa.Array]]) -> None:
     """Moves the cells of the text columns, which come first, into Arrow's arrays."""
     for cells, arrays in zip(columns, chunks, strict=False):
-        arrays.append(pa.array(cells, pa.string()))
+        arrays.append(pa.array(cells, pa.large_string()))
         cells.clear()
 
 
@@ -238,12 +240,12 @@ class _DelimitedFile(_RowFile):
         return [name for name, cells in zip(columns, no_text, strict=True) if pc.any(pc.invert(cells)).as_py()]
 
     def _refuse_fields(self, line: int, found: int) -> NoReturn:
-        names = ", ".join([*self.columns[:8], *(["..."] if len(self.columns) > 8 else [])])
         separator = "comma" if self._delimiter == "," else "tab"
         unless, hint = (", unless quotes enclose it", "") if self._has_quotes else ("", f"; {_QUOTING}")
+        fields = f"{len(self.columns)} fields ({listed(self.columns, 8)})"
         raise ValueError(
-            f"{self.name}, line {line}: expected {len(self.columns)} fields ({names}), found {found}. A {separator} "
-            f"separates fields{unless}, and one at the end of a line begins another. Mend or delete the line{hint}."
+            f"{self.name}, line {line}: expected {fields}, found {found}. A {separator} separates fields{unless}, and "
+            f"one at the end of a line begins another. Mend or delete the line{hint}."
         )
 
 

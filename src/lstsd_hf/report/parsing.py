@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .cells import shown
+
 # Stands for a carriage return that is text while the csv module splits a line, which would end a row there. No file
 # in UTF-8 can hold it: half of a surrogate pair has no encoding.
 _RETURN = "\udc0d"
@@ -20,17 +22,20 @@ def text_lines(path: Path) -> Iterator[str]:
     """The lines of a file in UTF-8, with their ends, without a byte-order mark. Only a line feed ends a line.
 
     Raises:
-        ValueError: the file is not UTF-8; the message names the line.
+        ValueError: the file cannot be read, or is not UTF-8; the message names the line.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
                 text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}: expected UTF-8 text, found {error} in line {number}. Save the file as UTF-8."
-                ) from error
-            yield text.removeprefix("\ufeff") if number == 1 else text
+                yield text.removeprefix("\ufeff") if number == 1 else text
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8 text, found {error} in line {number}. Save the file as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
 def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[tuple[int, list[str]]]:
@@ -150,4 +155,6 @@ def in_words(cell: Any) -> str:
     """What a value in JSON is, for a message."""
     if isinstance(cell, (list, dict)):
         return "a list" if isinstance(cell, list) else "an object"
-    return f"the number {cell}" if isinstance(cell, Number) else json.dumps(cell)
+    if isinstance(cell, Number):
+        return f"the number {cell[:60]}"
+    return shown(cell) if isinstance(cell, str) else json.dumps(cell)

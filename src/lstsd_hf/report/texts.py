@@ -10,7 +10,7 @@ import numpy.typing as npt
 from datasets import Dataset, DatasetDict
 
 from ..training.sample_ids import LABEL_COLUMNS
-from .cells import NUMBER, Column, sample_ids
+from .cells import NUMBER, Column, listed, sample_ids, shown
 from .files import UserFile, open_data_set, open_user_file
 from .run import Run
 
@@ -46,7 +46,7 @@ class Texts:
         columns = text_columns or file.text_columns([name for name in file.columns if name and name not in others])
         if not columns:
             raise ValueError(
-                f"{file.name} has no column of text, but {', '.join(map(repr, file.columns))}. Name the columns to "
+                f"{file.name} has no column of text, but {listed(file.columns)}. Name the columns to "
                 "show with text_columns (--text_columns)."
             )
         self.columns = tuple(columns)
@@ -68,7 +68,7 @@ class Texts:
         if missing:
             raise ValueError(
                 f"{file.name} has no column {missing[0]!r}: expected {', '.join(map(repr, wanted))}, found "
-                f"{', '.join(map(repr, file.columns))}. The ids are those of the training set: save it with them "
+                f"{listed(file.columns)}. The ids are those of the training set: save it with them "
                 "(add_sample_ids), or name the columns (sample_id_column, text_columns, label_column). Without ids "
                 "the rows are known by their labels."
             )
@@ -97,14 +97,14 @@ class Texts:
         if not len(differ):
             return
         first = differ[0]
-        expected = f"{stored[first]:g}" if run.is_regression else repr(run.classes[stored[first]])
+        expected = f"{stored[first]:g}" if run.is_regression else shown(run.classes[stored[first]])
         taken = "" if has_ids else f"It has no column {sample_id_column!r}, so its rows were counted. "
         raise ValueError(
             f"{name}: {len(differ):,} of {len(cells):,} labels in {column!r} are not those that the run was trained "
             f"on; the first is in data row {rows[first] + 1}, for sample id {run.ids[known][first]}: expected "
-            f"{expected}, found {cells[first]!r}. {taken}Texts may be those of other samples. Give the data set that "
-            "was trained on, as it was, with the ids that it had then (sample_id_column, --sample_id_column). If its "
-            "labels are in another column, name that (label_column, --label_column)."
+            f"{expected}, found {shown(cells[first])}. {taken}Texts may be those of other samples. Give the data set "
+            "that was trained on, as it was, with the ids that it had then (sample_id_column, --sample_id_column). If "
+            "its labels are in another column, name that (label_column, --label_column)."
         )
 
     def _find(self, sample_ids: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.bool_], Array]:
