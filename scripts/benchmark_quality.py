@@ -45,12 +45,12 @@ from transformers import (
 )
 
 from lstsd_hf import LSTSDConfig, LSTSDTrainer, write_report
-from lstsd_hf.config import DistillationArguments
 from lstsd_hf.glue.arguments import DataArguments, resolve_package
 from lstsd_hf.glue.data import load_files, load_task
-from lstsd_hf.glue.run import keep_layers, set_head, tokenize
+from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.glue.tasks import GlueMetric
 from lstsd_hf.method import dynamics
+from lstsd_hf.method.heads import Classes, Scores
 from lstsd_hf.paths import REPORT_FOLDER
 
 ROTTEN_TOMATOES = "rotten_tomatoes"
@@ -144,9 +144,8 @@ class Run:
 
 def with_default_weights(settings: dict[str, Any], task: str) -> dict[str, Any]:
     """The settings, with numbers for teachers' weights that are None: a result's line says what it was made with."""
-    defaults = DistillationArguments()
-    defaults.fill_weights(is_regression=task == "stsb")
-    weights = {"long_term_weight": defaults.long_term_weight, "short_term_weight": defaults.short_term_weight}
+    weight = (Scores if task == "stsb" else Classes).default_weight
+    weights = {"long_term_weight": weight, "short_term_weight": weight}
     return {name: weights.get(name) if value is None else value for name, value in settings.items()}
 
 
