@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 IGNORED = -100  # the label of a sample that has none, and what losses ignore
 _ROWS_AT_ONCE = 65_536
 _VALUES_AT_ONCE = 4 << 20
-_LARGEST_JSON = 64 << 20  # bytes; a log of 300,000 entries
+_LARGEST_JSON = 256 << 20  # bytes; a log of a million entries
 _LARGEST = 1e30
 _LARGEST_SCORE = 1e15
 

@@ -65,10 +65,9 @@ def open_regular(path: Path) -> BinaryIO:
 def read_regular(path: Path, limit: int) -> bytes:
     """The content of a file of at most `limit` bytes. Raises OSError: see `open_regular`; or it is larger."""
     with open_regular(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
-    return content
+        if os.fstat(file.fileno()).st_size <= limit and len(content := file.read(limit + 1)) <= limit:
+            return content
+    raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
 
 
 def checksum_of(path: Path) -> str:
