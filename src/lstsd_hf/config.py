@@ -52,11 +52,13 @@ class DistillationArguments:
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full.
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
-        problem_type: "regression", "single_label_classification", "multi_label_classification"; None: as the model's
-            config says, else a guess from the labels.
+        problem_type: "regression", "single_label_classification", "multi_label_classification",
+            "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
+            model's class or config says, else a guess from the labels.
         sample_id_column: The training set's column of integer ids. "sample_id".
         logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
         logits_dtype: "float16" or "float32".
+        logits_top_k: Of a language model: how many of the vocabulary's classes to keep of each predicted token. 8.
         logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch.
         num_samples: The largest sample id plus 1, for a streamed training set.
         push_logits: Whether to upload the store with the model. False.
@@ -114,9 +116,9 @@ class DistillationArguments:
     problem_type: ProblemType | None = field(
         default=None,
         metadata={
-            "help": "What the logits stand for. Default: what the model's config says, else a guess from the labels. "
-            "Set it for soft labels (single_label_classification), several scores for each sample (regression), or "
-            "one logit with a binary cross-entropy (multi_label_classification)."
+            "help": "What the logits stand for. Default: what the model's class or config says, else a guess from the "
+            "labels. Set it for soft labels (single_label_classification), several scores for each sample "
+            "(regression), or one logit with a binary cross-entropy (multi_label_classification)."
         },
     )
     sample_id_column: str = field(
@@ -128,6 +130,13 @@ class DistillationArguments:
     )
     logits_dtype: LogitsDtype = field(
         default="float16", metadata={"help": "How predictions are stored: 'float16' or 'float32'."}
+    )
+    logits_top_k: int = field(
+        default=8,
+        metadata={
+            "help": "Of a language model: how many classes of the vocabulary to keep of each predicted token, beside "
+            "the mass of all others."
+        },
     )
     logits_retention: LogitsRetention = field(
         default="needed",
@@ -210,6 +219,9 @@ class DistillationArguments:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _refuse(name, getattr(self, name), "one of " + ", ".join(map(repr, allowed)))
+        k = self.logits_top_k
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise _refuse("logits_top_k", k, "an integer of at least 1")
         if not isinstance(self.sample_id_column, str) or not self.sample_id_column:
             raise _refuse("sample_id_column", self.sample_id_column, "the name of a column")
         if self.num_samples is not None and (
@@ -232,11 +244,13 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full.
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
-        problem_type: "regression", "single_label_classification", "multi_label_classification"; None: as the model's
-            config says, else a guess from the labels.
+        problem_type: "regression", "single_label_classification", "multi_label_classification",
+            "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
+            model's class or config says, else a guess from the labels.
         sample_id_column: The training set's column of integer ids. "sample_id".
         logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
         logits_dtype: "float16" or "float32".
+        logits_top_k: Of a language model: how many of the vocabulary's classes to keep of each predicted token. 8.
         logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch.
         num_samples: The largest sample id plus 1, for a streamed training set.
         push_logits: Whether to upload the store with the model. False.

@@ -5,21 +5,46 @@ the teachers' default weight, and the statistics that a run keeps of it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from .loss import TeacherTerms, bernoulli_log_probabilities, confidence, divergence
+from .rows import RowIndex
 from .statistics import ABSOLUTE_ERROR, MARGIN, Statistic
-from .teachers import TeacherTrust
+from .teachers import Settings, TeacherTrust
 
-ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+ProblemType = Literal[
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
+    "token_classification",
+    "question_answering",
+    "causal_lm",
+    "seq2seq_lm",
+    "masked_lm",
+]
+
+
+class Compared(NamedTuple):
+    """A student beside its teachers.
+
+    Attributes:
+        terms: What the teachers contribute to the loss, of the items; None where there are no teachers.
+        recorded: What is to be recorded, by part of a row.
+        vocabulary: How many classes the recorded ones are the largest of; None: all are recorded.
+    """
+
+    terms: TeacherTerms | None
+    recorded: dict[str, torch.Tensor]
+    vocabulary: int | None = None
 
 
 class Head(ABC):
-    """One row of logits for each sample, (B, C).
+    """What a model's rows of logits stand for.
 
     Attributes:
         default_weight: What each teacher weighs where the user gives no weight.
@@ -29,9 +54,36 @@ class Head(ABC):
     default_weight: ClassVar[float] = 0.4
     decides: ClassVar[bool] = True
 
+    def items(self, samples: int, rows: int) -> int:
+        """How many items a micro-batch's base loss is the mean of, by its numbers of samples and of rows."""
+        return samples
+
     @abstractmethod
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
         """What a run keeps of its epochs, where the store has these labels, an array with a row for each sample."""
+
+    @abstractmethod
+    def compare(
+        self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
+    ) -> Compared:
+        """The student beside its teachers.
+
+        Args:
+            student: The model's logits with gradient: (B, C), or the (B x L, C) grid of a head with many rows.
+            past: What T teachers recorded, by part, with an axis T in front; nothing where there are none.
+            settings: Those in force.
+            index: Where the rows stand in the grid; None for one row for each sample.
+        """
+
+
+class OneRow(Head):
+    """One row of logits for each sample, (B, C)."""
+
+    def compare(
+        self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
+    ) -> Compared:
+        terms = self.terms(student, past["values"], settings.temperature, settings.teacher_trust) if past else None
+        return Compared(terms, {"values": student})
 
     @abstractmethod
     def _terms(
@@ -62,7 +114,7 @@ class Head(ABC):
         return TeacherTerms(present, trust, distance, None if same is None else present * same)
 
 
-class Classes(Head):
+class Classes(OneRow):
     """One distribution over C classes, at least two."""
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
@@ -76,7 +128,7 @@ class Classes(Head):
         return divergence(log_p, log_q, temperature), confidence(log_q), same
 
 
-class Labels(Head):
+class Labels(OneRow):
     """C labels that are there or not, each a Bernoulli distribution; divergence and trust are means over labels."""
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
@@ -90,7 +142,7 @@ class Labels(Head):
         return divergence(log_p, log_q, temperature).mean(dim=-1), confidence(log_q).mean(dim=-1), same
 
 
-class Scores(Head):
+class Scores(OneRow):
     """C numbers; the divergence is the squared error, averaged over them, and every teacher is trusted in full."""
 
     # Scores cannot say how sure they are: with the weights that are good for classes, teachers held a regression back.

@@ -72,4 +72,4 @@ def distillation_loss(base_loss: torch.Tensor, weights: torch.Tensor, terms: Tea
         terms: The teachers' trust c and divergences d.
     """
     share = weights[:, None] * terms.trust
-    return base_loss + (share * (terms.divergence - base_loss)).sum() / share.shape[-1]
+    return base_loss + (share * (terms.divergence - base_loss)).sum() / max(share.shape[-1], 1)

@@ -26,7 +26,9 @@ class RowIndex(NamedTuple):
     @property
     def samples(self) -> torch.Tensor:
         """int64 (R,): which sample, from 0 to B - 1, each row belongs to."""
-        return torch.arange(len(self.counts)).repeat_interleave(self.counts)
+        samples = torch.arange(len(self.counts), device=self.counts.device)
+        # With its size, which the device would have to be asked for.
+        return samples.repeat_interleave(self.counts, output_size=len(self.positions))
 
 
 def _of_mask(mask: torch.Tensor) -> RowIndex:
@@ -55,6 +57,10 @@ def predicted_tokens(batch: Mapping[str, Any], samples: int) -> RowIndex:
     else:
         mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
         mask[:, :-1] = batch["labels"][:, 1:] != IGNORED
+    attended = batch.get("attention_mask")
+    if attended is not None and attended.shape == mask.shape:
+        # Padding on the left predicts a sample's first token, in the batches where there is any.
+        mask &= attended != 0
     if len(mask) == samples:
         return _of_mask(mask)
     starts = (batch["position_ids"][0] == 0) if "position_ids" in batch else torch.ones(0, dtype=torch.bool)
@@ -74,8 +80,3 @@ def predicted_tokens(batch: Mapping[str, Any], samples: int) -> RowIndex:
 def own_positions(attention_mask: torch.Tensor) -> RowIndex:
     """A row for each position of a feature that is not padding, (B, L): start and end scores of question answering."""
     return _of_mask(attention_mask != 0)
-
-
-def take_rows(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """(R, C): the rows of (B, L, C) logits at these positions of the flattened grid."""
-    return logits.flatten(0, 1).index_select(0, positions)

@@ -31,6 +31,7 @@ from .rows import VALUES, blocks_in_order, clip, samples_of
 Array = npt.NDArray[Any]
 
 OFFSETS = "offsets"
+EXTRA_PARTS = ("classes", "rest")  # of a row that keeps the k largest
 
 
 class Rows(NamedTuple):
@@ -230,4 +231,4 @@ class TopKRows(RaggedRows):
 
     def _fields(self, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
         classes = np.dtype("<u2" if self.vocabulary <= 1 << 16 else "<u4")
-        return [(VALUES, dtype, row_shape), ("classes", classes, row_shape), ("rest", dtype)]
+        return [(VALUES, dtype, row_shape), (EXTRA_PARTS[0], classes, row_shape), (EXTRA_PARTS[1], dtype)]

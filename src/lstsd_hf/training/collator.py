@@ -8,18 +8,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..method.many_rows import ManyRows
 from ..method.teachers import PREDICTIONS, Teacher
 from ..store import LogitsStore, StoreError
+from ..store.ragged import EXTRA_PARTS
+from ..store.rows import VALUES
 from .sample_ids import SampleIdError
 
 # What the collator adds to a batch, and the trainer takes out before the model sees it, begins so.
 ADDED = "lstsd_"
 SAMPLE_IDS = f"{ADDED}sample_ids"
+POSITIONS = f"{ADDED}positions"
+COUNTS = f"{ADDED}counts"
 
 
-def teacher_key(name: str) -> str:
-    """Where the predictions of the teacher of that name stand in a batch."""
-    return f"{ADDED}{name}_logits"
+def teacher_key(name: str, part: str = VALUES) -> str:
+    """Where what the teacher of that name predicted stands in a batch; by part of a row."""
+    return f"{ADDED}{name}_{'logits' if part == VALUES else part}"
+
+
+def teacher_parts(added: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What the teachers of these names predicted, by part of a row, with an axis for the teachers in front."""
+    if not names:
+        return {}
+    parts = [part for part in (VALUES, *EXTRA_PARTS) if teacher_key(names[0], part) in added]
+    return {part: torch.stack([added[teacher_key(name, part)] for name in names]) for part in parts}
 
 
 class TeachingEpochs:
@@ -116,9 +129,17 @@ class TeacherCollator:
     """
 
     def __init__(
-        self, collator: Callable[[list[Any]], Any], column: str, num_samples: int, path: str, teaching: TeachingEpochs
+        self,
+        collator: Callable[[list[Any]], Any],
+        column: str,
+        num_samples: int,
+        path: str,
+        teaching: TeachingEpochs,
+        head: ManyRows | None = None,
     ) -> None:
+        """Wraps `collator`; `head` says which rows a batch has, where that is not one for each sample."""
         self.collator = collator
+        self._head = head
         self._column = column
         self._num_samples = num_samples
         self._path = path
@@ -156,26 +177,44 @@ class TeacherCollator:
             raise TypeError(f"The data collator returned a {type(batch).__name__}: expected a mapping of tensors.")
         sample_ids = np.array(ids, np.int64)
         to_tensor = torch.from_numpy if torch.utils.data.get_worker_info() is None else SentByValue.from_numpy
+        counts = None
+        if self._head is not None:
+            index = self._head.index(batch, len(ids))
+            counts = index.counts.numpy()
+            batch[POSITIONS], batch[COUNTS] = to_tensor(index.positions.numpy()), to_tensor(counts)
         batch[SAMPLE_IDS] = to_tensor(sample_ids)
         epochs = self._teaching.get()
         if epochs != self._opened_for:  # anew: the maps of epochs that were dropped would hold on to their disk space
             self._stores, self._opened_for = {}, epochs
         for (name, store, track), epoch in zip(self._teaching.sources, epochs, strict=True):
             if epoch >= 0:
-                batch[teacher_key(name)] = to_tensor(self._read(store or self._path, track, epoch, sample_ids))
+                found = self._read(store or self._path, track, epoch, sample_ids, counts)
+                for part, values in found.items():
+                    batch[teacher_key(name, part)] = to_tensor(values)
         return batch
 
-    def _read(self, path: str, track: str, epoch: int, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """What a teacher says of (B,) samples, (B, *row_shape)."""
+    def _read(
+        self,
+        path: str,
+        track: str,
+        epoch: int,
+        sample_ids: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64] | None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """What a teacher says of (B,) samples, by part: (B, *row_shape), or as many rows as `counts` (B,) say."""
         if path not in self._stores:
             self._stores[path] = LogitsStore.open(path)
         store = self._stores[path]
+        if track == PREDICTIONS and counts is not None:
+            parts = store.read_rows(epoch, sample_ids).aligned(counts)
+            # torch knows no arithmetic of unsigned integers.
+            return {n: part.astype(np.int64) if part.dtype.kind == "u" else part for n, part in parts.items()}
         if track == PREDICTIONS:
-            return store.read(epoch, sample_ids)
+            return {VALUES: store.read(epoch, sample_ids)}
         found = store.read_statistic(track)
         if found is None or found[0] != epoch:
             raise StoreError(f"{path} holds no statistic {track!r} of epoch {epoch}, which a teacher is read from.")
-        return np.take(found[1], store.index.rows_of(sample_ids, path), axis=0)
+        return {VALUES: np.take(found[1], store.index.rows_of(sample_ids, path), axis=0)}
 
     def _has_id(self, row: Any) -> bool:
         return isinstance(row, Mapping) and self._column in row

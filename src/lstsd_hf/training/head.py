@@ -8,10 +8,11 @@ import torch
 from transformers.utils import logging
 
 from ..method.heads import HEADS, Head, ProblemType, choose_head
+from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.teachers import Teacher, teachers_of
 from ..store import LogitsStore
 from .hub import HubMixin
-from .model_head import Rows, known_columns
+from .model_head import Rows, known_columns, many_rows_problem
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +40,20 @@ class HeadMixin(HubMixin):
         computes_own = self._has_own_loss or self.compute_loss_func is not None
         return self.distillation.problem_type or (self._described_problem if computes_own else said)
 
+    def _many_rows_head(self) -> ManyRows | None:
+        """The head of a model whose samples have any number of rows; None: one row for each sample."""
+        said = self.distillation.problem_type or many_rows_problem(self.model)
+        return many_rows_head(said, self.distillation.logits_top_k)
+
+    def _refuse_drawn_mask(self) -> None:
+        """Raises ValueError where the mask of a masked language model is another one in each epoch."""
+        if isinstance(self._many_rows_head(), Vocabulary) and getattr(self.data_collator, "mlm", False):
+            raise ValueError(
+                "The data collator draws another mask in each epoch, and past predictions are of other tokens: "
+                "expected the same mask in every epoch. Mask the data set once, with map, and pad it with "
+                "DataCollatorForTokenClassification; or train with the plain Trainer."
+            )
+
     def _known_columns(self) -> int | None:
         """How many columns the rows will have; None: it cannot be told, as of a loss that makes rows of its own."""
         return None if self._has_own_loss else known_columns(self.model)
@@ -48,6 +63,10 @@ class HeadMixin(HubMixin):
 
         Weights are not used before it either.
         """
+        many = self._many_rows_head()
+        if many is not None:
+            self._take_head(many)
+            return
         self._labels = labels
         first = None if labels is None else torch.from_numpy(labels[:1])
         self._settle(choose_head(self._problem_type(), first, self._known_columns() or 2).head)
@@ -83,6 +102,8 @@ class HeadMixin(HubMixin):
 
     def _restore_head(self, saved: LogitsStore) -> None:
         """Takes the head that a checkpoint was saved with, unless the user says another."""
+        if self._many_rows_head() is not None:
+            return  # known by the model's class
         said = self.distillation.problem_type
         noted = HEADS.get(cast(ProblemType, saved.note.get("problem_type")))
         head = noted if said is None else choose_head(said, None, saved.row_shape[-1]).head

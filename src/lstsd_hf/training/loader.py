@@ -71,7 +71,8 @@ class LoaderMixin(HeadMixin):
         if isinstance(dataset, IdentifiedDataset):
             collator = self._get_collator_with_removed_columns(collator, description="training")
         path = self.logits_path()
-        teachers = TeacherCollator(collator, column, training_set.num_samples, path, self._teaching)
+        head = self._many_rows_head()
+        teachers = TeacherCollator(collator, column, training_set.num_samples, path, self._teaching, head)
         output_dir = self._get_output_dir(self._trial) if self._trial is not None else str(self.args.output_dir)
         self._plan = Plan(
             path=Path(path),
@@ -124,6 +125,8 @@ class LoaderMixin(HeadMixin):
     def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError where the model would see labels that should be classes of its, and are not."""
         labels, columns = training_set.labels, self._known_columns()
+        if self._many_rows_head() is not None:
+            return
         if labels is None or columns is None or labels.ndim != 1 or labels.dtype.kind != "i":
             return
         # What the labels of a loss of the user's own mean is that one's business.

@@ -13,15 +13,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 
 from ..config import DistillationArguments
 from ..method.loss import distillation_loss
+from ..method.many_rows import ManyRows, Vocabulary
+from ..method.rows import RowIndex
 from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE
 from ..store import LogitsStore
+from .base_loss import BaseLossMixin
 from .callback import RecorderCallback
 from .checkpoint import last_complete_checkpoint, saved_store
-from .collator import SAMPLE_IDS, TeachingEpochs, teacher_key
+from .collator import COUNTS, POSITIONS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
 from .exchange import Processes
-from .loader import LoaderMixin
 from .log import LossParts
-from .model_head import refuse_no_loss, refuse_unsupported, rows_with_gradient
+from .model_head import grid_with_gradient, refuse_no_loss, refuse_unsupported, rows_with_gradient
 from .overrides import (
     count_own_items,
     is_plain,
@@ -37,7 +39,7 @@ from .recorder import Plan, Recorder
 from .sample_ids import LABEL_COLUMNS
 
 
-class LSTSDMixin(LoaderMixin):
+class LSTSDMixin(BaseLossMixin):
     """Long Short-Term Sample Distillation (Jiang et al., AAAI 2020) for any subclass of `Trainer`.
 
     ```python
@@ -101,6 +103,7 @@ class LSTSDMixin(LoaderMixin):
         self._saved: LogitsStore | None = None
         self._parts = LossParts()
         self._weighted_for: Any = None
+        self._plain_items: Any = None
         self._teaching = TeachingEpochs(self._teachers)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -112,6 +115,7 @@ class LSTSDMixin(LoaderMixin):
             )
         if not self._has_own_loss:  # such a loss may make rows of what any model returns
             refuse_unsupported(self.model)
+            self._refuse_drawn_mask()
         self._trial = kwargs.get("trial", args[0] if args else None)
         self._reset()
         if self._trial is not None and self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
@@ -165,26 +169,6 @@ class LSTSDMixin(LoaderMixin):
 
     # ---- the loss
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        """The number of samples in a group of training micro-batches over all processes.
-
-        The plain Trainer counts labels here, of which a multi-label row has many and a masked one none.
-        """
-        if not batch_samples or SAMPLE_IDS not in batch_samples[0]:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        count = sum(len(batch[SAMPLE_IDS]) for batch in batch_samples)
-        if self.accelerator.num_processes == 1:
-            return count
-        return self.accelerator.reduce(torch.full((), count, device=device), "sum")
-
-    @taught
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The parent's loss of a micro-batch: its mean, of which `teach` makes the loss of a training batch."""
-        # Without a count of items, which would multiply the loss by the number of processes.
-        return super().compute_loss(model, inputs, return_outputs=return_outputs)
-
     def teach(
         self,
         compute_loss: Callable[..., Any],
@@ -203,9 +187,9 @@ class LSTSDMixin(LoaderMixin):
             model: The model, as it is wrapped for training.
             inputs: A batch of `get_train_dataloader`; stays as it is.
             return_outputs: Whether to return the model's outputs as well.
-            num_items_in_batch: The number of samples N in this step's group of micro-batches on all W processes. The
-                loss is multiplied by B W / N, so that the sum over micro-batches, averaged over processes, is the mean
-                over samples. None: it is not multiplied.
+            num_items_in_batch: The number of items N, samples or predicted tokens, in this step's group of
+                micro-batches on all W processes. The loss of a micro-batch of n items is multiplied by n W / N, so
+                that the sum over micro-batches, averaged over processes, is the mean over items. None: it is not.
             **kwargs: More arguments of a `compute_loss` of the user's.
 
         Raises:
@@ -227,35 +211,50 @@ class LSTSDMixin(LoaderMixin):
             )
         inputs, added = take_added(inputs)
         sample_ids = added[SAMPLE_IDS]
-        keys = {teacher.name: teacher_key(teacher.name) for teacher in self._teachers}
-        teachers = {name: added[key] for name, key in keys.items() if key in added}
+        teachers = tuple(teacher.name for teacher in self._teachers if teacher_key(teacher.name) in added)
+        index = RowIndex(added[POSITIONS], added[COUNTS]) if POSITIONS in added else None
         labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
-        items = items_in(labels) if self._has_own_loss else None
+        items, own_items = self._items_in(added), None
+        if isinstance(self._head, Vocabulary):
+            own_items = self._plain_count(inputs)
+        elif self._has_own_loss:
+            own_items = items_in(labels)
         self.is_computing_base_loss = True
         try:
             with watching(model, cast(nn.Module, self.model), self._has_own_loss) as seen:
-                found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=items, **kwargs)
+                found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=own_items, **kwargs)
         finally:
             self.is_computing_base_loss = False
         base_loss, outputs = found if isinstance(found, tuple) else (found, None)
         refuse_no_loss(base_loss, outputs, self._has_own_loss or self.compute_loss_func is not None)
-        rows = rows_with_gradient([outputs, *seen], len(sample_ids), inputs, type(self).__name__)
-        logits = rows.logits
-        if self._head is None:
-            recorder.head = self._choose_head(rows, labels)
+        student = self._student([outputs, *seen], inputs, len(sample_ids), labels, recorder)
+        assert self._head is not None
         self._callback.taught = True
-        recorder.record(sample_ids, logits)
-        loss, terms = base_loss, None
-        if teachers:
-            past = torch.stack(list(teachers.values()))
-            assert self._head is not None
-            terms = self._head.terms(logits, past, self.settings.temperature, self.settings.teacher_trust)
-            loss = distillation_loss(base_loss, self._weigh(recorder, tuple(teachers)), terms)
-        self._parts.add(base_loss, len(sample_ids), tuple(teachers), terms)
+        compared = self._head.compare(student, teacher_parts(added, teachers), self.settings, index)
+        recorder.record(sample_ids, compared, None if index is None else index.counts)
+        if self._plain_items is not None and num_items_in_batch is not None:
+            base_loss = base_loss * (own_items / self._plain_items * (num_items_in_batch / max(items, 1)))
+        loss = base_loss
+        if compared.terms is not None:
+            loss = distillation_loss(base_loss, self._weigh(recorder, teachers), compared.terms)
+        self._parts.add(base_loss, items, teachers, compared.terms)
 
         if num_items_in_batch is not None:
-            loss = loss * (len(sample_ids) * self.accelerator.num_processes / num_items_in_batch)
+            loss = loss * (items * self.accelerator.num_processes / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _student(
+        self, candidates: list[Any], inputs: Any, samples: int, labels: Any, recorder: Recorder
+    ) -> torch.Tensor:
+        """The model's logits: (B, C), or the (B x L, C) grid of a head with many rows."""
+        trainer = type(self).__name__
+        if isinstance(self._head, ManyRows):
+            shape = next(inputs[name].shape[:2] for name in self._head.grid if name in inputs)
+            return grid_with_gradient(candidates, self._head.outputs, shape, trainer)
+        rows = rows_with_gradient(candidates, samples, inputs, trainer)
+        if self._head is None:
+            recorder.head = self._choose_head(rows, labels)
+        return rows.logits
 
     def _weigh(self, recorder: Recorder, names: tuple[str, ...]) -> torch.Tensor:
         """The weights of the teachers of these names, made once an epoch: a step that brings numbers to the device

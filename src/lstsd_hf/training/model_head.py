@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +23,21 @@ _SUPPORTED_KINDS = (
     "VIDEO_CLASSIFICATION",
     "VISUAL_QUESTION_ANSWERING",  # a classifier of answers, or a model that writes one
 )
+# ... these predict many, ...
+_MANY_ROWS = {
+    "TOKEN_CLASSIFICATION": "token_classification",
+    "QUESTION_ANSWERING": "question_answering",
+    "CAUSAL_LM": "causal_lm",
+    "SEQ_TO_SEQ_CAUSAL_LM": "seq2seq_lm",
+    "MASKED_LM": "masked_lm",
+}
 # ... these have no head, ...
 _WITHOUT_HEAD = ("BACKBONE", "IMAGE", "TEXT_ENCODING")
 # ... and these tables repeat what others name more closely.
 _VAGUE = ("MULTIMODAL_LM", "PRETRAINING")
 _SUPPORTED = (
-    "heads that predict one row of logits for each sample: sequence, image, audio and video classification, multiple "
-    "choice, regression, multi-label and pairs (a score for the chosen and for the rejected text)"
+    "sequence, image, audio and video classification, multiple choice, regression, multi-label, pairs (a score for "
+    "the chosen and for the rejected text), token classification, question answering by spans, and language models"
 )
 
 
@@ -50,11 +58,24 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def refuse_unsupported(model: Any) -> None:
-    """Raises ValueError where the model's class says that it does not predict one row of logits for each sample."""
+def _kinds_of(model: Any) -> tuple[str, list[str]]:
+    """The name of a model's class, and the kinds that it is of."""
     name = type(unwrapped(model)).__name__
-    kinds = [kind for kind, names in _kinds().items() if name in names]
+    return name, [kind for kind, names in _kinds().items() if name in names]
+
+
+def many_rows_problem(model: Any) -> str | None:
+    """The problem type of a model whose class says that its samples have many rows; None: it does not say so."""
+    _, kinds = _kinds_of(model)
     if any(kind in _SUPPORTED_KINDS for kind in kinds):
+        return None
+    return next((problem for kind, problem in _MANY_ROWS.items() if kind in kinds), None)
+
+
+def refuse_unsupported(model: Any) -> None:
+    """Raises ValueError where the model's class says that no head here fits what it predicts."""
+    name, kinds = _kinds_of(model)
+    if any(kind in _SUPPORTED_KINDS or kind in _MANY_ROWS for kind in kinds):
         return
     kind = next((kind for kind in kinds if kind not in _WITHOUT_HEAD), None)
     if kind is not None:
@@ -145,20 +166,59 @@ def _has_rows(inputs: Mapping[str, Any], count: int) -> bool:
     return any(isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == count for value in inputs.values())
 
 
-def rows_with_gradient(candidates: Sequence[Any], samples: int, inputs: Mapping[str, Any], trainer: str) -> Rows:
-    """The first rows of logits, among what a loss returned and what its model did, that a teacher can reach.
+def grid_of(outputs: Any, names: Sequence[str], shape: tuple[int, ...]) -> torch.Tensor:
+    """The (B x L, C) grid of logits in what a model returned.
+
+    Args:
+        outputs: A mapping, or a tuple in which the logits are the first tensors that are no scalars.
+        names: What the logits are called; several are the columns of one grid.
+        shape: (B, L), that of the labels or of the inputs.
 
     Raises:
-        ValueError: there are none.
+        ValueError: they are not there, or of another shape.
+    """
+    if isinstance(outputs, Mapping):
+        found: list[Any] = [outputs.get(name) for name in names]
+    else:
+        entries = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        found = [entry for entry in entries if isinstance(entry, torch.Tensor) and entry.ndim > 1][: len(names)]
+    tensors = [entry for entry in found if isinstance(entry, torch.Tensor)]
+    if len(tensors) < len(names):
+        held = f"outputs {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise ValueError(f"The model returned no {' and '.join(names)}, but {held}: expected logits for each token.")
+    if any(tensor.shape[:2] != shape for tensor in tensors):
+        raise ValueError(
+            f"The model returned {' and '.join(names)} of shape {tuple(tensors[0].shape)} for a batch of shape "
+            f"{tuple(shape)}: expected logits for each of its tokens. Prompt tuning adds tokens: it is not supported."
+        )
+    grid = torch.stack(tensors, dim=-1) if len(names) > 1 else tensors[0]
+    return grid.flatten(0, 1)
+
+
+def grid_with_gradient(candidates: Sequence[Any], names: Sequence[str], shape: Any, trainer: str) -> torch.Tensor:
+    """The first grid, among what a loss returned and what its model did, that a teacher can reach."""
+    return _first_with_gradient(candidates, lambda found: grid_of(found, names, tuple(shape)), trainer)
+
+
+def rows_with_gradient(candidates: Sequence[Any], samples: int, inputs: Mapping[str, Any], trainer: str) -> Rows:
+    """The first rows of logits, among what a loss returned and what its model did, that a teacher can reach."""
+    return _first_with_gradient(candidates, lambda found: rows_of(found, samples, inputs), trainer)
+
+
+def _first_with_gradient(candidates: Sequence[Any], read: Callable[[Any], Any], trainer: str) -> Any:
+    """What `read` finds first, among what a loss returned and what its model did, that has a gradient.
+
+    Raises:
+        ValueError: there is nothing.
     """
     refusals = []
     for found in candidates:
         try:
-            rows = rows_of(found, samples, inputs)
+            rows = read(found)
         except ValueError as error:
             refusals.append(error)
             continue
-        if rows.logits.requires_grad:
+        if (rows.logits if isinstance(rows, Rows) else rows).requires_grad:
             return rows
     if len(refusals) == len(candidates):
         raise refusals[-1]

@@ -81,7 +81,8 @@ def count_own_items(compute_loss_func: Callable[..., torch.Tensor]) -> Callable[
 
     @functools.wraps(compute_loss_func)
     def counted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        return compute_loss_func(outputs, labels, num_items_in_batch=items_in(labels))
+        own = items_in(labels) if num_items_in_batch is None else num_items_in_batch
+        return compute_loss_func(outputs, labels, num_items_in_batch=own)
 
     return counted
 

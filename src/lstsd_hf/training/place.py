@@ -10,8 +10,6 @@ checkpoint would else leave one at each start.
 import errno
 import os
 import re
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -143,20 +141,3 @@ def _asides(path: Path) -> dict[int, Path]:
     pattern = re.compile(re.escape(path.name) + "-([1-9][0-9]{0,8})")
     found = ((pattern.fullmatch(folder.name), folder) for folder in path.parent.iterdir() if folder.is_dir())
     return {int(match[1]): folder for match, folder in found if match is not None}
-
-
-def refuse_full_disk(path: Path, needed: int, smaller: Sequence[str]) -> None:
-    """Raises StoreError where the disk of the store's folder has fewer than `needed` bytes left.
-
-    Args:
-        path: The store's folder.
-        needed: The bytes that it will take.
-        smaller: Settings with which it would take fewer.
-    """
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        remedies = ["Free some space", "name a logits_dir on another disk", *(f"set {name}" for name in smaller)]
-        raise StoreError(
-            f"The logits store at {path} will take about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are "
-            f"free: expected room for the whole run. {', or '.join(remedies)}."
-        )

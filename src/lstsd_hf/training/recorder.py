@@ -12,21 +12,23 @@ import torch
 from filelock import BaseFileLock
 from transformers import TrainerState
 
-from ..method.heads import Head
+from ..method.heads import Compared, Head
 from ..method.statistics import Statistic
 from ..method.teachers import Teacher, epochs_needed
 from ..paths import LOGITS_FOLDER
 from ..store import LogitsStore, StoreError
 from ..store.ids import SampleIndex
+from ..store.rows import VALUES
 from . import place
 from .checkpoint import refuse_live, refuse_other
-from .collator import TeachingEpochs
+from .collator import COUNTS, SAMPLE_IDS, TeachingEpochs
 from .exchange import Processes
+from .forecast import refuse_full_disk
+from .on_its_way import OnItsWay
 from .sample_ids import SampleIdError
 from .stream import StreamPasses
 from .training_set import TrainingSet
 
-_ID_BYTES = 8
 _VALUES_AT_ONCE = 4 << 20
 
 
@@ -97,7 +99,7 @@ class Recorder:
         self.steps_per_epoch = steps_per_epoch
         self._plan, self._teachers, self._processes, self._state = plan, teachers, processes, state
         self._store: LogitsStore | None = None
-        self._pending: list[tuple[torch.cuda.Event | None, int, torch.Tensor, torch.Tensor]] = []
+        self._pending = OnItsWay()
         self._seen: npt.NDArray[np.bool_] | None = None
         self._is_sealed = False  # the epoch under way
         self._held: list[BaseFileLock] = []
@@ -115,7 +117,7 @@ class Recorder:
             has_new_labels = refuse_other(
                 saved, plan.training_set, plan.dtype, steps_per_epoch, self.epoch, plan.accepts_new_labels
             )
-            self._refuse_full_disk(saved.index.num_rows, saved.row_shape, len(saved.sealed_epochs))
+            self._refuse_full_disk(rows_in(saved), saved.row_shape, saved.vocabulary, len(saved.sealed_epochs))
         try:
             if processes.owns_store:
                 self._held = place.lock(plan.path, plan.output_dir)
@@ -219,12 +221,13 @@ class Recorder:
 
     # ---- recording
 
-    def record(self, sample_ids: torch.Tensor, logits: torch.Tensor) -> None:
+    def record(self, sample_ids: torch.Tensor, compared: Compared, counts: torch.Tensor | None = None) -> None:
         """Records a micro-batch of the epoch under way, without waiting for the device.
 
         Args:
             sample_ids: int64, (B,).
-            logits: floating-point, (B, *row_shape), before the update of this step.
+            compared: What is to be recorded, before the update of this step: (B, *row_shape), or ragged rows.
+            counts: int64, (B,): how many of the ragged rows each sample has.
 
         Raises:
             StoreError, StoreMismatchError: see `LogitsStore.record`.
@@ -233,25 +236,24 @@ class Recorder:
         if self._is_sealed:
             return
         if self._store is None:
-            self._create(tuple(logits.shape[1:]))
-        rows = logits.detach().float()
-        event = None
-        if rows.is_cuda:
-            # A copy into pinned memory that the device makes when it gets there; it is written to disk later.
-            sample_ids, rows = sample_ids.to("cpu", non_blocking=True), rows.to("cpu", non_blocking=True)
-            event = torch.cuda.current_stream().record_event()
-        self._pending.append((event, self._state.global_step, sample_ids.cpu(), rows.cpu()))
-        while self._pending and (self._pending[0][0] is None or self._pending[0][0].query()):
-            self._write(*self._pending.pop(0))
+            self._create(compared, counts)
+        tensors = {SAMPLE_IDS: sample_ids}
+        for part, rows in compared.recorded.items():
+            rows = rows.detach()
+            tensors[part] = rows.float() if rows.is_floating_point() else rows
+        if counts is not None:
+            tensors[COUNTS] = counts
+        self._pending.put(self._state.global_step, tensors)
+        for batch in self._pending.arrived():
+            self._write(*batch)
 
     def _flush(self) -> None:
-        while self._pending:
-            self._write(*self._pending.pop(0))
+        for batch in self._pending.all():
+            self._write(*batch)
 
-    def _write(self, event: torch.cuda.Event | None, step: int, sample_ids: torch.Tensor, rows: torch.Tensor) -> None:
-        if event is not None:
-            event.synchronize()
-        ids = sample_ids.numpy()
+    def _write(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        parts = {name: tensor.numpy() for name, tensor in tensors.items()}
+        ids, counts, logits = parts.pop(SAMPLE_IDS), parts.pop(COUNTS, None), parts.pop(VALUES)
         if self._seen is not None:
             unique, count = np.unique(ids, return_counts=True)
             repeated = unique[(count > 1) | self._seen[unique]]
@@ -262,36 +264,39 @@ class Recorder:
                 )
             self._seen[unique] = True
         assert self._store is not None
-        self._store.record(self.epoch, ids, rows.numpy(), step=step, rank=self._processes.rank)
+        rank = self._processes.rank
+        self._store.record(self.epoch, ids, logits, counts=counts, step=step, rank=rank, **parts)
 
-    def _create(self, row_shape: tuple[int, ...]) -> None:
+    def _create(self, compared: Compared, counts: torch.Tensor | None) -> None:
         """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
         if self._processes.owns_store:
-            known = self._plan.training_set
-            self._refuse_full_disk(SampleIndex.of(known.num_samples, known.ids).num_rows, row_shape)
+            known, row_shape = self._plan.training_set, tuple(compared.recorded[VALUES].shape[1:])
+            rows = SampleIndex.of(known.num_samples, known.ids).num_rows
+            if counts is not None:  # as many for each sample as this batch has
+                rows = math.ceil(rows * counts.float().mean().item())
+            self._refuse_full_disk(rows, row_shape, compared.vocabulary)
             store = LogitsStore.create(
-                self._plan.path, known.num_samples, row_shape, self._plan.dtype, known.fingerprint, known.ids
+                self._plan.path,
+                known.num_samples,
+                row_shape,
+                self._plan.dtype,
+                known.fingerprint,
+                known.ids,
+                ragged=counts is not None,
+                vocabulary=compared.vocabulary,
             )
-            if known.labels is not None:
+            if known.labels is not None and counts is None:
                 store.write_labels(known.labels, known.ids)
         self._processes.wait()
         self._open_store()
 
-    def _refuse_full_disk(self, rows: int, row_shape: tuple[int, ...], sealed: int = 0) -> None:
-        """Raises StoreError where the disk has less room than the store will still take, with a journal's copy.
-
-        Args:
-            rows: The number of rows of an epoch's file.
-            row_shape: The shape of one sample's logits.
-            sealed: The number of epochs that are on disk already, in the checkpoint that the run resumes from.
-        """
-        row_bytes = math.prod(row_shape) * np.dtype(self._plan.dtype).itemsize
+    def _refuse_full_disk(
+        self, rows: int, row_shape: tuple[int, ...], vocabulary: int | None, sealed: int = 0
+    ) -> None:
+        plan = self._plan
+        keeps_all = plan.keeps_all and self.steps_per_epoch is not None
         epochs = self._state.num_train_epochs
-        kept = epochs if self._plan.keeps_all and self.steps_per_epoch else min(epochs, 3)
-        needed = rows * (max(kept - sealed, 0) * row_bytes + 2 * (row_bytes + _ID_BYTES))
-        smaller = ["logits_retention='needed'"] * self._plan.keeps_all
-        smaller += ["logits_dtype='float16'"] * (self._plan.dtype != "float16")
-        place.refuse_full_disk(self._plan.path, needed, smaller)
+        refuse_full_disk(plan.path, rows, row_shape, vocabulary, plan.dtype, epochs, keeps_all, sealed)
 
     # ---- saving and restoring
 
@@ -307,6 +312,12 @@ class Recorder:
             own |= {} if self._passes is None else self._passes.note()
             self._store.copy(checkpoint / LOGITS_FOLDER, own | note)
         self._processes.wait()
+
+
+def rows_in(store: LogitsStore) -> int:
+    """How many rows an epoch's file has; of ragged rows, as many as the last sealed one."""
+    sealed = store.sealed_epochs
+    return len(store.epoch_rows(sealed[-1])) if store.is_ragged and sealed else store.index.num_rows
 
 
 def fold_statistics(store: LogitsStore, epoch: int, head: Head) -> None:

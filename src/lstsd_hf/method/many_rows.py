@@ -1,0 +1,154 @@
+"""Heads with any number of rows for a sample: taggers, question answering, language models.
+
+Which rows a batch has is told by the batch itself, on the CPU, before it is moved to the device (`index`). The rows of
+the student are taken from what the model returned at these positions, so nothing is ever realigned.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from .heads import Classes, Compared, Head
+from .loss import TeacherTerms
+from .rows import RowIndex, labelled_tokens, own_positions, predicted_tokens
+from .spans import span_terms
+from .statistics import Statistic
+from .teachers import Settings
+from .vocabulary import TopK, student_events, vocabulary_terms
+
+VALUES, CLASSES, REST = "values", "classes", "rest"
+
+
+class ManyRows(Head):
+    """A head whose samples have any number of rows.
+
+    Attributes:
+        outputs: What the model calls its (B, L, ...) logits; several are columns of one grid.
+        grid: The column of the batch, or the first of these that it has, whose (B, L) the logits have.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    grid: ClassVar[tuple[str, ...]] = ("labels",)
+
+    @abstractmethod
+    def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
+        """The rows of a batch of B samples. Raises ValueError where the batch does not tell."""
+
+    def statistics(self, labels: Any) -> tuple[Statistic, ...]:
+        return ()
+
+
+class Tokens(ManyRows):
+    """A tagger: one distribution over C classes for each label that is not -100; these are the items."""
+
+    def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
+        return labelled_tokens(_labels_of(batch))
+
+    def items(self, samples: int, rows: int) -> int:
+        return rows
+
+    def compare(
+        self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
+    ) -> Compared:
+        assert index is not None
+        rows = student.index_select(0, index.positions)
+        terms = Classes().terms(rows, past[VALUES], settings.temperature, settings.teacher_trust) if past else None
+        return Compared(terms, {VALUES: rows})
+
+
+class Spans(ManyRows):
+    """Question answering: start and end are distributions over a feature's own positions; the items are features."""
+
+    outputs = ("start_logits", "end_logits")
+    grid = ("input_ids", "inputs_embeds")
+
+    def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
+        mask = batch.get("attention_mask")
+        if mask is None:
+            grid = next((batch[name] for name in self.grid if name in batch), None)
+            if grid is None:
+                raise ValueError(f"The batch holds {sorted(batch)}: expected an attention_mask or input_ids.")
+            mask = torch.ones(grid.shape[:2], dtype=torch.int64)
+        return own_positions(mask)
+
+    def compare(
+        self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
+    ) -> Compared:
+        assert index is not None
+        rows = student.index_select(0, index.positions)
+        if not past:
+            return Compared(None, {VALUES: rows})
+        count = len(index.counts)
+        tau, trust = settings.temperature, settings.teacher_trust
+        return Compared(span_terms(rows, past[VALUES], index.samples, count, tau, trust), {VALUES: rows})
+
+
+class Vocabulary(ManyRows):
+    """A language model: the k most probable classes of each predicted token; these are the items.
+
+    Attributes:
+        k: How many classes are recorded.
+        shifts: Whether position t predicts the label at t + 1.
+    """
+
+    def __init__(self, k: int, shifts: bool) -> None:
+        self.k = k
+        self.shifts = shifts
+
+    def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
+        if self.shifts:
+            _labels_of(batch)
+            return predicted_tokens(batch, samples)
+        return labelled_tokens(_labels_of(batch))
+
+    def items(self, samples: int, rows: int) -> int:
+        return rows
+
+    def compare(
+        self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
+    ) -> Compared:
+        assert index is not None
+        vocabulary = student.shape[-1]
+        if self.k >= vocabulary:
+            raise ValueError(
+                f"logits_top_k={self.k} and a vocabulary of {vocabulary}: expected fewer than all of it, because the "
+                "mass of the rest is recorded as well. Set logits_top_k lower."
+            )
+        terms: TeacherTerms | None = None
+        if past:
+            teachers = TopK(past[VALUES], past[CLASSES], past[REST])
+            tau, trust = settings.temperature, settings.teacher_trust
+            terms, own = vocabulary_terms(student, index.positions, teachers, tau, trust, self.k)
+        else:
+            none = index.positions.new_empty(0, len(index.positions), self.k)
+            own = student_events(student.detach(), index.positions, none, self.k)[1]
+        return Compared(terms, {VALUES: own.log_probabilities, CLASSES: own.classes, REST: own.log_rest}, vocabulary)
+
+
+def _labels_of(batch: Mapping[str, Any]) -> torch.Tensor:
+    labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor) or labels.ndim != 2:
+        found = f"labels of shape {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else sorted(batch)
+        raise ValueError(
+            f"The batch holds {found}: expected labels of shape (samples, tokens), -100 where a token has none. Use "
+            "a data collator that pads labels, such as DataCollatorForTokenClassification."
+        )
+    return labels
+
+
+def many_rows_head(problem_type: str | None, k: int) -> ManyRows | None:
+    """The head for a problem whose samples have many rows; None for another problem.
+
+    Args:
+        problem_type: See `heads.ProblemType`.
+        k: How many classes of a vocabulary to record.
+    """
+    if problem_type == "token_classification":
+        return Tokens()
+    if problem_type == "question_answering":
+        return Spans()
+    if problem_type in ("causal_lm", "seq2seq_lm", "masked_lm"):
+        return Vocabulary(k, shifts=problem_type == "causal_lm")
+    return None

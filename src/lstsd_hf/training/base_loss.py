@@ -1,0 +1,67 @@
+"""The base loss of a micro-batch, and how many items it is the mean of."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from ..method.many_rows import Vocabulary
+from .collator import POSITIONS, SAMPLE_IDS
+from .loader import LoaderMixin
+from .overrides import items_in, taught
+
+
+class BaseLossMixin(LoaderMixin):
+    """The part of `LSTSDMixin` that asks the parent for the loss of a micro-batch.
+
+    Attributes:
+        _plain_items: Of a language model: what the plain Trainer counts in the group of micro-batches under way. It
+            may be more than what is predicted, and the sum over tokens is divided by it.
+    """
+
+    _plain_items: Any = None
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """The number of items in a group of training micro-batches over all processes: samples, or predicted tokens.
+
+        The plain Trainer counts labels here, of which a multi-label row has many and a masked one none.
+        """
+        if not batch_samples or SAMPLE_IDS not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        is_language_model = isinstance(self._head, Vocabulary)
+        self._plain_items = super()._get_num_items_in_batch(batch_samples, device) if is_language_model else None
+        count = sum(self._items_in(batch) for batch in batch_samples)
+        if self.accelerator.num_processes == 1:
+            return count
+        return self.accelerator.reduce(torch.full((), count, device=device), "sum")
+
+    def _items_in(self, batch: Any) -> int:
+        samples = len(batch[SAMPLE_IDS])
+        return samples if self._head is None else self._head.items(samples, len(batch.get(POSITIONS, ())))
+
+    def _plain_count(self, inputs: Any) -> torch.Tensor | None:
+        """What the plain Trainer counts in a batch of a language model: of some models one more than are predicted."""
+        labels = inputs.get("shift_labels", inputs["labels"])
+        shifts = "shift_labels" not in inputs and getattr(self, "_loss_shifts_labels", False)
+        return items_in(labels[..., 1:] if shifts else labels)
+
+    @taught
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The parent's loss of a micro-batch: its mean, of which `teach` makes the loss of a training batch."""
+        if not model.training or not isinstance(self._head, Vocabulary):
+            # Without a count of items, which would multiply the loss by the number of processes.
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        # Language models divide a sum by the plain Trainer's count; without one they take a mean, which is another.
+        # The plain Trainer's loss, because TRL's SFTTrainer makes no logits with gradient.
+        loss, outputs = Trainer.compute_loss(
+            cast(Trainer, self), model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        is_multiplied = self.args.average_tokens_across_devices and (
+            self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        )
+        if self.accelerator.num_processes > 1 and is_multiplied:
+            loss = loss / self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss

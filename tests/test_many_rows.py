@@ -1,0 +1,350 @@
+"""Tokens, spans and vocabularies: the invariants of the method for samples with any number of rows."""
+
+import math
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+
+from lstsd_hf import LogitsStore, LSTSDTrainer, add_sample_ids
+from toys import config, logged, weights
+
+NO, VOCABULARY, K = -100, 40, 3
+BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.2,
+}
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.2,
+}
+GPT = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+KINDS = ("tokens", "spans", "vocabulary")
+# Where the padding must not matter to the base loss: BERT's own loss of spans is over padding too.
+SPAN_LENGTH = {"spans": 6}
+
+
+def make(kind: str) -> Any:
+    set_seed(0)
+    if kind == "tokens":
+        return BertForTokenClassification(BertConfig(**BERT, num_labels=4))
+    if kind == "spans":
+        return BertForQuestionAnswering(BertConfig(**BERT))
+    if kind == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(**GPT))
+    return LlamaForCausalLM(LlamaConfig(**LLAMA))
+
+
+def data(kind: str, count: int = 24, seed: int = 0, length: int | None = None) -> datasets.Dataset:
+    """Samples of 3 to 9 tokens, or of one length."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        tokens = rng.integers(1, VOCABULARY, length or rng.integers(3, 10)).tolist()
+        row: dict[str, Any] = {"input_ids": tokens}
+        if kind == "tokens":
+            row["labels"] = [NO, *(token % 4 for token in tokens[1:])]
+        elif kind == "spans":
+            start = int(np.argmax(tokens))
+            row |= {"start_positions": start, "end_positions": min(start + 1, len(tokens) - 1)}
+        else:
+            row["labels"] = tokens
+        rows.append(row)
+    return datasets.Dataset.from_list(rows)
+
+
+class Pad:
+    """Pads a batch, to a multiple and on a side."""
+
+    def __init__(self, side: str = "right", multiple: int = 1) -> None:
+        self.side, self.multiple = side, multiple
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(feature["input_ids"]) for feature in features)
+        longest = math.ceil(longest / self.multiple) * self.multiple
+        batch: dict[str, list[Any]] = {"input_ids": [], "attention_mask": []}
+        for feature in features:
+            length = len(feature["input_ids"])
+            left = longest - length if self.side == "left" else 0
+            right = longest - length - left
+            batch["input_ids"].append([0] * left + feature["input_ids"] + [0] * right)
+            batch["attention_mask"].append([0] * left + [1] * length + [0] * right)
+            if "labels" in feature:
+                batch.setdefault("labels", []).append([NO] * left + feature["labels"] + [NO] * right)
+            for name in ("start_positions", "end_positions"):
+                if name in feature:
+                    batch.setdefault(name, []).append(feature[name] + left)
+        return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def train(kind: str, folder: Any, rows: Any, trainer_class: Any = LSTSDTrainer, **options: Any) -> Any:
+    changes = {"learning_rate": 0.2, "logits_top_k": K, "teacher_trust": "constant", **options.pop("settings", {})}
+    collator = options.pop("data_collator", Pad())
+    trainer = trainer_class(
+        make(kind), config(folder, **changes), train_dataset=rows, data_collator=collator, **options
+    )
+    trainer.train(options.pop("resume", None))
+    return trainer
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gpt2"])
+def test_off_is_off(tmp_path, kind):
+    """GPT-2 too, of which the plain Trainer counts one token more for each sample than are predicted."""
+    off = {"long_term_weight": 0.0, "short_term_weight": 0.0, "num_train_epochs": 2}
+    plain = train(kind, tmp_path / "plain", data(kind), Trainer, settings=off)
+    ours = train(kind, tmp_path / "ours", data(kind), settings=off)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+    assert LogitsStore.open(tmp_path / "ours" / "_logits").sealed_epochs == [0, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [32, 30])
+def test_accumulated_micro_batches_equal_one_big_batch(tmp_path, kind, count):
+    settings = {"num_train_epochs": 3, "mini_generation_epochs": 1, "train_sampling_strategy": "sequential"}
+    runs = [
+        train(
+            kind,
+            tmp_path / str(size),
+            data(kind, count, length=SPAN_LENGTH.get(kind)),
+            settings={
+                **settings,
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": 16 // size,
+            },
+        )
+        for size in (16, 4)
+    ]
+    assert (weights(runs[0].model) - weights(make(kind))).abs().max() > 0.01
+    torch.testing.assert_close(weights(runs[1].model), weights(runs[0].model), atol=1e-5, rtol=0)
+    for name in ("loss", "base_loss", "long_term_loss", "short_term_loss"):
+        assert logged(runs[1], name) == pytest.approx(logged(runs[0], name), abs=1e-5), name
+
+
+def past_of(kind: str, logits: Any, row: dict[str, Any]) -> list[list[float]]:
+    """A sample's rows of logits, from what its model returned for it alone."""
+    if kind == "spans":
+        return torch.stack([logits.start_logits[0], logits.end_logits[0]], dim=1).tolist()
+    rows = logits.logits[0]
+    if kind == "tokens":
+        return [values for values, label in zip(rows.tolist(), row["labels"], strict=True) if label != NO]
+    return rows[:-1].tolist()
+
+
+def items_of(kind: str, rows: torch.Tensor) -> list[torch.Tensor]:
+    """The distributions of a sample's items, as log probabilities; a feature has two, start and end."""
+    return list(rows.log_softmax(0).T) if kind == "spans" else list(rows.log_softmax(1))
+
+
+def slow_divergence(kind: str, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Summed over the items of a sample."""
+    total = torch.zeros(())
+    for log_p, log_q in zip(items_of(kind, student), items_of(kind, teacher), strict=True):
+        if kind == "vocabulary":  # the K largest of the teacher, and the rest
+            named = log_q.topk(K).indices
+            rest = torch.ones(VOCABULARY, dtype=torch.bool)
+            rest[named] = False
+            log_p, log_q = (torch.cat([x[named], x[rest].logsumexp(0)[None]]) for x in (log_p, log_q))
+        total = total + (log_q.exp() * (log_q - log_p)).sum()
+    return total / 2 if kind == "spans" else total
+
+
+def slow_base(kind: str, outputs: Any, row: dict[str, Any]) -> torch.Tensor:
+    if kind == "spans":
+        pairs = ((outputs.start_logits, row["start_positions"]), (outputs.end_logits, row["end_positions"]))
+        return sum(F.cross_entropy(logits, torch.tensor([place])) for logits, place in pairs) / 2
+    logits, labels = outputs.logits[0], torch.tensor(row["labels"])
+    if kind == "vocabulary":
+        logits, labels = logits[:-1], labels[1:]
+    return F.cross_entropy(logits, labels, ignore_index=NO, reduction="sum")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_what_the_formulas_say(tmp_path, kind):
+    """A slow reference: sample by sample, without padding, over a dictionary of past logits."""
+    rows, epochs, k, rate = data(kind, 10, length=SPAN_LENGTH.get(kind)), 4, 2, 0.1
+    settings = {
+        "num_train_epochs": epochs,
+        "mini_generation_epochs": k,
+        "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": rate,
+        "long_term_weight": 0.3,
+        "short_term_weight": 0.4,
+    }
+    trainer = train(kind, tmp_path, rows, settings=settings)
+
+    model = make(kind).train()
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    past: dict[int, dict[int, torch.Tensor]] = {}
+    expected = []
+    for epoch in range(epochs):
+        past[epoch] = {}
+        teachers = [((epoch // k) * k - 1, 0.3), (epoch - 1, 0.4)]
+        for start in range(0, 10, 4):
+            total, items = torch.zeros(()), 0
+            parts = []
+            for i in range(start, min(start + 4, 10)):
+                outputs = model(input_ids=torch.tensor([rows[i]["input_ids"]]))
+                own = torch.tensor(past_of(kind, outputs, rows[i]))
+                count = 1 if kind == "spans" else len(own)
+                if kind == "spans":
+                    live = torch.stack([outputs.start_logits[0], outputs.end_logits[0]], dim=1)
+                elif kind == "tokens":
+                    live = outputs.logits[0][torch.tensor(rows[i]["labels"]) != NO]
+                else:
+                    live = outputs.logits[0][:-1]
+                loss, left = torch.zeros(()), 1.0
+                for source, weight in teachers:
+                    if source >= 0:
+                        loss = loss + weight * slow_divergence(kind, live, past[source][i])
+                        left -= weight
+                parts.append((left, slow_base(kind, outputs, rows[i]), loss))
+                items += count
+                past[epoch][i] = own
+            for left, base, loss in parts:
+                total = total + (left * base + loss) / items
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            expected.append(total.item())
+    assert logged(trainer, "loss") == pytest.approx(expected, abs=2e-5)
+    torch.testing.assert_close(weights(trainer.model), weights(model), atol=2e-5, rtol=0)
+    assert min(logged(trainer, "long_term_loss")[-3:]) > 1e-4  # teachers spoke
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("collator", [Pad("left"), Pad("right", 16)], ids=["left", "longer"])
+def test_other_padding_changes_no_row(tmp_path, kind, collator):
+    settings = {"learning_rate": 0.0, "num_train_epochs": 2}
+    stores = []
+    for name, pad in (("base", Pad()), ("other", collator)):
+        train(kind, tmp_path / name, data(kind), data_collator=pad, settings=settings)
+        stores.append(LogitsStore.open(tmp_path / name / "_logits"))
+    if collator.side == "left":  # the models' own positions move with the padding: the rows are as many, and in order
+        assert np.array_equal(*(store.epoch_parts(1)["offsets"] for store in stores))
+        return
+    for part, rows in stores[0].epoch_parts(1).items():
+        np.testing.assert_allclose(rows, stores[1].epoch_parts(1)[part], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_interrupted_ends_with_the_same_files(tmp_path, kind):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                control.should_save = control.should_training_stop = True
+
+    settings = {"num_train_epochs": 4, "per_device_train_batch_size": 8, "logits_dtype": "float16"}
+    whole = train(kind, tmp_path / "whole", data(kind), settings=settings)
+    train(kind, tmp_path / "cut", data(kind), settings=settings, callbacks=[Stop()])
+    again = LSTSDTrainer(
+        make(kind),
+        config(tmp_path / "cut", learning_rate=0.2, logits_top_k=K, teacher_trust="constant", **settings),
+        train_dataset=data(kind),
+        data_collator=Pad(),
+    )
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again.model), weights(whole.model))
+    files = sorted(path.name for path in (tmp_path / "whole" / "_logits").glob("*.npy"))
+    assert any("offsets" in name for name in files)
+    for name in files:
+        both = [(tmp_path / run / "_logits" / name).read_bytes() for run in ("whole", "cut")]
+        assert both[0] == both[1], name
+
+
+def test_a_sample_whose_rows_change_has_no_teacher(tmp_path):
+    """One sample loses a label from epoch 1 on; the others keep their teachers."""
+    rows = add_sample_ids(data("tokens", 8))
+    seen = {"epoch": 0}
+
+    def cut(features):
+        batch = Pad()(features)
+        if seen["epoch"] > 0:
+            batch["labels"][0, 1] = NO
+        return batch
+
+    class Watch(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            seen["epoch"] += 1
+
+    settings = {"num_train_epochs": 2, "train_sampling_strategy": "sequential"}
+    trainer = train("tokens", tmp_path, rows, settings=settings, data_collator=cut, callbacks=[Watch()])
+    lengths = [len(tokens) - 1 for tokens in rows["input_ids"]]
+    expected = sum(lengths[1:]) / (sum(lengths) - 1)
+    assert logged(trainer, "short_term_coverage")[-1] == pytest.approx(expected)
+
+
+def test_a_padding_free_batch_trains_the_same_rows(tmp_path):
+    settings = {"learning_rate": 0.0, "num_train_epochs": 2, "remove_unused_columns": True}
+    train("vocabulary", tmp_path / "padded", data("vocabulary"), settings=settings)
+    flat = DataCollatorWithFlattening(return_tensors="pt")
+    train("vocabulary", tmp_path / "flat", data("vocabulary"), settings=settings, data_collator=flat)
+    stores = [LogitsStore.open(tmp_path / name / "_logits") for name in ("padded", "flat")]
+    assert np.array_equal(*(store.epoch_parts(1)["offsets"] for store in stores))
+
+
+def test_a_mask_that_is_drawn_anew_is_refused(tmp_path):
+    class Tokenizer:
+        mask_token, mask_token_id, pad_token, pad_token_id = "[MASK]", 1, "[PAD]", 0
+
+    collator = DataCollatorForLanguageModeling.__new__(DataCollatorForLanguageModeling)
+    collator.mlm = True
+    trainer = LSTSDTrainer(
+        BertForMaskedLM(BertConfig(**BERT)), config(tmp_path), train_dataset=data("vocabulary"), data_collator=collator
+    )
+    with pytest.raises(ValueError, match=r"draws another mask in each epoch.*Mask the data set once"):
+        trainer.train()
+
+
+def test_a_mask_that_stays_is_learnt_from(tmp_path):
+    set_seed(0)
+    trainer = LSTSDTrainer(
+        BertForMaskedLM(BertConfig(**BERT)),
+        config(tmp_path, logits_top_k=K),
+        train_dataset=data("vocabulary"),
+        data_collator=Pad(),
+    )
+    trainer.train()
+    assert logged(trainer, "long_term_loss")[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "collator", "message"),
+    [
+        ("vocabulary", {"logits_top_k": VOCABULARY}, Pad(), "logits_top_k=40 and a vocabulary of 40"),
+        ("tokens", {}, lambda f: {"input_ids": Pad()(f)["input_ids"]}, "expected labels of shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, kind, settings, collator, message):
+    with pytest.raises(ValueError, match=message):
+        train(kind, tmp_path, data(kind), settings=settings, data_collator=collator)
