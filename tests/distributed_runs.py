@@ -52,6 +52,9 @@ VARIANTS = {
 }
 
 
+FIRST_ID = 1_500_000_000_000_000_000  # of `resumable`
+
+
 class Preempted(Exception):  # noqa: N818
     pass
 
@@ -66,7 +69,7 @@ class StopAfter(TrainerCallback):
 
 
 def resumable(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
-    """A run with dropout and padding, 3 steps per epoch, that is preempted at step `stop`."""
+    """A run with dropout, padding and ids of 19 digits, 3 steps per epoch, that is preempted at step `stop`."""
     settings = config(
         folder,
         num_train_epochs=4,
@@ -76,7 +79,7 @@ def resumable(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
         learning_rate=0.02,
         seed=7,
     )
-    data = add_sample_ids(rows(42))
+    data = rows(42).add_column("sample_id", [FIRST_ID + 5 * i for i in range(42)])
     return LSTSDTrainer(tiny_bert(), settings, train_dataset=data, callbacks=[StopAfter(stop)])
 
 

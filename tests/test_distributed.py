@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from distributed_runs import VARIANTS, resumable
+from distributed_runs import FIRST_ID, VARIANTS, resumable
 from lstsd_hf import LogitsStore, StoreMismatchError
 from toys import rows, tiny_bert
 
@@ -105,7 +105,7 @@ def test_two_processes_resume_exactly(runs, stop):
         {file.name: file.read_bytes() for file in (runs[2] / name / "_logits").glob("*.npy")}
         for name in ("whole", f"cut {stop}")
     )
-    assert len(whole) == 6  # four epochs, the labels, and the margin
+    assert len(whole) == 7  # four epochs, the ids, the labels, and the margin
     assert whole == cut
 
 
@@ -116,6 +116,6 @@ def test_one_process_goes_on_where_two_were_preempted(runs, tmp_path):
     resumable(tmp_path, world=1).train(resume_from_checkpoint=str(saved))
     store = LogitsStore.open(tmp_path / "_logits")
     store.verify()
-    assert np.isfinite(store.read(3, range(42))).all()
+    assert np.isfinite(store.read(3, [FIRST_ID + 5 * i for i in range(42)])).all()
     with pytest.raises(StoreMismatchError, match="saved with 3 steps per epoch, and this run has 6"):
         resumable(tmp_path, world=2).train(resume_from_checkpoint=str(saved))

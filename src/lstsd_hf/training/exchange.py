@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from accelerate.utils import broadcast
 from transformers import TrainingArguments
 
 from ..store import LogitsStore
+from ..store.files import writing
 
 _CHUNK_BYTES = 16 << 20
 
@@ -48,22 +50,38 @@ class Processes:
         node = self.rank - self.accelerator.local_process_index  # its first process names a node
         for source in range(self.count):
             journal = store.journal_path(epoch, source)
-            sends = source == self.rank
-            size = journal.stat().st_size if sends and journal.exists() else 0
+            size = journal.stat().st_size if source == self.rank and journal.exists() else 0
             size, source_node = broadcast(torch.tensor([size, node], device=device), source).tolist()
             if not size:
                 continue
-            receives = self.owns_store and source_node != node
-            temporary = store.path / f".{journal.name}.tmp"
-            file: Any = journal.open("rb") if sends else temporary.open("wb") if receives else nullcontext()
-            with file:
-                for start in range(0, size, _CHUNK_BYTES):
-                    chunk = torch.empty(min(_CHUNK_BYTES, size - start), dtype=torch.uint8)
-                    if sends:
-                        file.readinto(chunk.numpy())
-                    chunk = broadcast(chunk.to(device), source)
-                    if receives:
-                        file.write(chunk.cpu().numpy())
-            if receives:
-                os.replace(temporary, journal)
+            self._hand_on(journal, source, size, receives=self.owns_store and source_node != node)
         self.wait()
+
+    def _hand_on(self, journal: Path, source: int, size: int, receives: bool) -> None:
+        """Gives the journal of one process to those that receive it; all processes call this together.
+
+        Raises:
+            StoreError: it could not be written; nothing of it stays.
+        """
+        temporary = journal.parent.with_name(f".{journal.name}.tmp")
+        opened: Any = nullcontext()
+        with writing(journal):
+            if self.rank == source:
+                opened = journal.open("rb")
+            elif receives:
+                opened = temporary.open("wb")
+            try:
+                with opened as file:
+                    for start in range(0, size, _CHUNK_BYTES):
+                        chunk = torch.empty(min(_CHUNK_BYTES, size - start), dtype=torch.uint8)
+                        if self.rank == source:
+                            file.readinto(chunk.numpy())
+                        chunk = broadcast(chunk.to(self.accelerator.device), source)
+                        if receives:
+                            file.write(chunk.cpu().numpy())
+                if receives:
+                    os.replace(temporary, journal)
+            except BaseException:
+                if receives:
+                    temporary.unlink(missing_ok=True)
+                raise
