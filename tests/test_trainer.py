@@ -739,10 +739,3 @@ def test_too_few_epochs_for_a_long_term_teacher_are_warned_of(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         train(LSTSDTrainer, tmp_path / "b", data, settings={**settings, "long_term_weight": 0.0})
-
-
-def test_a_batch_of_another_loader_is_refused_in_training(tmp_path):
-    trainer = LSTSDTrainer(tiny_bert(), config(tmp_path), train_dataset=rows(8))
-    trainer.model.train()
-    with pytest.raises(ValueError, match=r"no sample ids: expected a batch of LSTSDTrainer\.get_train_dataloader"):
-        trainer.compute_loss(trainer.model, {"input_ids": torch.ones(2, 4, dtype=torch.long)})
