@@ -1,6 +1,8 @@
 """Which data set the report takes texts from: ids are looked up, or positions are ids, and labels must agree."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +262,21 @@ def test_from_a_csv_to_its_report_by_command(
     error = capsys.readouterr().err
     assert f"lstsd report: error: {train}: 16 of 16 labels in {label_column!r} are not those" in error
     assert error.count("\n") == 1
+
+
+def test_a_report_loads_no_torch(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", [0, 1, 2], WORDS)
+    data = Dataset.from_dict({"text": list("abc"), "label": list(WORDS)})
+    data.save_to_disk(tmp_path / "a")
+    data.to_parquet(tmp_path / "a.parquet")
+    data.to_json(tmp_path / "a.json")
+    data.to_csv(tmp_path / "a.csv")
+    script = f"""
+import sys
+from lstsd_hf import cli
+for name in ("a", "a.parquet", "a.json", "a.csv"):
+    cli.main(["report", {str(folder)!r}, "--dataset", {str(tmp_path)!r} + "/" + name])
+print(sorted({{"torch", "transformers"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[4:] == ["[]"]
