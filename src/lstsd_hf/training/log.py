@@ -133,7 +133,8 @@ class LossParts:
         decides = self._decides
         self._samples, self._base, self._terms = 0, None, {}
         means = {"base_loss": totals["base"] / totals["samples"]}
-        for name, (divergence, trust, agreement, present, _) in of_teachers.items():
+        for name, column in of_teachers.items():
+            divergence, trust, agreement, present, _ = column.tolist()
             # By definition 0 where no sample has the teacher.
             means[f"{name}_loss"] = divergence / trust if trust else 0.0
             means[f"{name}_coverage"] = present / totals["samples"]
