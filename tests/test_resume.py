@@ -16,10 +16,12 @@ from transformers import Trainer, TrainerCallback
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, StoreMismatchError, add_sample_ids
 from lstsd_hf.training.checkpoint import last_complete_checkpoint
-from toys import config, logged, rows, tiny_bert, weights
+from toys import as_first_written, config, logged, rows, tiny_bert, weights
 
 STEPS = 3  # per epoch: 20 rows in batches of 8
 SAVING = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.02}
+
+DAMAGED = ["store.json", "epoch-0001.npy", "labels.npy", "margin-0001.npy", "open/epoch-0002.rank-00000.journal"]
 
 
 class Preempted(Exception):  # noqa: N818
@@ -179,6 +181,16 @@ def test_another_batch_size_is_accepted_where_the_steps_stay(tmp_path, changes, 
             run(tmp_path, resume=True, **changes)
 
 
+def test_a_checkpoint_of_the_first_version_is_resumed_from(tmp_path, reference):
+    head, expected, folder = reference
+    run(tmp_path, stop=8, head=head)
+    as_first_written(tmp_path / "checkpoint-8" / "_logits")
+    resumed = run(tmp_path, resume=True, head=head)
+    assert torch.equal(weights(resumed.model), weights(expected.model))
+    whole = {name: data for name, data in sealed(folder).items() if name.startswith(("epoch", "labels"))}
+    assert sealed(tmp_path) == whole  # and no statistic, which would lack the epochs before the checkpoint
+
+
 # ---- what is in a checkpoint
 
 
@@ -295,7 +307,7 @@ def test_a_checkpoint_without_a_store_needs_a_word(tmp_path):
     assert np.isnan(store.read(2, range(20))).any(axis=1).sum() == 8  # seen before the interruption
 
 
-@pytest.mark.parametrize("name", ["store.json", "epoch-0001.npy", "labels.npy", "open/epoch-0002.rank-00000.journal"])
+@pytest.mark.parametrize("name", DAMAGED)
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
     run(tmp_path, stop=8)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lstsd_hf import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
+from toys import as_first_written
 
 SAMPLES = 12
 
@@ -182,6 +183,24 @@ assert 0 < done < 1000
 assert (found[:done, 0] == np.arange(done) // 10 * 10).all() and np.isnan(found[done:]).all()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_store_of_the_first_version_is_read(tmp_path):
+    store = small_store(tmp_path / "s")
+    expected = store.read(0, range(SAMPLES))
+    store.write_statistic("margin", 0, np.zeros((SAMPLES, 2), np.float32))
+    as_first_written(tmp_path / "s")
+    assert "statistics" not in (tmp_path / "s" / "store.json").read_text()
+    found = LogitsStore.open(tmp_path / "s")
+    found.verify()
+    assert (found.sealed_epochs, found.open_epochs) == ([0], [1])
+    assert found.read_statistic("margin") is None
+    np.testing.assert_array_equal(found.read(0, range(SAMPLES)), expected)
+    np.testing.assert_array_equal(found.read_labels(), np.arange(SAMPLES))
+    found.seal(1)
+    found.write_statistic("margin", 1, np.ones((SAMPLES, 2), np.float32))
+    found.verify()
+    assert LogitsStore.open(tmp_path / "s").read_statistic("margin")[0] == 1
 
 
 # ---- damage

@@ -1,11 +1,13 @@
 """Small real objects for the tests: a two-layer BERT in memory, data it can learn, and ways to compare runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+import xxhash
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from lstsd_hf import LSTSDConfig
@@ -74,6 +76,19 @@ def config(folder: Path, **changes: Any) -> LSTSDConfig:
         "logits_retention": "all",
     }
     return LSTSDConfig(**settings | changes)
+
+
+def as_first_written(store: Path) -> None:
+    """Turns a store into what version 0.1.0 left: without statistics, and with a note of the steps per epoch alone."""
+    manifest = json.loads((store / "store.json").read_text())
+    names = ("format", "version", "num_samples", "row_shape", "dtype", "fingerprint", "labels", "sealed", "open")
+    old = {name: manifest[name] for name in names}
+    old["note"] = {name: steps for name, steps in manifest["note"].items() if name == "steps_per_epoch"}
+    checksum = xxhash.xxh3_128_hexdigest(json.dumps(old, sort_keys=True).encode())
+    (store / "store.json").write_text(json.dumps(old | {"checksum": checksum}, indent=2) + "\n")
+    for key in manifest.get("statistics", {}):
+        name, epoch = key.split()
+        (store / f"{name}-{int(epoch):04d}.npy").unlink()
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
