@@ -175,6 +175,16 @@ def test_a_checkpoint_with_its_own_label_order(layout: str, model: str, tmp_path
     assert (tmp_path / "out" / "RTE.tsv").read_text() == "index\tprediction\n4\tentailment\n5\tentailment\n"
 
 
+def test_the_report_of_a_checkpoint_with_its_own_label_order(layout: str, model: str, tmp_path: Path) -> None:
+    """The store, the report and its texts have the labels as the model's head orders them."""
+    labels = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
+    BertForSequenceClassification.from_pretrained(model, **labels).save_pretrained(tmp_path / "model")
+    argv = flags(str(tmp_path / "model"), tmp_path / "out", "--task_name", "sst2", "--data_dir", layout, "--do_train")
+    glue.main([*argv, "--tokenizer_name", model, "--report"])
+    samples = pq.read_table(tmp_path / "out" / "_report" / "samples.parquet").to_pydict()
+    assert samples["label"] == [1 - label for _, label in sentences(48)]
+
+
 # --- whole runs ---
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 from transformers import HfArgumentParser
 
 from ..config import LSTSDConfig
-from .checks import check_training_arguments
+from .checks import check_numbers, check_training_arguments
 from .config_file import config_flags, nearest
 from .errors import WRONG_VALUE, as_value_error
 from .tasks import TASKS
@@ -229,6 +229,7 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConf
         name = unknown[0].removeprefix("--").partition("=")[0].replace("-", "_")
         what = f"unknown flag {unknown[0]!r}" if unknown[0].startswith("-") else f"no flag takes {unknown[0]!r}"
         raise ValueError(f"{what}.{nearest(name, names)}")
+    check_numbers(vars(known))
     with as_value_error("The training arguments", *WRONG_VALUE):
         model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if not (args.do_train or args.do_eval or args.do_predict):

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -39,14 +39,18 @@ _TIMES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 
 
-def check_training_arguments(args: LSTSDConfig) -> None:
-    """Raises ValueError for a number out of its range, a folder that is a file, or settings of no optimizer."""
-    values = {entry.name: getattr(args, entry.name) for entry in fields(args) if entry.init}
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a number that is not finite or has more than 64 bits."""
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={value}: expected a finite number.")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"{name}={value}: expected a number of at most 64 bits.")
+
+
+def check_training_arguments(args: LSTSDConfig) -> None:
+    """Raises ValueError for a number out of its range, a folder that is a file, or settings of no optimizer."""
+    values = {entry.name: getattr(args, entry.name) for entry in fields(args) if entry.init}
     for name, (least, most) in _RANGES.items():
         if values[name] is not None and not least <= values[name] <= most:
             expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
@@ -94,7 +98,7 @@ def _rehearse_optimizer(args: TrainingArguments) -> None:
     if args.optim_target_modules is not None or optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
         return  # made for the modules of a model
     parameters = [nn.Parameter(torch.zeros(1))]
-    with as_value_error(f"optim={optim.value!r} with optim_args={args.optim_args!r}", *WRONG_VALUE):
+    with as_value_error(f"optim={optim.value!r} with optim_args={args.optim_args!r}", ValueError, *WRONG_VALUE):
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             return
@@ -102,7 +106,9 @@ def _rehearse_optimizer(args: TrainingArguments) -> None:
     schedule, kwargs = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs
     if kwargs is not None and not isinstance(kwargs, dict):
         raise ValueError(f"lr_scheduler_kwargs={kwargs!r}: expected a JSON object.")
-    with as_value_error(f"lr_scheduler_type={schedule.value!r} with lr_scheduler_kwargs={kwargs!r}", *WRONG_VALUE):
+    with as_value_error(
+        f"lr_scheduler_type={schedule.value!r} with lr_scheduler_kwargs={kwargs!r}", *WRONG_VALUE, ValueError
+    ):
         get_scheduler(schedule, optimizer, 0, 100, kwargs)
 
 

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PretrainedCon
 
 from ..config import LSTSDConfig
 from ..extras import require
-from ..training.sample_ids import SampleIdError, sample_ids_of
 from .arguments import DataArguments, ModelArguments, parse
 from .data import GlueData, load_files, load_task
 from .errors import as_value_error
@@ -77,8 +76,6 @@ def prepare(argv: Sequence[str]) -> Job:
                 seed=args.seed,
             )
 
-    if data.train is not None:
-        check_own_ids(data.train, args.sample_id_column, data_args.train_file)
     config, tokenizer = load_config_and_tokenizer(model_args)
     labels = label_order(data.labels, config)
     set_head(config, labels)
@@ -122,17 +119,6 @@ def prepare(argv: Sequence[str]) -> Job:
     if args.should_save:  # here, where nothing has been trained yet
         os.makedirs(str(args.output_dir), exist_ok=True)
     return Job(model_args, data_args, args, checkpoint, config, tokenizer, data, to_task_id, texts)
-
-
-def check_own_ids(rows: Dataset, column: str, train_file: str | None) -> None:
-    """Raises ValueError where a training file has ids of its own that name no row, or two."""
-    try:
-        sample_ids_of(rows, column)
-    except SampleIdError as error:
-        raise ValueError(
-            f"{train_file}: {error} Or name a column that the file does not have, --sample_id_column row: a row's id "
-            "is its position in the file then."
-        ) from error
 
 
 def load_config_and_tokenizer(model_args: ModelArguments) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:

@@ -1,0 +1,534 @@
+"""`lstsd train` with whatever a user can type or point at: one line and exit code 2; Ctrl-C: one line and 130."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+    Trainer,
+    set_seed,
+)
+
+from lstsd_hf import cli
+from lstsd_hf.glue import run as glue
+from lstsd_hf.glue.errors import errors_of_a_run
+from toys import BAD, GOOD
+
+ROWS = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]},{i % 2}" for i in range(48)]
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write(tmp_path_factory.mktemp("data") / "train.csv", "text,label", *ROWS))
+
+
+@pytest.fixture
+def base(model: str, train_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Flags of a run that works; a later flag overrides an earlier one."""
+    monkeypatch.chdir(tmp_path)
+    settings = "--do_train --use_cpu --disable_tqdm true --save_strategy no --num_train_epochs 2"
+    return ["--model_name_or_path", model, "--train_file", train_file, "--output_dir", "out", *settings.split()]
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs `lstsd train`, which is to end with exit code 2 and a line as the last on stderr; returns that line."""
+
+    def run(argv: list[str], *, alone: bool = False) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(["train", *argv])
+        err = capfd.readouterr().err
+        assert leaving.value.code == 2
+        assert "Traceback" not in err
+        lines = err.splitlines()
+        assert lines[-1].startswith("lstsd train: error: ")
+        assert len(lines) == 1 or not alone
+        return lines[-1].removeprefix("lstsd train: error: ")
+
+    return run
+
+
+# Nothing is read yet where these are refused.
+FLAGS = [
+    ("--train_flie x.csv", "unknown flag '--train_flie'. Did you mean 'train_file'?"),
+    ("--device cuda", "unknown flag '--device'."),
+    ("--learning\u2013rate 1", "unknown flag '--learning\u2013rate'. Did you mean 'learning_rate'?"),
+    ("\u2014seed 1", "'\u2014seed' begins with '\u2014': expected '--'"),
+    ("\u2013\u2013bf16=true", "'\u2013\u2013bf16=true' begins with '\u2013\u2013'"),
+    ("-\u2212do-eval", "'-\u2212do-eval' begins with '-\u2212'"),
+    ("--bf16 maybe", "argument --bf16: Truthy value expected: got maybe"),
+    ("--seed one", "invalid int value: 'one'"),
+    ("--seed -1", "seed=-1: expected 0 to 4294967295."),
+    ("--seed 4294967296", "seed=4294967296: expected 0 to 4294967295."),
+    ("--data_seed -1", "data_seed=-1: expected 0 to 4294967295."),
+    ("--max_steps 99999999999999999999", "max_steps=99999999999999999999: expected a number of at most 64 bits."),
+    ("--max_steps 0", "max_steps=0: expected at least 1, or -1"),
+    ("--max_steps -2", "max_steps=-2: expected at least 1, or -1"),
+    ("--num_train_epochs -1", "num_train_epochs=-1.0: expected a number above 0."),
+    ("--num_train_epochs 0", "num_train_epochs=0.0: expected a number above 0."),
+    ("--num_train_epochs inf", "num_train_epochs=inf: expected a finite number."),
+    ("--learning_rate nan", "learning_rate=nan: expected a finite number."),
+    ("--learning_rate -1", "learning_rate=-1.0: expected at least 0."),
+    ("--weight_decay -1", "weight_decay=-1.0: expected at least 0."),
+    ("--max_grad_norm nan", "max_grad_norm=nan: expected a finite number."),
+    ("--label_smoothing_factor 1.5", "label_smoothing_factor=1.5: expected 0 to 1."),
+    ("--neftune_noise_alpha -1", "neftune_noise_alpha=-1.0: expected at least 0."),
+    ("--warmup_steps -1", "warmup_steps"),
+    ("--adam_beta1 2", "Invalid beta parameter"),
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size=0: expected at least 1."),
+    ("--per_device_eval_batch_size -1", "per_device_eval_batch_size=-1: expected at least 1."),
+    ("--gradient_accumulation_steps 0", "gradient_accumulation_steps=0: expected at least 1."),
+    ("--eval_accumulation_steps 0", "eval_accumulation_steps=0: expected at least 1."),
+    ("--dataloader_num_workers -1", "dataloader_num_workers=-1: expected at least 0."),
+    ("--preprocessing_num_workers 0", "preprocessing_num_workers=0: expected at least 1."),
+    ("--max_seq_length 0", "max_seq_length=0: expected at least 1."),
+    ("--max_train_samples -1", "max_train_samples=-1: expected at least 1."),
+    ("--validation_fraction -0.5", "validation_fraction=-0.5: expected a number between 0 and 1."),
+    ("--validation_fraction nan", "validation_fraction=nan: expected a finite number."),
+    ("--logging_steps -5", "logging_steps=-5.0: expected a number above 0."),
+    ("--logging_steps inf", "logging_steps"),
+    ("--save_strategy steps --save_steps 0", "save_steps=0.0: expected a number above 0."),
+    ("--eval_strategy steps --eval_steps -1", "eval_steps=-1.0: expected a number above 0."),
+    ("--batch_eval_metrics true", "leave out batch_eval_metrics"),
+    ("--optim adamw_of_mine", "argument --optim: invalid choice: 'adamw_of_mine'"),
+    ("--optim adamw_8bit", "bitsandbytes"),
+    ("--optim_args learning", "optim='adamw_torch_fused' with optim_args='learning'"),
+    ("--lr_scheduler_type stairs", "argument --lr_scheduler_type"),
+    ('--lr_scheduler_kwargs {"steps":1}', "lr_scheduler_kwargs={'steps': 1}: TypeError"),
+    ("--lr_scheduler_kwargs [1]", "lr_scheduler_kwargs='[1]': expected a JSON object."),
+    ("--lr_scheduler_type reduce_lr_on_plateau", "requires an eval strategy"),
+    ('--accelerator_config {"split":true}', "AcceleratorConfig.__init__() got an unexpected keyword argument 'split'"),
+    ("--accelerator_config nowhere.json", "nowhere.json: No such file or directory"),
+    ("--torch_compile_mode fast", "torch_compile: RuntimeError: Unrecognized mode=fast"),
+    ("--report_to paper", "report_to='paper' is not installed here: expected one of "),
+    ("--deepspeed nowhere.json", "deepspeed"),
+    ("--mini_generation_epochs 0", "mini_generation_epochs=0 is not allowed: expected an integer of at least 1."),
+    ("--temperature 1e300", "temperature=1e+300: expected 1e-06 to 1000000.0."),
+    ("--logits_dtype float8", "argument --logits_dtype"),
+    ("--logits_dir out/logits", "lies inside output_dir='out' under 'logits'"),
+    ("--logits_dir=", "logits_dir is empty"),
+    ("--output_dir=", "output_dir is empty"),
+    ("--text_columns text text", "expected one or two columns, each once."),
+    ("--text_columns text label", "expected columns other than the label's."),
+    ("--sample_id_column input_ids", "sample_id_column='input_ids' is the name of another column"),
+    ("--sample_id_column label", "sample_id_column='label' is the name of another column"),
+    ("--sample_id_column=", "sample_id_column='' is not allowed: expected the name of a column."),
+    ("--where text", "where='text': expected COLUMN=VALUE."),
+    ("--model_name_or_path=", "model_name_or_path is missing"),
+    ("--model_name_or_path package://nowhere/x", "no package 'nowhere' is installed here."),
+    ("--resume_from_checkpoint true", "No valid checkpoint found in output directory (out)"),
+    ("--resume_from_checkpoint nowhere", "resume_from_checkpoint='nowhere': no such folder"),
+    ("--resume_from_checkpoint=", "resume_from_checkpoint='': no such folder"),
+    ("--trainer plain --resume_from_checkpoint true", "No valid checkpoint found in output directory (out)"),
+    ("--trainer plain --report", "report=True goes with trainer='lstsd', found 'plain'"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), FLAGS, ids=[flags for flags, _ in FLAGS])
+def test_flags_that_are_refused(base: list[str], refused: Callable[..., str], flags: str, message: str) -> None:
+    assert message in refused([*base, *flags.split(" ")], alone=True)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        (None, "Nothing to do: expected a CONFIG, or flags. See lstsd train --help."),
+        ("--output_dir", "output_dir is missing: expected the folder that the run writes to. Give --output_dir."),
+        ("--model_name_or_path", "model_name_or_path is missing"),
+        ("--train_file", "Expected either task_name or train_file, found neither."),
+    ],
+)
+def test_what_is_left_out(base: list[str], refused: Callable[..., str], left_out: str | None, message: str) -> None:
+    argv = [] if left_out is None else base
+    if left_out in base:
+        del argv[base.index(left_out) : base.index(left_out) + 2]
+    assert message in refused(argv, alone=True)
+
+
+def test_files_in_the_place_of_folders(base: list[str], refused: Callable[..., str], train_file: str) -> None:
+    line = refused([*base, "--output_dir", train_file], alone=True)
+    assert line == f"output_dir={train_file!r} is a file: expected a folder, or a name that is free."
+    line = refused([*base, "--logits_dir", train_file], alone=True)
+    assert line == f"logits_dir={train_file!r} is a file: expected a folder, or a name that is free."
+    assert refused([*base, "--output_dir", f"{train_file}/out"]) == f"{train_file}/out: Not a directory"
+    task = ["--model_name_or_path", "m", "--task_name", "rte", "--output_dir", "out", "--do_train"]
+    assert "expected a folder 'RTE' in data_dir" in refused([*task, "--data_dir", train_file], alone=True)
+
+
+@pytest.mark.parametrize("name", [".", "nowhere.csv", "data.xlsx"])
+def test_what_is_no_training_file(base: list[str], refused: Callable[..., str], name: str) -> None:
+    write(Path("data.xlsx"), "x")
+    assert name in refused([*base, "--train_file", name])
+
+
+def test_a_folder_that_holds_something_else(base: list[str], refused: Callable[..., str]) -> None:
+    Path("mine").mkdir()
+    write(Path("mine/letter.txt"), "kept")
+    assert "mine holds something that is not a logits store" in refused([*base, "--logits_dir", "mine"])
+    assert Path("mine/letter.txt").read_text() == "kept\n"
+
+
+# --- ids of the file's own ---
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [(lambda i: f"x{i}", "data row 1: expected a sample id"), (lambda i: i // 2, "data row 2: the sample id 0")],
+)
+def test_own_ids_that_name_no_row_or_two(
+    base: list[str], refused: Callable[..., str], ids: Callable[[int], Any], message: str
+) -> None:
+    path = write(Path("own.csv"), "text,label,sample_id", *(f"{row},{ids(i)}" for i, row in enumerate(ROWS)))
+    argv = [*base, "--train_file", str(path), "--text_columns", "text"]
+    line = refused(argv)
+    assert message in line
+    assert "--sample_id_column" in line
+    cli.main(["train", *argv, "--sample_id_column", "row"])  # as the line says
+
+
+def test_own_ids_of_any_size(base: list[str]) -> None:
+    rows = (f"{row},{1_500_000_000_000_000_000 + i}" for i, row in enumerate(ROWS))
+    path = write(Path("own.csv"), "text,label,sample_id", *rows)
+    assert glue.main([*base, "--train_file", str(path)])["train_samples"] == len(ROWS)
+
+
+# --- configs ---
+
+CONFIGS: dict[str, tuple[str | bytes, str]] = {
+    "aliases without end": (
+        "lr_scheduler_kwargs: {a: &a0 {x: 1}"
+        + "".join(f", k{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" for i in range(1, 60))
+        + "}",
+        "line 1: expected at most 20 levels and 10,000 values, found more",
+    ),
+    "an alias of itself": ("lr_scheduler_kwargs: &a {b: *a}", "expected at most 20 levels"),
+    "5,000 brackets": ("[" * 5000, "nested too deeply: expected a YAML mapping of settings"),
+    "deep mappings": ("lr_scheduler_kwargs: " + "{a: " * 3000, "nested too deeply"),
+    "twice": ("seed: 1\ntask_name: rte\nseed: 2", "line 3: the key 'seed' a second time, after line 1"),
+    "twice below": ("lr_scheduler_kwargs:\n  a: 1\n  a: 2", "line 3: the key 'a' a second time, after line 2"),
+    "a date as a number": ("learning_rate: 2024-01-01", "invalid float value: '2024-01-01'"),
+    "a date in a mapping": (
+        "lr_scheduler_kwargs: {a: 2024-01-01}",
+        "lr_scheduler_kwargs={'a': '2024-01-01'}",
+    ),
+    "a list as a number": ("learning_rate: [1, 2]", "line 1: expected one value for 'learning_rate'"),
+    "a mapping as a number": ("learning_rate: {a: 1}", "invalid float value"),
+    "a list of lists": ("text_columns: [[a], b]", "line 1: expected one value, found a list or a mapping"),
+    "flags in a list": ("text_columns: [--do_train]", "expected values for 'text_columns' that do not begin"),
+    "a mapping as a key": ("? {a: b}\n: 1", "line 1: expected one value, found a list or a mapping"),
+    "infinity": ("lr_scheduler_kwargs: {a: .inf}", "line 1: expected a finite number, found .inf"),
+    "a tag": ("task_name: !!python/object/apply:os.system [ls]", "line 1: expected a value without a tag, found"),
+    "a wrong tag": ("lr_scheduler_kwargs: {a: !!int many}", "line 1: 'many' is no int"),
+    "two documents": ("seed: 1\n---\nseed: 2", "not YAML: expected a single document"),
+    "a tab": ("task_name:\trte\n\tseed: 1", "not YAML: while scanning"),
+    "a NUL byte": (b"task_name: r\0te", "not YAML: unacceptable character #x0000"),
+    "no UTF-8": (b"\xff\xfet\0", "not YAML: 'utf-8' codec"),
+    "a text": ("mrpc", "expected a YAML mapping of settings, found one value"),
+    "huge": ("a: " + "x" * 200_000, "expected a YAML file of at most 100,000 bytes, found more"),
+    "an undefined alias": ("seed: *x", "not YAML: found undefined alias 'x'"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_that_are_refused(base: list[str], refused: Callable[..., str], name: str) -> None:
+    content, message = CONFIGS[name]
+    Path("run.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    start = time.monotonic()
+    assert message in refused(["run.yaml", *base], alone=True)
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(("path", "message"), [("/", "Is a directory"), ("/dev/zero", "at most 100,000 bytes")])
+def test_what_is_no_config(refused: Callable[..., str], path: str, message: str) -> None:
+    assert message in refused([path], alone=True)
+
+
+def test_an_alias_of_a_few_values_is_yaml(base: list[str]) -> None:
+    write(
+        Path("run.yaml"),
+        "logging_steps: &steps 3",
+        "save_steps: *steps",
+        "lr_scheduler_type: cosine_with_min_lr",
+        "lr_scheduler_kwargs: {min_lr: 1e-6}",
+    )
+    assert glue.main(["run.yaml", *base])["epoch"] == 2
+
+
+# --- models ---
+
+
+def with_config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def with_file(name: str, content: bytes | None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
+
+    return change
+
+
+MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "broken config": (with_file("config.json", b"{"), "no model's configuration can be read from it"),
+    "config of bytes": (with_file("config.json", bytes(range(256))), "no model's configuration can be read from it"),
+    "deep config": (with_file("config.json", b"[" * 100_000), "no model's configuration can be read from it"),
+    "no config": (with_file("config.json", None), "no model's configuration can be read from it"),
+    "unknown kind": (with_config(model_type="oracle"), "no model's configuration can be read from it"),
+    "no heads": (with_config(num_attention_heads=0), "the model cannot be loaded: ZeroDivisionError"),
+    "another size": (with_config(hidden_size=32), "--ignore_mismatched_sizes true"),
+    "cut weights": (lambda folder: os.truncate(folder / "model.safetensors", 500), "the model cannot be loaded"),
+    "no weights": (with_file("model.safetensors", None), "the model cannot be loaded: Error no file named"),
+    "broken tokenizer": (with_file("tokenizer.json", b"{"), "no tokenizer can be read from it"),
+    "endless length": (
+        with_file("tokenizer_config.json", b'{"model_max_length": "long"}'),
+        "model_max_length is 'long': expected a number.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_folders_that_are_refused(base: list[str], refused: Callable[..., str], model: str, name: str) -> None:
+    change, message = MODELS[name]
+    shutil.copytree(model, "changed")
+    change(Path("changed"))
+    line = refused([*base, "--model_name_or_path", "changed"])
+    assert line.startswith("changed: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"vocab_size": 8}, "the model knows 8 tokens"), ({"max_position_embeddings": 4}, "Set max_seq_length=4.")],
+)
+def test_rows_that_a_model_has_no_embedding_for(
+    base: list[str], refused: Callable[..., str], model: str, changes: dict[str, int], message: str
+) -> None:
+    shutil.copytree(model, "changed")
+    with_config(**changes)(Path("changed"))
+    assert message in refused([*base, "--model_name_or_path", "changed", "--ignore_mismatched_sizes"])
+
+
+def save_head(folder: str, model: str, labels: int) -> None:
+    """A checkpoint of a BERT like `model`'s with a head of its own."""
+    shutil.copytree(model, folder)
+    set_seed(0)
+    BertForSequenceClassification(BertConfig.from_pretrained(model, num_labels=labels)).save_pretrained(folder)
+
+
+def test_a_model_with_another_head(base: list[str], refused: Callable[..., str], model: str) -> None:
+    save_head("three", model, 3)
+    argv = [*base, "--model_name_or_path", "three"]
+    line = refused(argv)
+    assert "three: the model cannot be loaded: expected weights of this run's shapes, with 2 outputs." in line
+    assert "--ignore_mismatched_sizes true" in line
+    assert glue.main([*argv, "--ignore_mismatched_sizes", "true"])["epoch"] == 2  # as the line says
+
+
+@pytest.mark.parametrize("end", ["<end>", None])
+def test_a_model_without_a_padding_token_pads_with_its_end(
+    base: list[str], refused: Callable[..., str], end: str | None
+) -> None:
+    words = ["<unk>", "<end>", "the", "film", "was", *GOOD, *BAD]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token=end).save_pretrained("gpt")
+    set_seed(0)
+    sizes = {"vocab_size": len(words), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    GPT2Model(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).save_pretrained("gpt")
+    write(Path("ragged.csv"), "text,label", "good film,1", "the film was bad,0", "bad,0", "the good,1")
+    argv = [*base, "--model_name_or_path", "gpt", "--train_file", "ragged.csv"]
+    if end is None:
+        assert "the tokenizer has no padding token and no end token" in refused(argv)
+    else:
+        assert glue.main(argv)["train_samples"] == 4
+        assert json.loads(Path("out/config.json").read_text())["pad_token_id"] == 1
+
+
+# --- in training ---
+
+
+def test_an_unknown_metric(base: list[str], refused: Callable[..., str]) -> None:
+    argv = [*base, "--validation_fraction", "0.25", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
+    argv += ["--load_best_model_at_end", "true", "--metric_for_best_model"]
+    line = refused([*argv, "acuracy"])
+    assert line.startswith("metric_for_best_model='acuracy': expected one of accuracy, loss, ")
+    assert line.endswith("Did you mean 'accuracy'?")
+    assert glue.main([*argv, "accuracy"])["epoch"] == 2
+    assert glue.main([*argv, "eval_loss"])["epoch"] == 2
+
+
+def test_a_diverged_run_with_a_report(base: list[str], refused: Callable[..., str]) -> None:
+    line = refused([*base, "--learning_rate", "1e30", "--num_train_epochs", "3", "--report"])
+    assert "no sample has a finite prediction" in line
+    assert Path("out/model.safetensors").is_file()
+    assert Path("out/README.md").is_file()
+
+
+def test_no_batch_is_left(base: list[str], refused: Callable[..., str]) -> None:
+    line = refused([*base, "--dataloader_drop_last", "true", "--per_device_train_batch_size", "64"])
+    assert line.startswith("dataloader_drop_last=True leaves no batch of 48 rows: expected at least 64.")
+
+
+@pytest.fixture(scope="module")
+def saved(model: str, train_file: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with a checkpoint of its first epoch."""
+    out = tmp_path_factory.mktemp("saved") / "out"
+    argv = ["--model_name_or_path", model, "--train_file", train_file, "--output_dir", str(out), "--do_train"]
+    glue.main([*argv, "--use_cpu", "--disable_tqdm", "true", "--save_strategy", "epoch", "--num_train_epochs", "1"])
+    return out
+
+
+@pytest.fixture
+def checkpoint(base: list[str], saved: Path) -> Path:
+    """The checkpoint of a run in the folder `out`."""
+    shutil.copytree(saved, "out")
+    return Path("out/checkpoint-6")
+
+
+@pytest.mark.parametrize("trainer", ["lstsd", "plain"])
+def test_a_checkpoint_of_another_head(
+    base: list[str], refused: Callable[..., str], checkpoint: Path, trainer: str
+) -> None:
+    path = write(Path("three.csv"), "text,label", *(f"{row}{i % 3}" for i, row in enumerate(ROWS)))
+    argv = [*base, "--trainer", trainer, "--train_file", str(path), "--resume_from_checkpoint", str(checkpoint)]
+    line = refused(argv)
+    assert f"{checkpoint}/model.safetensors: classifier.bias has the shape [2], and [" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "_logits/store.json"]
+)
+def test_a_checkpoint_with_a_damaged_file(
+    base: list[str], refused: Callable[..., str], checkpoint: Path, name: str
+) -> None:
+    os.truncate(checkpoint / name, 20)
+    line = refused([*base, "--resume_from_checkpoint", str(checkpoint)])
+    assert f"{checkpoint}/{name} is damaged" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        pickle.UnpicklingError("bad"),
+        SafetensorError("bad"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        HfHubHTTPError.__bases__[0]("Connection refused"),
+    ],
+)
+def test_what_a_run_can_meet_is_one_line(
+    base: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "train", fail)
+    assert str(error) in refused([*base, "--trainer", "plain"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), KeyError("x"), TypeError("x"), ZeroDivisionError("x")])
+def test_faults_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as found, errors_of_a_run():
+        raise error
+    assert found.value is error
+
+
+# --- real processes ---
+
+
+def lstsd(*argv: str, **settings: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "lstsd_hf", *argv]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings
+    )
+
+
+def test_a_process_of_its_own() -> None:
+    process = lstsd("train", "--seed", "x")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, "")
+    assert err == "lstsd train: error: argument --seed: invalid int value: 'x'\n"
+
+
+def test_ctrl_c_says_how_to_resume(base: list[str]) -> None:
+    argv = ["train", *base, "--save_strategy", "steps", "--save_steps", "6", "--num_train_epochs", "1000"]
+    argv += ["--disable_tqdm", "false", "--dataloader_num_workers", "1"]
+    process = lstsd(*argv, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not Path("out/checkpoint-12/trainer_state.json").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    line = err.splitlines()[-1]
+    assert line.startswith("lstsd train: interrupted. ")
+    assert "--resume_from_checkpoint true goes on from out/checkpoint-" in line
+    # As the line says; the latest checkpoint may be of any step.
+    steps = max(int(path.name.split("-")[1]) for path in Path("out").glob("checkpoint-*")) + 6
+    resumed = glue.main([*argv[1:], "--resume_from_checkpoint", "true", "--max_steps", str(steps)])
+    assert resumed["epoch"] == steps / 6
+
+
+def test_ctrl_c_before_the_first_checkpoint(base: list[str]) -> None:
+    process = lstsd("train", *base, "--num_train_epochs", "100000", start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not Path("out/_logits/epoch-0000.npy").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    line = err.splitlines()[-1]
+    assert line.startswith("lstsd train: interrupted. No checkpoint is in out yet, so start again.")
+    assert "--resume_from_checkpoint true" in line
+
+
+def test_no_room_for_a_checkpoint(base: list[str]) -> None:
+    """As on a full disk: no file may be longer than what the model takes, and the optimizer's state is twice that."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    process = lstsd("train", *base, "--save_strategy", "epoch", preexec_fn=limit)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "lstsd train: error: A file of the checkpoint could not be written" in err.splitlines()[-1]
