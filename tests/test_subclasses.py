@@ -1104,6 +1104,11 @@ def test_two_passes_over_a_batch(tmp_path, trainer_class):
         assert_taught(trainer)
 
 
+def test_two_losses_of_one_batch_by_super_may_both_be_smoothed(tmp_path):
+    """The plain Trainer takes the labels out of the batch to smooth them, and finds none the second time."""
+    assert_taught(run(DropTwice, tmp_path, settings={"label_smoothing_factor": 0.1}))
+
+
 @pytest.mark.parametrize("head", ["classes", "regression"])
 def test_two_rows_for_a_sample_are_no_pair(tmp_path, head):
     """Scores of a batch and its copy look like those of chosen and rejected texts."""
@@ -1230,7 +1235,7 @@ def no_logits(tmp_path: Path) -> None:
         (no_such_checkpoint, "checkpoint-7.*no such folder"),
         (no_checkpoint, "No valid checkpoint found in output directory"),
         (unreduced, r"The loss of a micro-batch is of shape \(8,\): expected a scalar"),
-        (no_logits, "The model returned no logits"),
+        (no_logits, r"returned no logits, but nothing beside its loss.*return \\(loss, outputs\\)"),
     ],
 )
 def test_errors_name_their_own_cause(tmp_path, make, message):

@@ -1,5 +1,6 @@
 """The base loss of a micro-batch, and how many items it is the mean of."""
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,7 @@ from transformers import Trainer
 from ..method.many_rows import Vocabulary
 from .collator import POSITIONS, SAMPLE_IDS
 from .loader import LoaderMixin
-from .overrides import items_in, taught
+from .overrides import count_own_items, items_in, taught
 
 
 class BaseLossMixin(LoaderMixin):
@@ -21,6 +22,19 @@ class BaseLossMixin(LoaderMixin):
     """
 
     _plain_items: Any = None
+
+    def _prepare_loss(self) -> None:
+        # What `compute_loss` returns is a part of the mean over all samples of the step already, whatever a subclass
+        # says of the loss that it computes.
+        self.loss_is_scaled_for_ga = True
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = count_own_items(self.compute_loss_func)
+
+    def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None) -> Any:
+        """The count of items that the loss of a micro-batch is given."""
+        if isinstance(self._head, Vocabulary):
+            return self._plain_count(inputs)
+        return items_in(labels) if self._has_own_loss else None
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         """The number of items in a group of training micro-batches over all processes: samples, or predicted tokens.
@@ -52,8 +66,9 @@ class BaseLossMixin(LoaderMixin):
     ) -> Any:
         """The parent's loss of a micro-batch: its mean, of which `teach` makes the loss of a training batch."""
         if not model.training or not isinstance(self._head, Vocabulary):
-            # Without a count of items, which would multiply the loss by the number of processes.
-            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+            # Without a count of items, which would multiply the loss by the number of processes; and with a copy, from
+            # which the plain Trainer may take the labels while the caller computes another loss of the same batch.
+            return super().compute_loss(model, copy.copy(inputs), return_outputs=return_outputs)
         # Language models divide a sum by the plain Trainer's count; without one they take a mean, which is another.
         # The plain Trainer's loss, because TRL's SFTTrainer makes no logits with gradient.
         loss, outputs = Trainer.compute_loss(

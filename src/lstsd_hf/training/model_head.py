@@ -133,6 +133,8 @@ def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None)
     else:
         tensors = [entry for entry in outputs or () if isinstance(entry, torch.Tensor) and entry.ndim]
         logits, found = (tensors[0] if tensors else None), f"a {type(outputs).__name__}"
+    if outputs is None:
+        found = "nothing beside its loss, and its forward pass was not seen: return (loss, outputs)"
     if not isinstance(logits, torch.Tensor):
         raise ValueError(f"The model returned no logits, but {found}: LSTSDTrainer works with {_SUPPORTED}.")
     if logits.ndim == 1:
