@@ -1,6 +1,7 @@
 """A user's files: what is read of each format, and what is refused, by file and line or row."""
 
 import csv
+import json
 import os
 import random
 import subprocess
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lstsd_hf.report.files import FORMATS, open_data_set, open_user_file
 
@@ -417,6 +420,9 @@ def test_a_large_csv_takes_seconds_and_little_memory(tmp_path: Path) -> None:
     size = (tmp_path / "a.csv").stat().st_size
     script = f"""
 import resource, sys, time
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from lstsd_hf.report.files import open_user_file
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 cells = open_user_file({str(tmp_path / "a.csv")!r}).read(["text"], ["label"])
@@ -429,3 +435,52 @@ print(len(cells.texts), time.process_time() - start, used * 1024, "torch" in sys
     assert float(seconds) < 3
     assert int(memory) < 5 * size
     assert has_torch == "False"
+
+
+# ---- whatever there is
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), end=st.sampled_from(["\n", "\r\n"]))
+def test_csv_comes_back_as_it_was_written(tmp_path: Path, rows: list[tuple[str, str]], end: str) -> None:
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out, lineterminator=end).writerows([("text", "label"), *rows])
+    assert cells_of(tmp_path / "a.csv") == {
+        "text": [text or None for text, _ in rows],
+        "label": [label or None for _, label in rows],
+    }
+    save(tmp_path / "a.json", json.dumps([{"text": text, "label": label} for text, label in rows]))
+    assert cells_of(tmp_path / "a.json") == {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(max_size=60),
+        st.text('text,label"\t\r\n01a.{}[]:\\ud8', max_size=60).map(str.encode),
+        st.text('a,"\t\r\n 0', max_size=30).map(lambda rest: ("text,label\n" + rest).encode()),
+    ),
+    suffix=st.sampled_from(FORMATS),
+    quoting=st.booleans(),
+)
+def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: str, quoting: bool) -> None:
+    path, refusal = save(tmp_path / f"a{suffix}", content), ""
+    try:
+        cells = cells_of(path, tsv_quoting=quoting)
+    except ValueError as error:
+        refusal, cells = str(error), {}
+    assert all(cell is None or isinstance(cell, str) for column in cells.values() for cell in column)
+    assert cells or refusal.startswith(str(path))
+    assert "\n" not in refusal
+
+
+def test_of_several_processes_one_speaks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.tsv", 'text\tlabel\n"one\t0\n')
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        cells_of(path)
+    assert len(caplog.records) == 1
