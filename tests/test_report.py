@@ -250,13 +250,60 @@ def test_names_of_folders_and_classes_are_text(tmp_path: Path) -> None:
     assert hostile not in text
 
 
-def test_few_epochs_are_said_to_be_few(tmp_path: Path) -> None:
-    data = train(tmp_path, logits_retention="needed")
-    page = write_report(tmp_path, data)
-    text = page.read_text(encoding="utf-8")
-    assert "The store holds epochs 3 and no longer 0, 1, 2" in text
-    assert "logits_retention=&#34;all&#34;" in text
-    assert "forgetting" not in data_of(page)["figures"]
+@pytest.mark.parametrize(
+    ("head", "of_all", "kept"),
+    [
+        ("classes", ["noise_score", "noise_rank"], "The noise score is of all epochs"),
+        (
+            "regression",
+            ["noise_score", "noise_rank", "mean_absolute_error"],
+            "The mean absolute error and the noise score are of all epochs",
+        ),
+    ],
+)
+def test_of_few_epochs_the_noise_is_that_of_all(tmp_path: Path, head: str, of_all: list[str], kept: str) -> None:
+    pages = {}
+    for retention in ("all", "needed"):
+        data = train(tmp_path / retention, head, logits_retention=retention)
+        pages[retention] = write_report(tmp_path / retention, data)
+    assert f"The store holds epochs 3 and no longer 0, 1, 2. {kept}, from a mean that" in notes_of(pages["needed"])
+    assert "The store holds" not in notes_of(pages["all"])
+    assert "logits_retention=&#34;all&#34;" in notes_of(pages["needed"])
+    assert "forgetting" not in data_of(pages["needed"])["figures"]
+    for few, every in zip(samples_of(pages["needed"]), samples_of(pages["all"]), strict=True):
+        assert few["sample_id"] == every["sample_id"]
+        assert few["variability"] == 0 != every["variability"]  # of the one epoch that is left
+        for name in of_all:
+            assert few[name] == pytest.approx(every[name], abs=1e-5), name
+
+
+def test_few_epochs_without_a_mean_of_all_are_said_to_be_few(tmp_path: Path) -> None:
+    """A store of the first version, one whose labels were corrected, and one whose mean is of an earlier epoch."""
+    logits = np.array([[[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]]])
+    stores = [LogitsStore.open(store_of(tmp_path / f"{i}", logits, [0, 0, 0], [3]) / "_logits") for i in range(3)]
+    misleading = np.array([[1.0, 4.0]] * 3, np.float32)  # sure of every label
+    stores[1].write_statistic("margin", 3, misleading)
+    stores[1].relabel([0, 0, 0], range(3), "corrected", epoch=3, step=9)
+    stores[1].write_statistic("margin", 3, misleading)
+    stores[2].write_statistic("margin", 2, misleading)
+    for number in range(3):
+        page = write_report(tmp_path / f"{number}")
+        assert "All numbers here are of the epochs that it holds" in notes_of(page)
+        given = np.exp(logits[0, :, 0]) / np.exp(logits[0]).sum(axis=1)
+        expected = (1 - (given - (1 - given))) / 2
+        assert [row["noise_score"] for row in samples_of(page)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_sample_that_the_store_lost_is_not_on_the_page(tmp_path: Path) -> None:
+    logits = np.array([[[0.0, 1.0], [NAN, NAN], [2.0, 0.0]]])
+    store = LogitsStore.open(store_of(tmp_path, logits, [0, 0, 0], [3]) / "_logits")
+    store.write_statistic("margin", 3, np.array([[-0.5, 4], [0.25, 1], [0.5, 4]], np.float32))
+    page = write_report(tmp_path)
+    assert [row["noise_score"] for row in samples_of(page)] == [0.75, None, 0.25]
+    assert "no prediction in any epoch that the store holds: 1." in notes_of(page)
+    store.write_statistic("margin", 3, np.zeros(3, np.float32))
+    with pytest.raises(StoreCorruptionError, match=r"margin-0003\.npy: expected a mean and a number of epochs"):
+        write_report(tmp_path)
 
 
 def test_one_epoch_and_no_log_and_no_texts(tmp_path: Path) -> None:

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 Array = npt.NDArray[Any]
-
-IGNORED = -100  # the label that losses ignore, and that an id without a row has
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,10 @@ def fold_margin(before: Array | None, rows: Array, labels: Array) -> Array:
         labels: Classes, (n,); those outside of [0, C) have no margin.
     """
     known = (labels >= 0) & (labels < rows.shape[1])
-    # torch, because numpy converts float16 one number at a time, and uses one core.
+    # torch, because numpy converts float16 one number at a time, and uses one core. Imported here: it takes seconds,
+    # and the report needs no more of this module than the statistics' names.
+    import torch
+
     probabilities = torch.tensor(rows).float().softmax(dim=-1)
     index = torch.from_numpy(np.where(known, labels, 0).astype(np.int64))[:, None]
     given = probabilities.gather(1, index)[:, 0].clone()

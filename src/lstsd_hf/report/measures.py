@@ -21,10 +21,13 @@ class Measures:
     Attributes:
         samples: Columns of N rows, a row for each sample that has a label, by ascending id.
         epochs: Of each of the E sealed epochs the mean over samples, (E,): NaN where no sample has one.
+        noise_of_all_epochs: Whether the noise score, and the mean absolute error of a regression, are of all epochs,
+            though the store holds only some of them; see `Run.mean_of_all_epochs`.
     """
 
     samples: dict[str, Array]
     epochs: dict[str, Array]
+    noise_of_all_epochs: bool = False
 
     @property
     def seen(self) -> Array:
@@ -50,8 +53,18 @@ def measure(run: Run) -> Measures:
             totals[name] = totals.get(name, 0) + sums
     samples = {"sample_id": run.ids, "label": run.labels}
     samples |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    mean = run.mean_of_all_epochs()
+    if mean is not None:
+        # A sample that the store has no prediction of any more is not on the page.
+        mean = np.where(np.isnan(samples["noise_score"]), np.nan, mean)
+        if run.is_regression:
+            samples["mean_absolute_error"] = mean
+            samples["noise_score"] = dynamics.regression_noise_score(mean[None], scale)
+        else:
+            samples["noise_score"] = (1 - mean) / 2
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
-    measures = Measures(samples, {name: _ratio(total, count) for name, (total, count) in totals.items()})
+    over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
+    measures = Measures(samples, over_samples, mean is not None)
     if not measures.seen.any():
         raise StoreError(
             f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "

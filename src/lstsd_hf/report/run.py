@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..method.statistics import ABSOLUTE_ERROR, MARGIN
 from ..paths import TRAINER_STATE_FILE, checkpoints_of
-from ..store import LogitsStore, StoreError
+from ..store import LogitsStore, StoreCorruptionError, StoreError
 from ..store.files import read_regular
 from ..store.manifest import is_whole, shortened
 
@@ -63,6 +64,32 @@ class Run:
         found = found.astype(np.float32, copy=False)
         largest = _LARGEST_SCORE if self.is_regression else _LARGEST
         return np.clip(found, -largest, largest, out=found)
+
+    def mean_of_all_epochs(self) -> Array | None:
+        """(N,): the mean that the run kept of all epochs, where the store holds only some of them; NaN: none is known.
+
+        Of a classifier that of the margin (`method.statistics.fold_margin`), of a regression the absolute error.
+
+        Returns:
+            None where the store holds all epochs, or no such mean: a run that went on without its logits, or with
+            corrected labels, has none.
+
+        Raises:
+            StoreCorruptionError: the file is damaged.
+        """
+        last, store = self.epochs[-1], self.store
+        if len(self.epochs) == last + 1 or store.label_changes:
+            return None
+        name = (ABSOLUTE_ERROR if self.is_regression else MARGIN).name
+        found = store.read_statistic(name)
+        if found is None or found[0] != last:
+            return None
+        if found[1].ndim != 2 or found[1].shape[1] != 2:
+            path = store.statistic_path(name, last)
+            raise StoreCorruptionError(f"{path}: expected a mean and a number of epochs for each sample.")
+        mean, count = found[1][store.index.rows_of(self.ids, store.path)].T
+        low, high = (0.0, _LARGEST_SCORE) if self.is_regression else (-1.0, 1.0)
+        return np.where(count > 0, mean.clip(low, high), np.nan)
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Slices of `count` samples, each so few that their logits in all epochs take some megabytes."""

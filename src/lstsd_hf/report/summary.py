@@ -127,22 +127,34 @@ def notes(run: Run, measures: Measures) -> list[str]:
     gaps = sorted(set(range(epochs[-1] + 1)) - set(epochs))
     if gaps:
         told.append(
-            f"The store holds epochs {_listing(epochs)} and no longer {_listing(gaps)}. All numbers here are of the "
-            "epochs that it holds, when a model may know wrong labels by heart; what was learnt or forgotten in the "
-            'others cannot be computed. Train with logits_retention="all" to keep every epoch.'
+            f"The store holds epochs {_listing(epochs)} and no longer {_listing(gaps)}. "
+            f"{_of_which_epochs(run, measures)} What was learnt or forgotten in the others cannot be computed. "
+            'Train with logits_retention="all" to keep every epoch.'
         )
     elif len(epochs) == 1:
         told.append("One epoch says nothing of variability and forgetting: train for more.")
     seen, last = measures.seen, measures.samples["prediction"]
     unseen, late = int((~seen).sum()), int((seen & (np.isnan(last) if run.is_regression else last < 0)).sum())
     if unseen:
-        told.append(f"Samples with a label and no prediction in any epoch: {unseen:,}. They are not on this page.")
+        which = "any epoch that the store holds" if gaps else "any epoch"
+        told.append(f"Samples with a label and no prediction in {which}: {unseen:,}. They are not on this page.")
     if late:
         told.append(
             f"Samples with a prediction in an earlier epoch and none in the last one, {epochs[-1]}: {late:,}. The "
             "numbers of the last epoch are without them."
         )
     return told
+
+
+def _of_which_epochs(run: Run, measures: Measures) -> str:
+    """Which epochs the numbers are of, where the store does not hold all."""
+    if not measures.noise_of_all_epochs:
+        return "All numbers here are of the epochs that it holds, when a model may know wrong labels by heart."
+    kept = "The mean absolute error and the noise score are" if run.is_regression else "The noise score is"
+    return (
+        f"{kept} of all epochs, from a mean that the run kept. All other numbers are of the epochs that the store "
+        "holds, when a model may know wrong labels by heart."
+    )
 
 
 def _listing(epochs: list[int]) -> str:
