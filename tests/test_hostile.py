@@ -15,7 +15,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,19 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def command(*arguments: str) -> None:
+    """Runs `lstsd`, and lets its errors through."""
+    with redirect_stdout(StringIO()) as told:
+        cli.main(["--traceback", *arguments])
+    assert all(line.isprintable() for line in told.getvalue().split("\n"))
+
+
 def info(run: Path) -> None:
-    told = cli.info(str(run / "_logits"))
-    assert all(line.isprintable() for line in told.split("\n"))
+    command("store", "info", str(run / "_logits"))
 
 
 def verify(run: Path) -> None:
-    cli.verify(str(run / "_logits"))
+    command("store", "verify", str(run / "_logits"))
 
 
 def resume(run: Path) -> None:

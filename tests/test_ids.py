@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainerCallback
 
-from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, add_sample_ids, write_report
+from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, add_sample_ids, cli, write_report
 from lstsd_hf.training.sample_ids import SampleIdError
 from toys import config, rows, tiny_bert, weights
 
@@ -166,6 +166,7 @@ def test_far_ids_train_resume_and_report_like_near_ones(tmp_path):
     store = LogitsStore.open(folder / "_logits")
     store.verify()
     assert (store.num_samples, store.fingerprint[:7]) == (ids[-1] + 1, "24 rows")
+    assert f"24, with ids from {ids[0]} to {ids[-1]}\n" in cli.info(store)
 
     texts = renumbered(data, ids).map(lambda row: {"text": f"row {row['sample_id']}"}).shuffle(seed=1)
     page = write_report(folder, texts)

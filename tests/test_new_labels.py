@@ -11,7 +11,7 @@ import torch
 import xxhash
 from transformers import TrainerCallback
 
-from lstsd_hf import LogitsStore, LSTSDTrainer, StoreMismatchError, add_sample_ids, write_report
+from lstsd_hf import LogitsStore, LSTSDTrainer, StoreMismatchError, add_sample_ids, cli, write_report
 from lstsd_hf.method.statistics import MARGIN
 from toys import config, logged, rows, tiny_bert, weights
 
@@ -79,6 +79,7 @@ def test_new_labels_are_learnt_from_and_noted(tmp_path, data, retention):
 
     store = LogitsStore.open(tmp_path / "_logits")
     store.verify()
+    assert "2 from epoch 2 on" in cli.info(store)
     assert store.label_changes == [{"epoch": 2, "step": CUT, "samples": 2, "before": before}]
     assert store.fingerprint != before
     np.testing.assert_array_equal(store.read_labels(), new["label"][:])

@@ -173,14 +173,18 @@ def _store(parsed: argparse.Namespace) -> None:
 def info(store: LogitsStore) -> str:
     """What a store holds, a line for each fact."""
     sizes = [file.stat().st_size for file in store.path.rglob("*") if file.is_file()]
+    ids, changes = store.index.ids, store.label_changes
+    dense = f"{store.num_samples:,} (largest id plus 1)"
     facts = {
-        "samples": f"{store.num_samples:,} (largest id plus 1)",
+        "samples": dense if ids is None else f"{len(ids):,}, with ids from {ids[0]} to {ids[-1]}",
         "row": f"{store.dtype}, shape {store.row_shape}",
         "training set": store.fingerprint,
         "sealed epochs": ", ".join(map(str, store.sealed_epochs)) or "none",
         "open epochs": ", ".join(map(str, store.open_epochs)) or "none",
         "on disk": f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files",
     }
+    if changes:
+        facts["new labels"] = ", ".join(f"{change['samples']:,} from epoch {change['epoch']} on" for change in changes)
     return "\n".join(printable(f"{name + ':':15}{fact}") for name, fact in facts.items())
 
 
