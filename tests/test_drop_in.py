@@ -96,6 +96,34 @@ def test_several_outputs_without_a_name_for_logits_are_refused(tmp_path):
         trained(LSTSDTrainer, tmp_path, Gaussian("logits"))
 
 
+class Tagger(nn.Module):
+    """A model of the user's own that predicts a class for each token, trained by its own loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.recurrent, self.head = (
+            nn.Embedding(60, 8),
+            nn.LSTM(8, 8, batch_first=True),
+            nn.Linear(8, 5),
+        )
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        logits = self.head(self.recurrent(self.embedding(input_ids))[0])
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits
+
+
+def test_a_model_of_ones_own_with_many_rows_needs_a_word_of_what_they_are(tmp_path):
+    tokens = torch.randint(1, 60, (20, 6), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row, "labels": row % 5} for row in tokens]
+    with pytest.raises(ValueError, match="has many rows for each sample, set problem_type, for instance"):
+        LSTSDTrainer(Tagger(), config(tmp_path / "refused"), train_dataset=data).train()
+    options = config(tmp_path / "said", problem_type="token_classification", num_train_epochs=3)
+    trainer = LSTSDTrainer(Tagger(), options, train_dataset=data)
+    trainer.train()
+    assert logged(trainer, "short_term_coverage")[-1] == 1.0
+
+
 # ---- callbacks
 
 
