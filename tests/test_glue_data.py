@@ -740,7 +740,7 @@ def test_large_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"text_columns": ["text", "label"]}, r"text_columns=\['text', 'label'\]: 'label' holds the labels"),
+        ({"text_columns": ["text", "label"]}, r"text_columns=\['text', 'label'\]: expected columns other"),
         ({"text_columns": ["sample_id"]}, r"'sample_id' holds the sample ids"),
         ({"text_columns": ["idx"]}, r"the name 'idx' is taken\. Rename the column"),
         ({"sample_id_column": "label"}, r"sample_id_column='label': the labels go by that name"),

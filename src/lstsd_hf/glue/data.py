@@ -321,19 +321,18 @@ def _split(rows: Dataset, fraction: float, seed: int, stratify: bool) -> tuple[D
 
 def _text_columns(args: DataArguments, columns: Sequence[str], sample_id_column: str) -> tuple[str, ...]:
     """The text columns, named or found by name; checks that no column has two tasks."""
-    taken = {args.label_column: "the labels", sample_id_column: "the sample ids"}
-    if len(taken) < 2 or sample_id_column == "label":
+    if sample_id_column in (args.label_column, "label"):
         raise ValueError(
             f"sample_id_column={sample_id_column!r}: the labels go by that name. Name another (--sample_id_column)."
         )
     if args.text_columns is not None:
         for name in args.text_columns:
-            if name in taken:
-                raise ValueError(f"text_columns={args.text_columns}: {name!r} holds {taken[name]}.")
+            if name == sample_id_column:
+                raise ValueError(f"text_columns={args.text_columns}: {name!r} holds the sample ids.")
             if name in ("idx", "label"):
                 raise ValueError(f"text_columns={args.text_columns}: the name {name!r} is taken. Rename the column.")
         return tuple(args.text_columns)
-    known = ("", "idx", "label", *taken, (args.where or "").partition("=")[0])
+    known = ("", "idx", "label", args.label_column, sample_id_column, (args.where or "").partition("=")[0])
     others = [name for name in columns if name not in known]
     for names in (("sentence1", "sentence2"), ("sentence",), ("text",)):
         if set(names) <= set(others):
