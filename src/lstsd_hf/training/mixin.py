@@ -12,8 +12,9 @@ from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, has_length
 
 from ..config import DistillationArguments
+from ..method.heads import Compared
 from ..method.loss import distillation_loss
-from ..method.many_rows import ManyRows, Vocabulary
+from ..method.many_rows import ManyRows
 from ..method.rows import RowIndex
 from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE
 from ..store import LogitsStore
@@ -25,10 +26,8 @@ from .exchange import Processes
 from .log import LossParts
 from .model_head import grid_with_gradient, refuse_no_loss, refuse_unsupported, rows_with_gradient
 from .overrides import (
-    count_own_items,
     is_plain,
     is_taught,
-    items_in,
     plain_batch,
     refuse_wrong_order,
     take_added,
@@ -72,8 +71,6 @@ class LSTSDMixin(BaseLossMixin):
         StoreError: the store's folder holds something else, or the disk is full.
     """
 
-    # What `compute_loss` returns is a part of the mean over all samples of the step already.
-    loss_is_scaled_for_ga = True
     is_computing_base_loss = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -84,10 +81,8 @@ class LSTSDMixin(BaseLossMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.loss_is_scaled_for_ga = True  # whatever a subclass says of the loss that it computes
-        self.distillation = self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
-        if self.compute_loss_func is not None:
-            self.compute_loss_func = count_own_items(self.compute_loss_func)
+        self.distillation = self._given_settings()
+        self._prepare_loss()
         self.teacher_weights = torch.empty(0)
         self._callback = RecorderCallback(type(self).__name__, self._begin)
         self._has_own_loss = not is_plain(type(self).__mro__, "compute_loss")
@@ -127,6 +122,10 @@ class LSTSDMixin(BaseLossMixin):
             self._saved = saved_store(str(resume_from_checkpoint), self._known_columns(), lenient)
         with self._callback.listening(self.callback_handler):
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _given_settings(self) -> DistillationArguments:
+        """The method's settings in `args`, or their defaults."""
+        return self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
 
     def _begin(self, state: TrainerState, loader: Any) -> Recorder:
         """Begins to record, when the Trainer begins to train."""
@@ -214,11 +213,7 @@ class LSTSDMixin(BaseLossMixin):
         teachers = tuple(teacher.name for teacher in self._teachers if teacher_key(teacher.name) in added)
         index = RowIndex(added[POSITIONS], added[COUNTS]) if POSITIONS in added else None
         labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
-        items, own_items = self._items_in(added), None
-        if isinstance(self._head, Vocabulary):
-            own_items = self._plain_count(inputs)
-        elif self._has_own_loss:
-            own_items = items_in(labels)
+        items, own_items = self._items_in(added), self._own_items(inputs, labels, num_items_in_batch)
         self.is_computing_base_loss = True
         try:
             with watching(model, cast(nn.Module, self.model), self._has_own_loss) as seen:
@@ -232,16 +227,29 @@ class LSTSDMixin(BaseLossMixin):
         self._callback.taught = True
         compared = self._head.compare(student, teacher_parts(added, teachers), self.settings, index)
         recorder.record(sample_ids, compared, None if index is None else index.counts)
+        loss = self._whole_loss(base_loss, compared, teachers, items, own_items, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _whole_loss(
+        self,
+        base_loss: torch.Tensor,
+        compared: Compared,
+        teachers: tuple[str, ...],
+        items: int,
+        own_items: Any,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """What the Trainer gets of a micro-batch: base loss and divergences, as a part of the mean over the step."""
         if self._plain_items is not None and num_items_in_batch is not None:
             base_loss = base_loss * (own_items / self._plain_items * (num_items_in_batch / max(items, 1)))
         loss = base_loss
         if compared.terms is not None:
-            loss = distillation_loss(base_loss, self._weigh(recorder, teachers), compared.terms)
+            assert self._callback.recorder is not None
+            loss = distillation_loss(base_loss, self._weigh(self._callback.recorder, teachers), compared.terms)
         self._parts.add(base_loss, items, teachers, compared.terms)
-
         if num_items_in_batch is not None:
             loss = loss * (items * self.accelerator.num_processes / num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        return loss
 
     def _student(
         self, candidates: list[Any], inputs: Any, samples: int, labels: Any, recorder: Recorder

@@ -1,0 +1,101 @@
+"""Records what a model predicts for each training sample in each epoch, and leaves the training as it is.
+
+```python
+from lstsd_hf import PredictionRecorder
+from transformers import Trainer
+
+Trainer = PredictionRecorder(Trainer)  # the one new line; all else stays
+```
+
+The store is in `<output_dir>/_logits`, as of a run that distils, so the report, `read_history` and `clean` read it.
+"""
+
+import dataclasses
+import sys
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from ..config import DistillationArguments
+from ..method.many_rows import Vocabulary
+from .base_loss import BaseLossMixin
+from .hub import HubMixin
+from .mixin import LSTSDMixin
+from .overrides import taught
+
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
+
+
+class RecordingMixin(LSTSDMixin):
+    """`LSTSDMixin` without teachers: the loss is the parent's, computed and scaled as the parent does it.
+
+    Attributes:
+        distillation: Both weights are 0 and every epoch is kept. All else is as in `args`, where those are a
+            `DistillationArguments`, or else the default. `args` itself stays as it is.
+    """
+
+    def _given_settings(self) -> DistillationArguments:
+        given = super()._given_settings()
+        values = {field.name: getattr(given, field.name) for field in dataclasses.fields(DistillationArguments)}
+        only_records = {"long_term_weight": 0.0, "short_term_weight": 0.0, "logits_retention": "all"}
+        return DistillationArguments(**values | only_records)
+
+    def _prepare_loss(self) -> None:
+        """Leaves the user's loss as it is."""
+
+    def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: Any) -> Any:
+        return num_items_in_batch
+
+    def _whole_loss(self, base_loss: torch.Tensor, *args: Any) -> torch.Tensor:
+        return base_loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        return super(BaseLossMixin, self)._get_num_items_in_batch(batch_samples, device)
+
+    @taught
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The parent's loss; of a language model in training the plain Trainer's.
+
+        TRL's SFTTrainer computes the same loss without logits.
+        """
+        if model.training and isinstance(self._head, Vocabulary):
+            trainer = cast(Trainer, self)
+            return Trainer.compute_loss(trainer, model, inputs, return_outputs, num_items_in_batch)
+        return super(BaseLossMixin, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The parent's model card: nothing was distilled."""
+        super(HubMixin, self).create_model_card(*args, **kwargs)
+
+
+def PredictionRecorder(trainer: type[AnyTrainer]) -> type[AnyTrainer]:  # noqa: N802 - used in place of a class
+    """Makes a trainer's class record what the model predicts for each training sample in each epoch.
+
+    `Trainer = PredictionRecorder(Trainer)` is all that a script needs. The loss, the weights, the log and the
+    arguments are those of `trainer`, bit for bit. It needs a head that `LSTSDMixin` supports, and logits that the loss
+    is made of. A batch is recorded while it is trained on, so predictions are made with dropout.
+
+    Args:
+        trainer: `Trainer`, a subclass of yours, or that of another library. Its `args` may be an `LSTSDConfig`, for
+            `logits_dir`, `logits_dtype`, `sample_id_column` and `problem_type`.
+
+    Returns:
+        A subclass of it, of the same name, in the module that asks for it. So it can be pickled if it is assigned to
+        that name there.
+
+    Raises:
+        TypeError: `trainer` is no subclass of `Trainer`, or records already.
+    """
+    if not isinstance(trainer, type) or not issubclass(trainer, Trainer):
+        raise TypeError(
+            f"expected a subclass of transformers.Trainer, found {trainer!r}. Give the class, no instance."
+        )
+    if issubclass(trainer, LSTSDMixin):
+        raise TypeError(f"{trainer.__name__} records its predictions already: use it as it is.")
+    caller = sys._getframe(1).f_globals.get("__name__", __name__)
+    content = {"__module__": caller, "__qualname__": trainer.__qualname__, "__doc__": trainer.__doc__}
+    return cast(type[AnyTrainer], type(trainer.__name__, (RecordingMixin, trainer), content))
