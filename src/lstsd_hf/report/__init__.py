@@ -22,25 +22,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 
 from ..extras import require
 from ..method import dynamics
-from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, REPORT_FOLDER, TRAINER_STATE_FILE
+from ..paths import CHECKPOINT_PREFIX, REPORT_FOLDER, TRAINER_STATE_FILE
 from ..store.files import publish, remove, writing
 from ..store.npy import NpyWriter, write_array
+from .history import open_run, samples_table
 from .measures import Measures, measure
-from .run import Run, read_run
+from .run import Run
 from .texts import read_texts
 
 PAGE = "report.html"
 _FILES = frozenset({"samples.parquet", "sample_ids.npy", "labels.npy", "pred_probs.npy", "predictions.npy", PAGE})
 _UNFINISHED = ".unfinished"  # what a report is written in
-
-# Where these hold, there is nothing to tell; and of a sample that was never seen only its id and label.
-_NOTHING = {"prediction": -1, "first_learnt": -1, "suggested_label": -1, "noise_rank": 0}
 
 
 def write_report(
@@ -80,13 +77,11 @@ def write_report(
     from .page import write_page  # the reader of files, which stands beside it, is to load without the extra
 
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
     folder = _folder(run_dir)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         what = "link" if folder.is_symlink() else "file"  # through which files of another folder would be written over
         raise ValueError(f"{folder} is a {what}: expected a folder, where the report goes. Move it aside.")
-    run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
+    run = open_run(run_dir, logits_dir)
     texts = None
     if dataset is not None:
         texts = read_texts(
@@ -99,7 +94,7 @@ def write_report(
         )
     measures = measure(run)
     with _publishing(folder) as new:
-        _write_samples(new / "samples.parquet", run, measures)
+        pq.write_table(samples_table(measures), new / "samples.parquet")
         _write_last_epoch(new, run, measures)
         write_page(new / PAGE, run, measures, texts)
     return folder / PAGE
@@ -135,16 +130,6 @@ def _folder(run_dir: Path) -> Path:
     place = run_dir.resolve()
     is_checkpoint = re.fullmatch(rf"{CHECKPOINT_PREFIX}-\d+", place.name) and (place / TRAINER_STATE_FILE).is_file()
     return (place.parent if is_checkpoint else run_dir) / REPORT_FOLDER
-
-
-def _write_samples(path: Path, run: Run, measures: Measures) -> None:
-    columns = {}
-    for name, values in measures.samples.items():
-        unknown = np.isnan(values) if values.dtype.kind == "f" else values == _NOTHING.get(name, np.nan)
-        if name not in ("sample_id", "label"):
-            unknown |= ~measures.seen
-        columns[name] = pa.array(values, mask=unknown)
-    pq.write_table(pa.table(columns), path)
 
 
 def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:

@@ -1,0 +1,109 @@
+"""What a run learnt of each training sample, as a `datasets.Dataset`: its measures, and its history epoch by epoch."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features
+
+from ..method import dynamics
+from ..paths import LOGITS_FOLDER
+from .cells import in_memory
+from .measures import Measures, measure
+from .run import Run, read_run
+
+Array = npt.NDArray[Any]
+
+# Where these hold, there is nothing to tell; and of a sample that was never seen only its id and label.
+_NOTHING = {"prediction": -1, "first_learnt": -1, "suggested_label": -1, "noise_rank": 0}
+_CLASSES = ("label", "prediction", "suggested_label")
+
+
+def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Reads the history of a run: a row for each sample that has a label, by ascending id.
+
+    ```python
+    history = lstsd_hf.read_history("out")
+    worst = history.sort("noise_score", reverse=True).select(range(20))
+    ```
+
+    The columns are those of the report's samples.parquet, see `measures.of_classes` and `measures.of_scores`; and, as
+    lists with a value for each of the E sealed epochs, None where a sample has no prediction:
+
+    - `epochs`: the numbers of the epochs, from 0; the same in every row.
+    - Of a classifier: `loss_by_epoch`, the cross-entropy of the label, in nats; `prediction_by_epoch`, the predicted
+      class; `label_probability_by_epoch`, from 0 to 1.
+    - Of a regression: `error_by_epoch`, the prediction less the label.
+
+    A prediction is of the moment when the sample was trained on, dropout and all. `label`, `prediction` and
+    `suggested_label` are class ids, with the classes' names as their feature.
+
+    Args:
+        run_dir: The run's output_dir, or a checkpoint in it. `PredictionRecorder` and `logits_retention="all"` keep
+            every epoch.
+        logits_dir: Where the store is, if not in `<run_dir>/_logits`.
+
+    Raises:
+        StoreError: there is no store, no epoch of it is sealed, or it has no labels or no finite prediction.
+        StoreCorruptionError: the store is damaged: every byte of it is checked.
+        ValueError: there is no such run; labels that are no classes, or a head with many rows or labels per sample.
+    """
+    run = open_run(run_dir, logits_dir)
+    table = samples_table(measure(run))
+    chunks = [_by_epoch(run, chunk) for chunk in run.chunks(len(run.ids))]
+    for name in chunks[0]:
+        table = table.append_column(name, pa.chunked_array([chunk[name] for chunk in chunks]))
+    features = Features.from_arrow_schema(table.schema)
+    if len(set(run.classes)) == len(run.classes) > 0:
+        features |= {name: ClassLabel(names=list(run.classes)) for name in _CLASSES}
+    return in_memory(table.cast(Features(features).arrow_schema), Features(features))
+
+
+def open_run(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None) -> Run:
+    """Reads all but the predictions of a run; see `run.read_run`. Raises ValueError where there is no such folder."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
+    return read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
+
+
+def samples_table(measures: Measures) -> pa.Table:
+    """A row for each of N samples with its measures; null where nothing is known."""
+    columns = {}
+    for name, values in measures.samples.items():
+        unknown = np.isnan(values) if values.dtype.kind == "f" else values == _NOTHING.get(name, np.nan)
+        if name not in ("sample_id", "label"):
+            unknown |= ~measures.seen
+        columns[name] = pa.array(values, mask=unknown)
+    return pa.table(columns)
+
+
+def _by_epoch(run: Run, chunk: slice) -> dict[str, pa.Array]:
+    """Of some samples the columns that have a value for each epoch."""
+    logits, labels = run.logits(run.ids[chunk]), run.labels[chunk]  # (E, n, C), (n,)
+    epochs = np.tile(np.array(run.epochs, np.int64)[:, None], len(labels))
+    if run.is_regression:
+        errors = logits[:, :, 0] - labels.astype(np.float32)
+        return {"epochs": _lists(epochs), "error_by_epoch": _lists(errors)}
+    given = dynamics.given_probability(logits, labels)  # the label's logit
+    largest = logits.max(axis=2)
+    losses = np.log(np.exp(logits - largest[:, :, None]).sum(axis=2)) + largest - given
+    predicted = logits.argmax(axis=2)
+    return {
+        "epochs": _lists(epochs),
+        "loss_by_epoch": _lists(losses),
+        "prediction_by_epoch": _lists(predicted, np.isnan(largest)),
+        "label_probability_by_epoch": _lists(dynamics.given_probability(dynamics.softmax(logits), labels)),
+    }
+
+
+def _lists(values: Array, unknown: Array | None = None) -> pa.Array:
+    """(n,) lists of E values, from (E, n) ones; null where they are unknown, by default where they are NaN."""
+    if unknown is None:
+        unknown = np.isnan(values)
+    count, samples = values.shape
+    flat = pa.array(values.T.ravel(), mask=unknown.T.ravel())
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, (samples + 1) * count, count, dtype=np.int32)), flat)

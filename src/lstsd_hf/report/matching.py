@@ -1,0 +1,163 @@
+"""Which row of a user's data set is which sample of a run: by an id column, or by position, with labels that agree."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..training.sample_ids import LABEL_COLUMNS
+from .cells import NUMBER, Cells, Column, listed, sample_ids, shown
+from .files import UserFile
+from .run import Run
+
+Array = npt.NDArray[Any]
+
+_NUMBER = re.compile(NUMBER)
+
+
+class KeyColumns:
+    """The columns that say which sample a row is.
+
+    Attributes:
+        id_column: What the id column is called, whether the file has it or not.
+        ids: The id column; empty where there is none: a file that was trained on without ids has its rows in the order
+            of their ids, if its labels say so.
+        labels: The label column; empty where there is none.
+    """
+
+    def __init__(
+        self, file: UserFile, sample_id_column: str, label_column: str | None, wanted: Sequence[str] = ()
+    ) -> None:
+        """Chooses them: of labels the column that is named, else "labels", "label" or "label_ids".
+
+        Raises:
+            ValueError: one of them, or of `wanted`, is missing.
+        """
+        self.id_column = sample_id_column
+        self.labels = [label_column] if label_column else file.value_columns(LABEL_COLUMNS)[:1]
+        self.ids = [] if self.labels and sample_id_column not in file.columns else [sample_id_column]
+        needed = [*self.ids, *wanted, *self.labels]
+        missing = [name for name in needed if name not in file.columns]
+        if missing:
+            raise ValueError(
+                f"{file.name} has no column {missing[0]!r}: expected {', '.join(map(repr, needed))}, found "
+                f"{listed(file.columns)}. The ids are those of the training set: save it with them "
+                "(add_sample_ids), or name the columns (sample_id_column, text_columns, label_column). Without ids "
+                "the rows are known by their labels."
+            )
+
+
+class SampleRows:
+    """The rows of a data set by sample id."""
+
+    def __init__(self, name: str, run: Run, cells: Cells, keys: KeyColumns) -> None:
+        """Checks that the data set is the one that the run was trained on.
+
+        Args:
+            name: What messages call the data set.
+            run: The run.
+            cells: What was read of it, with the columns of `keys` among the others.
+            keys: The columns of ids and labels.
+
+        Raises:
+            ValueError: an id is missing, negative, repeated, or no integer; the data set has none of the run's
+                samples, or other labels.
+        """
+        rows = range(len(cells.texts))
+        ids = np.arange(len(rows))
+        if keys.ids:
+            ids = sample_ids(name, keys.id_column, cells.others[keys.id_column], rows)
+        self._order = np.argsort(ids)
+        self._ids = ids[self._order]
+        self._refuse_others(name, run, None if keys.ids else keys.id_column)
+        for column in keys.labels:
+            self._refuse_other_labels(name, run, column, cells.others[column], keys)
+
+    def _refuse_others(self, name: str, run: Run, missing_column: str | None) -> None:
+        if missing_column is not None and len(self._ids) <= run.ids.max():
+            raise ValueError(
+                f"{name} has no column {missing_column!r}, and {len(self._ids):,} rows: expected sample ids, or the "
+                f"rows that were trained on in their order, {run.ids.max() + 1:,} of them. Save the training set with "
+                "its ids (add_sample_ids), or name their column with sample_id_column (--sample_id_column)."
+            )
+        if not np.isin(run.ids, self._ids).any():
+            expected, found = (", ".join(map(str, ids[:5].tolist())) for ids in (run.ids, self._ids))
+            raise ValueError(
+                f"{name} has none of the {len(run.ids)} samples: expected ids such as {expected}, found {found}. Is "
+                "it the training set of this run?"
+            )
+
+    def _refuse_other_labels(self, name: str, run: Run, column: str, labels: Column, keys: KeyColumns) -> None:
+        known, rows = self.find(run.ids)
+        stored = run.labels[known]
+        cells = [(labels.cells[row] or "").strip() for row in rows]
+        differ = np.flatnonzero(_differences(cells, labels.names, stored, run))
+        if not len(differ):
+            return
+        first = differ[0]
+        expected = f"{stored[first]:g}" if run.is_regression else shown(run.classes[stored[first]])
+        taken = "" if keys.ids else f"It has no column {keys.id_column!r}, so its rows were counted. "
+        raise ValueError(
+            f"{name}: {len(differ):,} of {len(cells):,} labels in {column!r} are not those that the run was trained "
+            f"on; the first is in data row {rows[first] + 1}, for sample id {run.ids[known][first]}: expected "
+            f"{expected}, found {shown(cells[first])}. {taken}Texts may be those of other samples. Give the data set "
+            "that was trained on, as it was, with the ids that it had then (sample_id_column, --sample_id_column). If "
+            "its labels are in another column, name that (label_column, --label_column)."
+        )
+
+    def find(self, sample_ids: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.bool_], Array]:
+        """(n,) whether the data set has a sample, and the rows of those that it has."""
+        place = np.minimum(np.searchsorted(self._ids, sample_ids), len(self._ids) - 1)
+        known = self._ids[place] == sample_ids
+        return known, self._order[place[known]]
+
+
+def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run: Run) -> npt.NDArray[np.bool_]:
+    """(n,) whether a label in a data set is another than the one in the store.
+
+    Classes are compared by the names that the run's configuration gives them, and by number. Where a label is neither
+    (the user made numbers of names, or counted from 1), each must stand beside one class, and no other.
+
+    Args:
+        cells: (n,) the labels as text, "" where missing.
+        names: The names of a `ClassLabel`, by id; else none.
+        stored: (n,) the labels in the store: class ids, or scores.
+        run: The run.
+    """
+    if run.is_regression:
+        found = np.array([float(cell) if _NUMBER.fullmatch(cell) else np.nan for cell in cells])
+        return ~np.isclose(found, stored, rtol=1e-5, atol=1e-8)
+    values = list(dict.fromkeys(cells))
+    place = {value: i for i, value in enumerate(values)}
+    codes = np.array([place[cell] for cell in cells])
+    by_name = {name.strip(): i for i, name in enumerate(run.classes)}
+    by_number = {name.strip(): i for i, name in enumerate(names or map(str, range(len(run.classes))))}
+    readings = [np.array([ids.get(value, -1) for value in values]) for ids in (by_name, by_number)]
+    is_label = np.array([value != "" for value in values])
+    understood = [ids for ids in readings if (ids >= 0)[is_label].all()]
+    return min(
+        (
+            ids[codes] != stored
+            for ids in understood or [_classes_beside(codes, stored, len(values), len(run.classes))]
+        ),
+        key=np.count_nonzero,
+    )
+
+
+def _classes_beside(codes: Array, stored: Array, num_values: int, num_classes: int) -> Array:
+    """(V,) of each value in a column the class that it mostly stands beside, if the class mostly stands beside it.
+
+    Args:
+        codes: (n,) which of the V values each row has.
+        stored: (n,) the class of each row.
+        num_values: V.
+        num_classes: How many classes there are.
+    """
+    pairs, counts = np.unique(codes * num_classes + stored, return_counts=True)
+    pairs = pairs[np.argsort(counts, kind="stable")]  # of several assignments to one place, the last one stays
+    value, label = pairs // num_classes, pairs % num_classes
+    to_label, to_value = np.full(num_values, -1), np.full(num_classes, -1)
+    to_label[value], to_value[label] = label, value
+    return np.where(to_value[to_label] == np.arange(num_values), to_label, -1)
