@@ -8,7 +8,10 @@ from .store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchE
 if TYPE_CHECKING:
     from .config import DistillationArguments, LSTSDConfig
     from .report import write_report
+    from .report.clean import clean
+    from .report.history import read_history
     from .training.mixin import LSTSDMixin
+    from .training.prediction_recorder import PredictionRecorder
     from .training.sample_ids import add_sample_ids
     from .training.trainer import LSTSDTrainer
 
@@ -18,11 +21,14 @@ __all__ = [
     "LSTSDMixin",
     "LSTSDTrainer",
     "LogitsStore",
+    "PredictionRecorder",
     "StoreCorruptionError",
     "StoreError",
     "StoreMismatchError",
     "__version__",
     "add_sample_ids",
+    "clean",
+    "read_history",
     "write_report",
 ]
 
@@ -33,7 +39,10 @@ _MODULES = {
     "LSTSDConfig": "config",
     "LSTSDMixin": "training.mixin",
     "LSTSDTrainer": "training.trainer",
+    "PredictionRecorder": "training.prediction_recorder",
     "add_sample_ids": "training.sample_ids",
+    "clean": "report.clean",
+    "read_history": "report.history",
     "write_report": "report",
 }
 

@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_train(commands)
     _add_report(commands)
+    _add_clean(commands)
     _add_store(commands)
     return parser
 
@@ -123,11 +124,16 @@ def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--dataset", help="the texts: a save_to_disk folder, or a CSV, TSV, JSON (lines) or parquet file"
     )
     report.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: all columns of text")
-    report.add_argument("--sample_id_column", default="sample_id", help="the data set's column of ids, if it has one")
-    report.add_argument("--label_column", help="its column of labels; default: labels, label or label_ids")
-    report.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
-    report.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
+    _add_columns(report)
     report.set_defaults(run=_report)
+
+
+def _add_columns(command: _Parser) -> None:
+    """Adds how the data set's rows are matched to the run's samples."""
+    command.add_argument("--sample_id_column", default="sample_id", help="the data set's column of ids, if it has one")
+    command.add_argument("--label_column", help="its column of labels; default: labels, label or label_ids")
+    command.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
+    command.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
 
 
 def _report(parsed: argparse.Namespace) -> None:
@@ -147,6 +153,51 @@ def _report(parsed: argparse.Namespace) -> None:
         tsv_quoting=parsed.tsv_quoting,
     )
     print(f"The report is {page}, with samples.parquet and arrays for cleanlab beside it.")
+
+
+# ---- clean
+
+
+def _add_clean(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = commands.add_parser(
+        "clean", allow_abbrev=False, help="copy a training set without labels that look wrong, or with mended ones"
+    )
+    command.add_argument("run_dir", metavar="RUN_DIR", help="a run's output_dir, or a checkpoint in it")
+    command.add_argument(
+        "--dataset",
+        required=True,
+        help="what it was trained on: a CSV, TSV, JSON (lines) or parquet file, or a save_to_disk folder",
+    )
+    command.add_argument("--drop", action="store_true", help="leave out the rows whose label looks wrong")
+    command.add_argument("--relabel", action="store_true", help="give them the class that the run suggests")
+    command.add_argument("--decisions", help="the report's decisions.csv, which alone says what becomes of which row")
+    command.add_argument(
+        "--min_score", type=float, help="the noise_score from which on a label looks wrong; default: above 0.5"
+    )
+    command.add_argument("-o", "--output", required=True, help="the file or folder to write; it must not exist")
+    command.add_argument("--split", default="train", help="which split of a folder that holds several; default: train")
+    _add_columns(command)
+    command.set_defaults(run=_clean)
+
+
+def _clean(parsed: argparse.Namespace) -> None:
+    from .report.clean import clean
+
+    cleaned = clean(
+        parsed.run_dir,
+        parsed.dataset,
+        parsed.output,
+        drop=parsed.drop,
+        relabel=parsed.relabel,
+        decisions=parsed.decisions,
+        min_score=parsed.min_score,
+        logits_dir=parsed.logits_dir,
+        sample_id_column=parsed.sample_id_column,
+        label_column=parsed.label_column,
+        split=parsed.split,
+        tsv_quoting=parsed.tsv_quoting,
+    )
+    print("\n".join(map(printable, str(cleaned).splitlines())))
 
 
 # ---- store

@@ -1,0 +1,242 @@
+"""The cleaned training set: a copy of the file that a run was trained on, without wrong labels, or with mended ones.
+
+    lstsd clean out --dataset train.csv --relabel -o clean.csv                      # what looks wrong to the run
+    lstsd clean out --dataset train.csv --decisions decisions.csv -o clean.csv      # what a person decided
+
+To train on it, as a new run with a folder of its own:
+
+    lstsd train --model_name_or_path bert-base-uncased --train_file clean.csv --output_dir out_clean ...
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..method import dynamics
+from .cells import Column, shown
+from .decisions import Decisions, read_decisions
+from .files import UserFile, open_user_file
+from .history import open_run
+from .matching import Array, KeyColumns, SampleRows
+from .measures import measure
+from .rewrite import Edit, write_edited
+from .run import Run
+
+_PAIRS_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What `clean` did; as text, in one or two lines.
+
+    Attributes:
+        output: The file that it wrote.
+        rows: How many rows there were.
+        dropped: How many were left out.
+        relabelled: How many got another label, by the names of the old class and the new one.
+        unchanged: How many were chosen, and kept their label: the class that the run suggests is the given one.
+        chosen_by: What chose them.
+    """
+
+    output: Path
+    rows: int
+    dropped: int
+    relabelled: Mapping[tuple[str, str], int]
+    unchanged: int
+    chosen_by: str
+
+    def __str__(self) -> str:
+        count = sum(self.relabelled.values())
+        kept = self.rows - self.dropped
+        lines = [
+            f"{self.output}: {kept:,} of {self.rows:,} rows kept, {self.dropped:,} dropped, {count:,} of the kept "
+            f"ones relabelled; chosen by {self.chosen_by}."
+        ]
+        pairs = sorted(self.relabelled.items(), key=lambda pair: (-pair[1], pair[0]))
+        told = [f"{shown(old)} to {shown(new)} {number:,}" for (old, new), number in pairs[:_PAIRS_SHOWN]]
+        rest = sum(number for _, number in pairs[_PAIRS_SHOWN:])
+        told += [f"others {rest:,}"] if rest else []
+        second = [f"Relabelled: {', '.join(told)}."] if told else []
+        if self.unchanged:
+            second.append(f"{self.unchanged:,} chosen rows keep their label, which the run suggests as well.")
+        return "\n".join([*lines, *([" ".join(second)] if second else [])])
+
+
+def clean(
+    run_dir: str | os.PathLike[str],
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    drop: bool = False,
+    relabel: bool = False,
+    decisions: str | os.PathLike[str] | None = None,
+    min_score: float | None = None,
+    logits_dir: str | os.PathLike[str] | None = None,
+    sample_id_column: str = "sample_id",
+    label_column: str | None = None,
+    split: str = "train",
+    tsv_quoting: bool = False,
+) -> Cleaned:
+    """Writes a copy of a training set with labels that look wrong dropped, or mended.
+
+    The copy has the format, the columns and the order of the original. Of CSV, TSV and JSON all that is not dropped or
+    relabelled stays byte for byte; parquet keeps its schema, its metadata and its compression; a folder keeps its
+    features and its other splits. A new label is spelled as the file spells that class in another row. Rows that the
+    run has no label of, such as those that were held out, stay. To train on the copy: `lstsd train --train_file
+    clean.csv`, with a new output_dir.
+
+    Args:
+        run_dir: The run's output_dir, or a checkpoint in it.
+        dataset: What it was trained on: a CSV, TSV, JSON (lines) or parquet file, or a folder that `save_to_disk`
+            wrote. Rows are matched to samples by ids, or by position and labels, as for the report.
+        output: The file or folder to write, which must not exist; a file ends as `dataset` does.
+        drop: Whether to leave out the samples whose label looks wrong, by `dynamics.flags`.
+        relabel: Whether to give them the class with the highest mean probability over epochs.
+        decisions: A file of decisions, see `report.decisions`, which alone chooses the rows and what becomes of them.
+            Every row that it does not name stays as it is, whether `drop` or `relabel` is set or not.
+        min_score: A label looks wrong from this `noise_score` on, from 0 to 1; None: above 0.5. Not with `decisions`.
+        logits_dir: Where the store is, if not in `<run_dir>/_logits`.
+        sample_id_column: The data set's id column. Where it has none, a row's position is its id.
+        label_column: Its label column; None: "labels", "label" or "label_ids", where there is one.
+        split: Which split of a folder with several; the others are copied.
+        tsv_quoting: Whether quotes enclose fields in a TSV file.
+
+    Returns:
+        What was done.
+
+    Raises:
+        StoreError: there is no store, no epoch of it is sealed, it is damaged, or the copy cannot be written.
+        ValueError: nothing says what to do, or two things; the data set cannot be read, or is not the run's; a
+            decision that cannot be followed; `output` exists, or ends in another way; labels that are no classes; a
+            class that no row of the file has; or no row would stay.
+    """
+    _check_options(drop, relabel, decisions is not None, min_score)
+    path, output = Path(dataset), Path(output)
+    file = open_user_file(path, split=split, tsv_quoting=tsv_quoting)
+    _check_output(path, output)
+    run = open_run(run_dir, logits_dir)
+    if relabel and run.is_regression:
+        raise ValueError(
+            f"{run.store.path} holds scores: expected classes to relabel. Drop what looks wrong (--drop)."
+        )
+    rows = _Rows(file, run, sample_id_column, label_column)
+    if decisions is not None:
+        chosen = read_decisions(Path(decisions), run, rows.ids, rows.written())
+        chosen_by = f"the decisions in {decisions}"
+    else:
+        chosen = _by_score(run, rows.ids, drop, min_score)
+        chosen_by = "flags (noise_score above 0.5)" if min_score is None else f"noise_score of at least {min_score:g}"
+    edit, relabelled = rows.edit(chosen)
+    if not edit.keep.any():
+        raise ValueError(f"{path}: all of the {len(edit.keep):,} rows would be dropped: expected some to stay.")
+    write_edited(path, output, edit, split=split, tsv_quoting=tsv_quoting)
+    dropped, unchanged = int((~edit.keep).sum()), len(chosen.relabel) - sum(relabelled.values())
+    return Cleaned(output, len(edit.keep), dropped, relabelled, unchanged if decisions is None else 0, chosen_by)
+
+
+def _check_options(drop: bool, relabel: bool, has_decisions: bool, min_score: float | None) -> None:
+    if drop and relabel:
+        raise ValueError("drop and relabel: expected one of them. To do both, decide row by row (decisions).")
+    if not (drop or relabel or has_decisions):
+        raise ValueError(
+            "Nothing says what to do with labels that look wrong: expected drop (--drop), relabel (--relabel) or "
+            "decisions (--decisions)."
+        )
+    if min_score is None:
+        return
+    if has_decisions:
+        raise ValueError("min_score beside decisions: expected one of them, because decisions name the rows.")
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score={min_score} is not allowed: expected a number from 0 to 1.")
+
+
+def _check_output(path: Path, output: Path) -> None:
+    if os.path.lexists(output):
+        raise ValueError(f"{output} exists: expected a new name. Nothing is written over: move it aside, or choose another.")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent}: no such folder: expected one to write {output.name} in. Make it first.")
+    if path.is_dir():
+        if output.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{output} lies in {path}, the data set itself: expected another folder.")
+    elif output.suffix.lower() != path.suffix.lower():
+        raise ValueError(
+            f"{output}: expected a name that ends in {path.suffix}, because the copy has the format of {path}."
+        )
+
+
+class _Rows:
+    """The rows of the user's file that are samples of a run.
+
+    Attributes:
+        ids: (n,) the samples that both have, ascending.
+    """
+
+    def __init__(self, file: UserFile, run: Run, sample_id_column: str, label_column: str | None) -> None:
+        self._run = run
+        keys = KeyColumns(file, sample_id_column, label_column)
+        key_columns = [*keys.ids, *keys.labels]
+        cells = file.read(key_columns[-1:], key_columns, to_show=True)
+        known, self._places = SampleRows(file.name, run, cells, keys).find(run.ids)
+        self.ids, self._labels = run.ids[known], run.labels[known]
+        self._file, self._count, self._column = file.name, len(cells.texts), next(iter(keys.labels), None)
+        self._cells: Column | None = None if self._column is None else cells.others[self._column]
+
+    def written(self) -> dict[str, int]:
+        """How the file writes classes, without spaces around them, with the class of each."""
+        if self._cells is None or self._run.is_regression:
+            return {}
+        pairs = zip(self._places.tolist(), self._labels.tolist(), strict=True)
+        return {(self._cells.cells[row] or "").strip(): label for row, label in pairs}
+
+    def edit(self, chosen: Decisions) -> tuple[Edit, dict[tuple[str, str], int]]:
+        """What becomes of the file's rows, and the labels that change, by the old and the new class's name.
+
+        Raises:
+            ValueError: there is no label column; or no row has a class that is to be given.
+        """
+        keep, source = np.ones(self._count, np.bool_), np.arange(self._count)
+        keep[self._rows_of(chosen.drop)] = False
+        at = np.searchsorted(self.ids, chosen.relabel)
+        differs = self._labels[at] != chosen.labels
+        old, new = self._labels[at[differs]], chosen.labels[differs]
+        if len(new):
+            source[self._places[at[differs]]] = self._examples(new)
+        names = self._run.classes
+        return Edit(keep, source, self._column), Counter(
+            (names[a], names[b]) for a, b in zip(old.tolist(), new.tolist(), strict=True)
+        )
+
+    def _rows_of(self, sample_ids: Array) -> Array:
+        return self._places[np.searchsorted(self.ids, sample_ids)]
+
+    def _examples(self, classes: Array) -> Array:
+        """(n,) of each class a row that has it, spelled as most rows spell it."""
+        if self._cells is None:
+            raise ValueError(f"{self._file} has no column of labels: expected one. Name it (--label_column).")
+        examples = {}
+        for label in np.unique(classes).tolist():
+            rows = self._places[self._labels == label].tolist()
+            if not rows:
+                raise ValueError(
+                    f"{self._file}: no row has the class {shown(self._run.classes[label])}, so how "
+                    f"{self._column!r} would write it is not known: expected one. Change those labels yourself."
+                )
+            usual = Counter(self._cells.cells[row] for row in rows).most_common(1)[0][0]
+            examples[label] = next(row for row in rows if self._cells.cells[row] == usual)
+        return np.array([examples[label] for label in classes.tolist()])
+
+
+def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> Decisions:
+    """The samples whose label looks wrong, to drop, or to give the class that the run suggests."""
+    samples = measure(run).samples
+    score = samples["noise_score"]
+    wrong = dynamics.flags(score) if min_score is None else score >= min_score
+    wrong &= np.isin(run.ids, known)
+    nothing = np.empty(0, np.int64)
+    if drop:
+        return Decisions(run.ids[wrong], nothing, nothing, 0)
+    return Decisions(nothing, run.ids[wrong], samples["suggested_label"][wrong], 0)

@@ -1,0 +1,163 @@
+"""What a person decided about samples: the decisions.csv that the report's page gives, maybe edited since.
+
+Columns, found by name, in any order; others are ignored:
+
+    sample_id   the sample
+    decision    keep, relabel or drop
+    label       of "relabel": the class to give, by its name in the report, or as the training file writes it
+    given       the label that the decision was made about, by name; where there is one, it must still be the label
+
+A spreadsheet may have written it: with commas, semicolons or tabs, a byte-order mark, Windows' line ends, cells added
+to the right, and rows of empty cells.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from .cells import listed, shown
+from .matching import Array
+from .parsing import delimited_rows, text_lines
+from .run import Run
+
+_NEEDED = ("sample_id", "decision")
+_ID = re.compile("[0-9]{1,18}")
+KEEP, RELABEL, DROP = "keep", "relabel", "drop"
+
+
+class Decisions(NamedTuple):
+    """Decisions, in the order of the file.
+
+    Attributes:
+        drop: (n,) int64: the samples to drop.
+        relabel: (m,) int64: the samples to relabel.
+        labels: (m,) int64: the classes to give them.
+        kept: How many samples are named, to be kept as they are.
+    """
+
+    drop: Array
+    relabel: Array
+    labels: Array
+    kept: int
+
+
+def read_decisions(path: Path, run: Run, known: Array, written: Mapping[str, int]) -> Decisions:
+    """Reads decisions, and checks each row.
+
+    Args:
+        path: The file.
+        run: The run that they are about.
+        known: (n,) the sample ids that the training file and the run have, ascending.
+        written: How the training file writes classes, with the class of each.
+
+    Raises:
+        ValueError: a column is missing, or a row has an unknown sample id, decision or class, names a sample twice, or
+            was made about another label; the message names the file and the row.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: expected decisions, as the report's page gives them.")
+    reader = _Reader(path, run, known, written)
+    rows = delimited_rows(path, _delimiter(path), has_quotes=True)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    reader.check_header(header)
+    for line, fields in rows:
+        cells = [field.strip() for field in fields]
+        if any(cells):
+            reader.take(line, dict(zip(header, cells, strict=False)))
+    return reader.decisions()
+
+
+def _delimiter(path: Path) -> str:
+    """What stands between the header's names: a spreadsheet chooses it by the language of its user."""
+    header = next(text_lines(path), "")
+    return max(",;\t", key=header.count)
+
+
+class _Reader:
+    def __init__(self, path: Path, run: Run, known: Array, written: Mapping[str, int]) -> None:
+        self._path, self._run, self._known = path, run, known
+        # The report's names come first: the page wrote those.
+        self._classes = dict(written) | {name.strip(): i for i, name in enumerate(run.classes)}
+        self._made: dict[int, tuple[str, int, int]] = {}  # by sample id: the decision, its class, its line
+
+    def check_header(self, header: list[str]) -> None:
+        for name in _NEEDED:
+            if header.count(name) != 1:
+                raise ValueError(
+                    f"{self._path}, line 1: expected one column {name!r}, found the columns {listed(header)}. Give "
+                    "the decisions.csv that the report's page made, with its header."
+                )
+
+    def take(self, line: int, row: dict[str, str]) -> None:
+        sample_id = self._sample_id(line, row.get("sample_id", ""))
+        if sample_id in self._made:
+            self._refuse(
+                line,
+                f"sample id {sample_id} has a decision in line {self._made[sample_id][2]} already: expected one for "
+                "each sample. Delete one of them",
+            )
+        label = int(self._label_of(sample_id)) if self._run.classes else -1
+        if row.get("given"):
+            self._check_given(line, sample_id, row["given"])
+        decision = row.get("decision", "").lower()
+        if decision == RELABEL:
+            label = self._new_label(line, row.get("label", ""))
+        elif decision not in (KEEP, DROP):
+            self._refuse(
+                line, f"expected keep, relabel or drop as decision, found {shown(row.get('decision', ''))}. Mend it"
+            )
+        self._made[sample_id] = decision, label, line
+
+    def decisions(self) -> Decisions:
+        def ids(wanted: str) -> Array:
+            return np.array([i for i, (made, *_) in self._made.items() if made == wanted], np.int64)
+
+        labels = [label for made, label, _ in self._made.values() if made == RELABEL]
+        return Decisions(ids(DROP), ids(RELABEL), np.array(labels, np.int64), len(ids(KEEP)))
+
+    def _sample_id(self, line: int, cell: str) -> int:
+        found = int(cell) if _ID.fullmatch(cell) else -1
+        place = np.searchsorted(self._known, found)
+        if place == len(self._known) or self._known[place] != found:
+            self._refuse(
+                line,
+                f"expected the id of a sample that is in the run and in the data set, such as {self._known[0]}, found "
+                f"{shown(cell)}. Are these decisions about this run?",
+            )
+        return found
+
+    def _label_of(self, sample_id: int) -> float:
+        return float(self._run.labels[np.searchsorted(self._run.ids, sample_id)])
+
+    def _check_given(self, line: int, sample_id: int, given: str) -> None:
+        label = self._label_of(sample_id)
+        if self._run.is_regression:
+            try:
+                is_label = bool(np.isclose(float(given), label, rtol=1e-3, atol=1e-6))
+            except ValueError:
+                is_label = False
+            name = f"{label:g}"
+        else:
+            is_label, name = self._classes.get(given) == label, self._run.classes[int(label)]
+        if not is_label:
+            self._refuse(
+                line,
+                f"the decision was made about the label {shown(given)}, and sample id {sample_id} has {shown(name)}. "
+                "Make it anew, with the report of this run",
+            )
+
+    def _new_label(self, line: int, cell: str) -> int:
+        if self._run.is_regression:
+            self._refuse(line, "a score cannot be relabelled: expected keep or drop. Change it in the data set itself")
+        if cell not in self._classes:
+            self._refuse(
+                line, f"expected a class as label, one of {listed(self._run.classes)}, found {shown(cell)}. Mend it"
+            )
+        return self._classes[cell]
+
+    def _refuse(self, line: int, what: str) -> NoReturn:
+        end = "" if what.endswith("?") else "."
+        raise ValueError(f"{self._path}, line {line}: {what}{end}")

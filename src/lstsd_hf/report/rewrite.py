@@ -1,0 +1,240 @@
+"""Copies of a user's file with some rows left out and some labels changed, and nothing else.
+
+A changed label is the cell of another row, byte for byte: so it is spelled, typed and quoted as the file does it. Of
+CSV, TSV and JSON all that stays is as it was, byte for byte: line ends, quotes, spaces, the byte-order mark.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, load_from_disk
+
+from ..store.files import remove, replacing, temporary_name, writing
+from .matching import Array
+
+_SPACE = re.compile(r"\s*")
+
+
+class Edit(NamedTuple):
+    """What becomes of N rows.
+
+    Attributes:
+        keep: (N,) bool: whether a row stays.
+        source: (N,) int64: the row whose label a row gets; its own position where it keeps its label.
+        column: The name of the label column; None: no label changes.
+    """
+
+    keep: Array
+    source: Array
+    column: str | None
+
+    @property
+    def changed(self) -> Array:
+        """The positions of the rows that stay with another label."""
+        return np.flatnonzero(self.keep & (self.source != np.arange(len(self.source))))
+
+
+def write_edited(path: Path, output: Path, edit: Edit, *, split: str, tsv_quoting: bool) -> None:
+    """Writes a file or folder that `open_user_file` reads, edited, under another name, in one piece.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if path.is_dir():
+        _write_folder(path, output, edit, split)
+        return
+    with replacing(output) as temporary:
+        if path.suffix.lower() == ".parquet":
+            _write_parquet(path, temporary, edit)
+            return
+        text = path.read_bytes().decode("utf-8")
+        if path.suffix.lower() in (".json", ".jsonl"):
+            parts = _edited_json(path, text, edit)
+        else:
+            is_csv = path.suffix.lower() == ".csv"
+            parts = _edited_lines(text, edit, "," if is_csv else "\t", has_quotes=is_csv or tsv_quoting)
+        with temporary.open("xb") as file:
+            for part in parts:
+                file.write(part.encode("utf-8"))
+
+
+# ---- CSV and TSV
+
+
+def _edited_lines(text: str, edit: Edit, delimiter: str, *, has_quotes: bool) -> Iterator[str]:
+    """The text of a delimited file, in parts; it is split as `parsing.delimited_rows` does."""
+    start = len("\ufeff") if text.startswith("\ufeff") else 0
+    yield text[:start]
+    pieces = list(_pieces(text, start, delimiter, has_quotes))
+    rows = [piece for piece in pieces if piece.fields]
+    header, data = rows[0], rows[1:]
+    assert len(data) == len(edit.keep), "the file is split into other rows than were read"
+    place = -1
+    if edit.column is not None:
+        place = [_cell(text[slice(*field)], has_quotes) for field in header.fields].index(edit.column)
+    row = -1
+    for piece in pieces:
+        if piece.fields and piece is not header:
+            row += 1
+            if not edit.keep[row]:
+                continue
+            if edit.source[row] != row:
+                start, end = piece.fields[place]
+                source = data[edit.source[row]].fields[place]
+                yield text[piece.start : start] + text[slice(*source)] + text[end : piece.end]
+                continue
+        yield text[piece.start : piece.end]
+
+
+class _Piece(NamedTuple):
+    """A row of a delimited file, with its line end, and the places of its fields; an empty line has none."""
+
+    start: int
+    end: int
+    fields: list[tuple[int, int]]
+
+
+def _pieces(text: str, start: int, delimiter: str, has_quotes: bool) -> Iterator[_Piece]:
+    line_end = "\r" if "\r" in text and "\n" not in text else "\n"  # the former: as Macs once wrote them
+    # Returns before a line feed, or at the very end, belong to the line's end; others are text.
+    ends = r"\r*\n|\r*\Z" if line_end == "\n" else r"\r|\Z"
+    plain = rf"[^{delimiter}{line_end}]*?(?={delimiter}|{ends})"
+    field = re.compile(rf'"[^"]*(?:""[^"]*)*"(?={delimiter}|{ends})|{plain}' if has_quotes else plain)
+    end = re.compile(ends)
+    while start < len(text):
+        fields, at = [], start
+        while True:
+            found = field.match(text, at)
+            assert found is not None, "a row that was read cannot be split into fields"
+            fields.append(found.span())
+            at = found.end()
+            if not text.startswith(delimiter, at):
+                break
+            at += 1
+        found = end.match(text, at)
+        assert found is not None  # the last field ends where the line does
+        only = text[slice(*fields[0])]
+        is_row = len(fields) > 1 or not (only == "" or only.isspace())
+        yield _Piece(start, found.end(), fields if is_row else [])
+        start = found.end()
+
+
+def _cell(field: str, has_quotes: bool) -> str:
+    """What a field of a delimited file holds."""
+    return field[1:-1].replace('""', '"') if has_quotes and field.startswith('"') else field
+
+
+# ---- JSON
+
+
+def _edited_json(path: Path, text: str, edit: Edit) -> Iterator[str]:
+    """The text of a JSON file, in parts: a list of objects, or objects one after the other."""
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
+    start = _after_space(text, 1 if text.startswith("\ufeff") else 0)
+    is_list = text.startswith("[", start)
+    spans = list(_values(text, start + is_list, decoder))
+    rest = text[spans[-1][1] :].strip() if spans else ""
+    is_mixed = rest != ("]" if is_list else "") or any(text[begin] == "[" for begin, _ in spans)
+    if is_mixed or len(spans) != len(edit.keep):
+        raise ValueError(f"{path}: expected one list of objects, or objects one after the other, found several lists.")
+    yield text[: spans[0][0]]
+    kept = np.flatnonzero(edit.keep)
+    for row in kept.tolist():
+        begin, end = spans[row]
+        if edit.source[row] == row:
+            yield text[begin:end]
+        else:
+            assert edit.column is not None
+            first, last = _member(text, begin, edit.column, decoder)
+            source = _member(text, spans[edit.source[row]][0], edit.column, decoder)
+            yield text[begin:first] + text[slice(*source)] + text[last:end]
+        if row != kept[-1]:
+            yield text[end : spans[row + 1][0]]
+    yield text[spans[-1][1] :]
+
+
+def _values(text: str, at: int, decoder: json.JSONDecoder) -> Iterator[tuple[int, int]]:
+    """The places of values one after the other, with commas between them in a list."""
+    at = _after_space(text, at)
+    while at < len(text) and text[at] != "]":
+        _, end = decoder.raw_decode(text, at)
+        yield at, end
+        at = _after_space(text, end)
+        if text.startswith(",", at):
+            at = _after_space(text, at + 1)
+
+
+def _member(text: str, start: int, name: str, decoder: json.JSONDecoder) -> tuple[int, int]:
+    """The place of the value with a name in the object that begins at `start`."""
+    at = start
+    while True:
+        at = _after_space(text, at + 1)  # behind the brace, or a comma
+        key, at = decoder.raw_decode(text, at)
+        begin = _after_space(text, _after_space(text, at) + 1)  # behind the colon
+        _, end = decoder.raw_decode(text, begin)
+        if key == name:
+            return begin, end
+        at = _after_space(text, end)
+        assert text.startswith(",", at), "an object that was read has no such name"
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # of no space too
+    return found.end()
+
+
+# ---- parquet, and folders of datasets
+
+
+def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
+    with pq.ParquetFile(path) as file:
+        table, metadata = file.read(), file.metadata
+        group = metadata.row_group(0)
+        compression = {
+            group.column(i).path_in_schema: group.column(i).compression.lower().replace("uncompressed", "none")
+            for i in range(group.num_columns)
+        }
+        rows = group.num_rows
+    edited = _edited_table(table, edit).filter(pa.array(edit.keep))
+    pq.write_table(edited, output, compression=compression, row_group_size=rows, version=metadata.format_version)
+
+
+def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
+    if edit.column is None or not len(edit.changed):
+        return table
+    at = table.schema.get_field_index(edit.column)
+    return table.set_column(at, table.schema.field(at), table[at].take(pa.array(edit.source)))
+
+
+def _write_folder(path: Path, output: Path, edit: Edit, split: str) -> None:
+    """Writes a folder as `save_to_disk` does; of several splits only the one that was read is edited."""
+    saved = load_from_disk(str(path))
+    edited: Dataset | DatasetDict
+    if isinstance(saved, DatasetDict):
+        edited = DatasetDict({**saved, split: _edited_data_set(saved[split], edit)})
+    else:
+        edited = _edited_data_set(saved, edit)
+    temporary = temporary_name(output)
+    with writing(output):
+        remove(temporary)
+        try:
+            edited.save_to_disk(str(temporary))
+            temporary.rename(output)
+        finally:
+            remove(temporary)
+
+
+def _edited_data_set(data: Dataset, edit: Edit) -> Dataset:
+    table = _edited_table(data.data.table, edit)
+    # With a name by chance: `datasets` would make one from a pickled copy of the table.
+    edited = Dataset(table, data.info.copy(), data.split, fingerprint=uuid.uuid4().hex)
+    edited = edited.select(np.flatnonzero(edit.keep))
+    return edited.with_format(**data.format) if data.format["type"] else edited
