@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,9 @@ def install(events: Events) -> None:
     def half_a_block(self: Any, data: bytes) -> None:
         self._file.write(data[: len(data) // 2])
 
-    def half_an_epoch(self: Any, path: Path, journals: Any) -> None:
-        path.write_bytes(b"\x93NU")
+    def half_an_epoch(self: Any, paths: Mapping[str, Path], journals: Any) -> None:
+        for path in paths.values():
+            path.write_bytes(b"\x93NU")
 
     def half_a_state(self: Any, path: str) -> None:
         Path(path).write_text('{"epoch": 1.0, "global_st')

@@ -389,7 +389,8 @@ def test_what_a_kill_left_half_written_goes_with_the_next_run(tmp_path, monkeypa
         LogitsStore.create(tmp_path / "_logits", 4, (3,), "float16", "toy")
         os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    assert litter(tmp_path) == [".store.json.tmp"]
+    (tmp_path / "_logits.tmp" / "open").mkdir(parents=True)  # of a checkpoint's store that was being restored
+    assert litter(tmp_path) == [".store.json.tmp", "_logits.tmp"]
     train(tmp_path)
     assert litter(tmp_path) == []
 
@@ -433,7 +434,25 @@ def test_a_resume_keeps_epochs_of_another_run_that_have_the_same_number(tmp_path
     assert {epoch: aside.epoch_path(epoch).read_bytes() for epoch in aside.sealed_epochs} == other
 
 
-# ---- resuming from what is no checkpoint
+# ---- resuming
+
+
+def test_a_checkpoint_is_resumed_into_folders_that_are_not_there_yet(tmp_path):
+    train(tmp_path / "run", save_strategy="steps", save_steps=3)
+    new = {"logits_dir": str(tmp_path / "a" / "b" / "_logits")}
+    train(tmp_path / "new", resume=str(tmp_path / "run" / "checkpoint-3"), **new)
+    assert LogitsStore.open(new["logits_dir"]).sealed_epochs == [0, 1, 2]
+
+
+def test_a_store_that_was_moved_aside_can_be_moved_back(tmp_path):
+    train(tmp_path)
+    train(tmp_path)
+    files.remove(tmp_path / "_logits")
+    (tmp_path / "_logits-1").rename(tmp_path / "_logits")
+    copy = LogitsStore.open(tmp_path / "_logits").copy(tmp_path / "copy", {})
+    assert not copy.is_aside
+    train(tmp_path)
+    assert LogitsStore.open(tmp_path / "_logits-1").sealed_epochs == [0, 1, 2]
 
 
 def test_resuming_from_output_dir_is_refused_by_name_and_moves_nothing(tmp_path):

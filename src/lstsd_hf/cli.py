@@ -235,7 +235,10 @@ def info(store: LogitsStore) -> str:
         "on disk": f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files",
     }
     if changes:
-        facts["new labels"] = ", ".join(f"{change['samples']:,} from epoch {change['epoch']} on" for change in changes)
+        facts["new labels"] = ", ".join(
+            f"{'some' if change['samples'] is None else change['samples']} from epoch {change['epoch']} on"
+            for change in changes
+        )
     return "\n".join(printable(f"{name + ':':15}{fact}") for name, fact in facts.items())
 
 

@@ -120,9 +120,8 @@ class StoreFolder:
         """
         manifest = read_manifest(self.path)
         journals = []
-        for path in sorted(
-            (self.path / "open").glob("*.journal")
-        ):  # the Hub keeps no empty folders: it may be missing
+        # There may be no such folder: the Hub keeps no empty ones.
+        for path in sorted((self.path / "open").glob("*.journal")):
             match = _JOURNAL_NAME.fullmatch(path.name)
             numbers = (0, 0) if match is None else (int(match[1]), int(match[2]))
             if self.journal_path(*numbers).name != path.name or max(numbers) >= 2**32:
@@ -169,7 +168,7 @@ class StoreFolder:
         manifest["open"] = {
             f"{journal.epoch} {journal.rank}": end for journal, end in zip(journals, ends, strict=True)
         }
-        manifest["note"] = note
+        manifest["note"], manifest["aside"] = note, False
         with writing(path):
             try:
                 remove(temporary)

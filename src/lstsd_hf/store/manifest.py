@@ -187,7 +187,8 @@ def _is_checksum(value: Any) -> bool:
 
 
 def _is_change(value: Any) -> bool:
-    kinds = {"epoch": is_whole, "step": is_whole, "samples": is_whole, "before": is_text}
+    kinds: dict[str, Callable[[Any], bool]] = {"epoch": is_whole, "step": is_whole, "before": is_text}
+    kinds["samples"] = lambda count: count is None or is_whole(count)
     return (
         isinstance(value, dict)
         and value.keys() == kinds.keys()

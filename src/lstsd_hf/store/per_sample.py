@@ -27,7 +27,7 @@ class PerSampleFiles(StoreFolder):
 
         - epoch, step: of the run, when it went on with the new labels; what was predicted until then, by models that
           had learnt from the old ones, is in the store as it was
-        - samples: how many labels changed
+        - samples: how many labels changed; None: the store did not know them
         - before: the fingerprint that the store had
         """
         return read_manifest(self.path)["label_changes"]
@@ -87,11 +87,11 @@ class PerSampleFiles(StoreFolder):
             step: The training step after which it does.
         """
         manifest = read_manifest(self.path)
-        changed = 0
+        changed = None
         if labels is None or sample_ids is None:
             manifest["labels"] = None
         else:
-            changed = len(self.changed_labels(labels, sample_ids))
+            changed = None if manifest["labels"] is None else len(self.changed_labels(labels, sample_ids))
             manifest["labels"] = write_array(self.labels_path, self._labels_by_row(labels, sample_ids))
         change = {"epoch": epoch, "step": step, "samples": changed, "before": manifest["fingerprint"]}
         manifest["label_changes"] = [*manifest["label_changes"], change]

@@ -44,7 +44,9 @@ def last_complete_checkpoint(output_dir: str) -> str:
     """
     for path in checkpoints_of(output_dir):
         try:
-            read_state(path)
+            state = read_state(path)
+            if path.name != f"{CHECKPOINT_PREFIX}-{state.global_step}":
+                raise ValueError(f"its state is of step {state.global_step}.")
         except (FileNotFoundError, ValueError) as error:
             logger.warning(f"{path} was not saved completely, so an earlier checkpoint is resumed from: {error}")
             continue
@@ -61,7 +63,7 @@ def read_state(checkpoint: Path) -> TrainerState:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or of another step than the folder's name says.
+        ValueError: it is damaged.
     """
     path = checkpoint / TRAINER_STATE_FILE
     try:
@@ -72,13 +74,12 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, RecursionError) as error:  # no UTF-8, no JSON, no object, or an unknown key
         raise ValueError(f"{path} is damaged: {shortened(str(error))}.") from error
-    kinds = {"global_step": int, "max_steps": int, "num_train_epochs": int, "log_history": list}
-    wrong = next((name for name, kind in kinds.items() if type(getattr(state, name)) is not kind), None)
-    if wrong is not None:
-        raise ValueError(f"{path} is damaged: {wrong}={shortened(getattr(state, wrong))}.")
-    prefix, _, step = checkpoint.name.rpartition("-")
-    if prefix == CHECKPOINT_PREFIX and step != str(state.global_step):
-        raise ValueError(f"{path} is damaged: expected global_step {step}, found {state.global_step}.")
+    entries = state.log_history
+    wrong = [name for name in ("global_step", "max_steps", "num_train_epochs") if not is_whole(getattr(state, name))]
+    wrong += ["log_history"] * (not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries))
+    if wrong or not state.global_step:
+        name = wrong[0] if wrong else "global_step"
+        raise ValueError(f"{path} is damaged: {name}={shortened(getattr(state, name))}.")
     return state
 
 

@@ -22,6 +22,7 @@ logger = logging.get_logger(__name__)
 
 # The file that is locked for a run's output_dir. A push to the Hub leaves out what begins with an underscore.
 RUN_LOCK = "_run.lock"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -48,7 +49,7 @@ def _lock(file: Path, what: str) -> list[BaseFileLock]:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             # First, because the lock library takes some of what can be wrong here for a lock of another process.
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666))
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666))
         try:
             lock.acquire()
         except Timeout as error:
@@ -86,6 +87,7 @@ def move_aside(path: Path) -> Path | None:
         StoreError: the folder holds something that is not a store, or cannot be renamed.
     """
     with writing(path):
+        remove(path.with_name(f"{path.name}.tmp"))  # a copy that was being made when the run was killed
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return None
         if not (path / "open").is_dir() and not (path / "store.json").is_file():  # the Hub keeps no empty folders

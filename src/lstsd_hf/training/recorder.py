@@ -17,6 +17,7 @@ from ..method.statistics import Statistic
 from ..method.teachers import Teacher, epochs_needed
 from ..paths import LOGITS_FOLDER
 from ..store import LogitsStore, StoreError
+from ..store.files import writing
 from ..store.ids import SampleIndex
 from ..store.rows import VALUES
 from . import place
@@ -111,6 +112,8 @@ class Recorder:
             self.epoch = state.global_step // steps_per_epoch - 1
         else:
             self.epoch = self._passes.resume(saved.note, saved.sealed_epochs) if saved and self._passes else -1
+        with writing(plan.path):
+            plan.path.parent.mkdir(parents=True, exist_ok=True)
         if saved is not None:
             if processes.owns_store:
                 saved.verify()
