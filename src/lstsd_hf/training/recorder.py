@@ -278,18 +278,7 @@ class Recorder:
             if counts is not None:  # as many for each sample as this batch has
                 rows = math.ceil(rows * counts.float().mean().item())
             self._refuse_full_disk(rows, row_shape, compared.vocabulary)
-            store = LogitsStore.create(
-                self._plan.path,
-                known.num_samples,
-                row_shape,
-                self._plan.dtype,
-                known.fingerprint,
-                known.ids,
-                ragged=counts is not None,
-                vocabulary=compared.vocabulary,
-            )
-            if known.labels is not None and counts is None:
-                store.write_labels(known.labels, known.ids)
+            new_store(self._plan, row_shape, is_ragged=counts is not None, vocabulary=compared.vocabulary)
         self._processes.wait()
         self._open_store()
 
@@ -315,6 +304,23 @@ class Recorder:
             own |= {} if self._passes is None else self._passes.note()
             self._store.copy(checkpoint / LOGITS_FOLDER, own | note)
         self._processes.wait()
+
+
+def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabulary: int | None) -> None:
+    """Makes an empty store, with the training labels where each is of one row; raises as `LogitsStore.create`."""
+    known = plan.training_set
+    store = LogitsStore.create(
+        plan.path,
+        known.num_samples,
+        row_shape,
+        plan.dtype,
+        known.fingerprint,
+        known.ids,
+        ragged=is_ragged,
+        vocabulary=vocabulary,
+    )
+    if known.labels is not None and not is_ragged:
+        store.write_labels(known.labels, known.ids)
 
 
 def rows_in(store: LogitsStore) -> int:
