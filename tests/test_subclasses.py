@@ -233,6 +233,24 @@ def test_a_loss_of_the_users_gets_its_own_count_in_training_and_the_trainers_in_
     assert counts[3:] == [(False, 8, 8), (False, 8, 8), (False, 4, 4)]
 
 
+def test_a_loss_function_may_be_assigned_to_the_trainer(tmp_path):
+    def by_count(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    ends = []
+    for assigned in (False, True):
+        options = {} if assigned else {"compute_loss_func": by_count}
+        arguments = config(tmp_path / str(assigned), **SHORT)
+        trainer = LSTSDTrainer(tiny_bert(), arguments, train_dataset=rows(24), eval_dataset=rows(8), **options)
+        if assigned:
+            trainer.compute_loss_func = by_count
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        ends.append((before, trainer.evaluate()["eval_loss"], weights(trainer.model)))
+    assert ends[0][:2] == ends[1][:2]
+    assert torch.equal(ends[0][2], ends[1][2])
+
+
 def test_a_loss_may_take_more_arguments_from_a_training_step(tmp_path):
     class Annealed(LSTSDTrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
@@ -861,6 +879,18 @@ def test_labels_that_are_mapped_on_their_way_are_those_that_count(tmp_path):
     assert_taught(run(LSTSDTrainer, tmp_path / "collator", data, data_collator=one_less))
     transformed = data.with_transform(one_less_by_transform)
     assert_taught(run(LSTSDTrainer, tmp_path / "transform", transformed, settings={"remove_unused_columns": False}))
+
+
+def test_a_collator_that_wants_a_whole_batch_gets_one(tmp_path):
+    """To see whether it maps the labels of two rows that are no classes."""
+
+    def whole_batches(features):
+        assert len(features) == 8
+        return one_less(features)
+
+    data = rows(24).map(lambda row: {"label": 1 + (row["label"] + 1) % 3})
+    data = data.map(lambda row, i: {"label": 3 if i in (3, 20) else min(row["label"], 2)}, with_indices=True)
+    assert_taught(run(LSTSDTrainer, tmp_path, data, data_collator=whole_batches))
 
 
 def test_another_column_called_label_is_not_the_labels(tmp_path):

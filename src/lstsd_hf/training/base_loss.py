@@ -27,8 +27,6 @@ class BaseLossMixin(LoaderMixin):
         # What `compute_loss` returns is a part of the mean over all samples of the step already, whatever a subclass
         # says of the loss that it computes.
         self.loss_is_scaled_for_ga = True
-        if self.compute_loss_func is not None:
-            self.compute_loss_func = count_own_items(self.compute_loss_func)
 
     def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None) -> Any:
         """The count of items that the loss of a micro-batch is given."""
@@ -65,6 +63,8 @@ class BaseLossMixin(LoaderMixin):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The parent's loss of a micro-batch: its mean, of which `teach` makes the loss of a training batch."""
+        if self.compute_loss_func is not None:  # given to the trainer, or assigned to it since
+            self.compute_loss_func = count_own_items(self.compute_loss_func)
         if not model.training or not isinstance(self._head, Vocabulary):
             # Without a count of items, which would multiply the loss by the number of processes; and with a copy, from
             # which the plain Trainer may take the labels while the caller computes another loss of the same batch.

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
 
@@ -135,7 +136,7 @@ class LoaderMixin(HeadMixin):
         if self._problem_type() not in (None, "single_label_classification"):
             return
         wrong = rows_with_labels_outside(labels, columns)
-        if not wrong.size or not self._sees_labels_outside(wrong[:5].tolist(), columns):
+        if not wrong.size or not self._sees_labels_outside(wrong, columns):
             return
         assert training_set.ids is not None
         few = wrong[:5]
@@ -145,12 +146,17 @@ class LoaderMixin(HeadMixin):
             "Give the model num_labels=..., or mend the labels."
         )
 
-    def _sees_labels_outside(self, rows: list[int], columns: int) -> bool:
+    def _sees_labels_outside(self, wrong: npt.NDArray[np.integer[Any]], columns: int) -> bool:
         """Whether what transforms and the collator make of these rows has labels that are no classes."""
         dataset = self._remove_unused_columns(cast(datasets.Dataset, self.train_dataset), description="training")
+        # A whole batch, because a collator may want one: these rows, and where they are few, others.
+        size = self.args.train_batch_size
+        few = wrong[:size]
+        others = np.setdiff1d(np.arange(min(len(dataset), 2 * size)), few)
+        positions = np.concatenate([few, others])[:size].tolist()
         column = self.distillation.sample_id_column
         with same_random_numbers():
-            examples = [{k: v for k, v in dataset[row].items() if k != column} for row in rows]
+            examples = [{k: v for k, v in dataset[position].items() if k != column} for position in positions]
             batch: Any = cast(Any, self.data_collator)(examples)
         labels = next((batch[name] for name in self.label_names if name in batch), None)
         return labels is not None and bool(rows_with_labels_outside(np.asarray(labels), columns).size)

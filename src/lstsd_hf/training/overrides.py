@@ -78,12 +78,14 @@ def refuse_wrong_order(cls: type, mixin: type) -> None:
 
 def count_own_items(compute_loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Hands a user's loss function the number of items in its own micro-batch, in place of the whole step's."""
+    if getattr(compute_loss_func, "counts_own_items", False):
+        return compute_loss_func
 
     @functools.wraps(compute_loss_func)
     def counted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        own = items_in(labels) if num_items_in_batch is None else num_items_in_batch
-        return compute_loss_func(outputs, labels, num_items_in_batch=own)
+        return compute_loss_func(outputs, labels, num_items_in_batch=items_in(labels))
 
+    counted.counts_own_items = True  # type: ignore[attr-defined]
     return counted
 
 
