@@ -26,7 +26,7 @@ def test_the_tree_in_design_names_every_module():
             assert path.name in tree, f"{path.name} is not in docs/design.md"
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")) + ["../CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", [*sorted(path.name for path in (ROOT / "docs").glob("*.md")), "../CONTRIBUTING.md"])
 def test_links_between_pages_lead_somewhere(page):
     path = ROOT / "docs" / page
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):

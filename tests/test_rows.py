@@ -57,7 +57,7 @@ def test_a_padding_free_batch_is_told_apart_by_its_starts():
 
 
 def test_packed_samples_are_refused():
-    with pytest.raises(ValueError, match="1 sequences and 1 starts of position_ids, for 3 samples.*Turn packing off"):
+    with pytest.raises(ValueError, match=r"1 sequences and 1 starts of position_ids, for 3 samples.*Turn packing off"):
         predicted_tokens({"labels": torch.ones(1, 6).long(), "position_ids": torch.arange(6)[None]}, 3)
 
 

@@ -156,7 +156,9 @@ def _check_options(drop: bool, relabel: bool, has_decisions: bool, min_score: fl
 
 def _check_output(path: Path, output: Path) -> None:
     if os.path.lexists(output):
-        raise ValueError(f"{output} exists: expected a new name. Nothing is written over: move it aside, or choose another.")
+        raise ValueError(
+            f"{output} exists: expected a new name. Nothing is written over: move it aside, or choose another."
+        )
     if not output.parent.is_dir():
         raise ValueError(f"{output.parent}: no such folder: expected one to write {output.name} in. Make it first.")
     if path.is_dir():
