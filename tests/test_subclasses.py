@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler, WeightedRan
 from transformers import BertModel, Seq2SeqTrainer, Trainer, TrainerCallback, default_data_collator
 
 from lstsd_hf import LogitsStore, LSTSDMixin, LSTSDTrainer, StoreError, StoreMismatchError, add_sample_ids
+from lstsd_hf.report import write_report
 from lstsd_hf.training.callback import RecorderCallback
 from toys import config, logged, rows, tiny_bert, weights
 
@@ -859,6 +860,9 @@ def test_labels_by_another_name_are_the_stores_labels(tmp_path):
     data = rows(24, "regression").rename_column("label", "target").add_column("label", list(range(24)))
     run(LSTSDTrainer, tmp_path, data, OneLogit(False), {"label_names": ["target"]})
     np.testing.assert_array_equal(np.load(tmp_path / "_logits" / "labels.npy"), data["target"][:])
+    write_report(tmp_path)
+    found = datasets.Dataset.from_parquet(str(tmp_path / "_report" / "samples.parquet"), cache_dir=str(tmp_path))
+    assert found["label"][:] == pytest.approx(data["target"][:])
 
 
 def one_less(features: list[dict[str, Any]]) -> Any:
