@@ -1,5 +1,8 @@
 """What several test files train on."""
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 from transformers import BertConfig, BertModel, BertTokenizer, set_seed
 
@@ -41,3 +44,12 @@ def text_layout(tmp_path_factory: pytest.TempPathFactory) -> str:
         lines += [f"{i}\t{text}\t{i} very {text}\t{5 * label}" for i, (text, label) in enumerate(rows)]
         (root / "STS-B" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(root)
+
+
+@pytest.fixture(autouse=True)
+def same_signal_handlers() -> Iterator[None]:
+    """A process that a later test forks must end at SIGTERM, whatever handler a Trainer installed in this one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

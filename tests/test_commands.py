@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
+from transformers.integrations import unset_hf_deepspeed_config
 
 from lstsd_hf import cli
 from lstsd_hf.glue import run as glue
@@ -39,6 +40,13 @@ ROWS = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]},{i % 2}" for i in range(
 def write(path: Path, *lines: str) -> Path:
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_deepspeed_left() -> Iterator[None]:
+    """transformers keeps a DeepSpeed configuration for the whole process, one that is refused too."""
+    yield
+    unset_hf_deepspeed_config()
 
 
 @pytest.fixture(scope="module")

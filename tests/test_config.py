@@ -66,6 +66,15 @@ def test_with_any_arguments_class_the_store_has_its_place(tmp_path, config_class
         config_class(output_dir=str(tmp_path), load_best_model_at_end=True)
 
 
+def test_the_wrong_order_of_bases_is_refused_with_the_right_one():
+    """In the wrong one `TrainingArguments.__post_init__` would run alone, and check none of the method's fields."""
+    message = r"class Backwards: Seq2SeqTrainingArguments stands before .* Write\s+class Backwards\(DistillationArg"
+    with pytest.raises(TypeError, match=message):
+
+        class Backwards(Seq2SeqTrainingArguments, DistillationArguments):
+            pass
+
+
 def test_weights_may_take_the_whole_loss(tmp_path):
     LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.9, short_term_weight=0.1)
 

@@ -643,7 +643,7 @@ def test_a_report_that_is_cut_off_leaves_the_one_before(sound, monkeypatch, how)
             raise KeyboardInterrupt if how == "Ctrl-C" else OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("lstsd_hf.report.write_page", cut_off)
+            patch.setattr("lstsd_hf.report.page.write_page", cut_off)
             if how == "kill":
                 child = os.fork()
                 if not child:

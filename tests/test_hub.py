@@ -376,7 +376,7 @@ def glue_command(tmp_path: Path) -> list[str]:
 
 def test_the_glue_script_says_in_a_line_that_the_token_is_wrong(hub, tmp_path):
     done = start(hub, *glue_command(tmp_path), token="hf_test_nobody")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("lstsd glue: error: ")
     assert "Invalid username or password" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -1269,7 +1269,7 @@ def no_logits(tmp_path: Path) -> None:
         (no_such_checkpoint, "checkpoint-7.*no such folder"),
         (no_checkpoint, "No valid checkpoint found in output directory"),
         (unreduced, r"The loss of a micro-batch is of shape \(8,\): expected a scalar"),
-        (no_logits, r"returned no logits, but nothing beside its loss.*return \\(loss, outputs\\)"),
+        (no_logits, r"returned no logits, but nothing beside its loss.*return \(loss, outputs\)"),
     ],
 )
 def test_errors_name_their_own_cause(tmp_path, make, message):

@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
@@ -66,6 +66,7 @@ class DistillationArguments:
         accept_new_labels: Whether to resume where labels were corrected since, and nothing else. False.
 
     Raises:
+        TypeError: when a subclass is made: another config stands before this one.
         ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a
             leading underscore, which `push_to_hub` would upload.
     """
@@ -164,6 +165,18 @@ class DistillationArguments:
             "model predicted so far, when it had learnt from the old ones, goes on to teach. The store notes it."
         },
     )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(DistillationArguments)]
+        others = (base for base in before if issubclass(base, TrainingArguments))
+        hides = next((base for base in others if not issubclass(base, DistillationArguments)), None)
+        if hides is not None:
+            raise TypeError(
+                f"class {cls.__name__}: {hides.__name__} stands before DistillationArguments, so no setting would be "
+                f"checked: expected it behind. Write\n\n    class {cls.__name__}(DistillationArguments, "
+                f"{hides.__name__}): ...\n"
+            )
 
     def __post_init__(self) -> None:
         # In `class C(DistillationArguments, SomeConfig)` the other class has one to call; alone there is none.
