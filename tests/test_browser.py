@@ -1,163 +1,63 @@
-"""The report's page in headless Chromium, on a desktop and a phone, in light and in dark.
+"""The pages in headless Chromium, on a desktop and a phone, in light and in dark: what one reads and explores."""
 
-Needs `chromium` and `chromedriver` (Debian: chromium, chromium-driver): `pytest -m browser`.
-"""
-
-import csv
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
-from lstsd_hf import LogitsStore, write_report
+from browser import (
+    CLASSES,
+    EPOCHS,
+    FLIPPED,
+    HOSTILE,
+    SAMPLES,
+    SIZES,
+    WRONG,
+    Browser,
+    needs_browser,
+    write_run,
+    write_store,
+)
+from lstsd_hf import write_report
+from lstsd_hf.report.compare import write_comparison
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        None in (CHROMIUM, DRIVER), reason="no chromium and chromedriver (Debian: chromium, chromium-driver)"
-    ),
+pytestmark = needs_browser
+
+MEMORY = [
+    {"epoch": k, "honest_accuracy": h, "memorised": m, "honest_accuracy_error": 0.015, "memorised_error": 0.01}
+    for k, h, m in ((1.0, 0.6, 0.0), (2.0, 0.7, 0.1), (3.0, 0.72, 0.19))
 ]
-
-SAMPLES, EPOCHS = 120, 3
-WRONG = 17  # the sample whose label is wrong, and whose text is hostile
-HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"><b>bold</b> &lt;i&gt;'
-CLASSES = ["bad", "<img src=x onerror='window.hacked = 3'>", "good"]
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    labels = np.arange(SAMPLES) % 3
-    logits = rng.normal(0, 1, (EPOCHS, SAMPLES, 3)) + np.array([0.5, 2, 3])[:, None, None] * np.eye(3)[labels]
-    logits[:, WRONG] = [0, 0, 9]
-    labels[WRONG] = 0
-    store = LogitsStore.create(folder / "_logits", SAMPLES, (3,), "float32", "test")
-    store.write_labels(labels)
-    for epoch, predicted in enumerate(logits):
-        store.record(epoch, np.arange(SAMPLES), predicted)
-        store.seal(epoch)
-    (folder / "config.json").write_text(json.dumps({"id2label": dict(enumerate(CLASSES))}))
-    log = [{"epoch": k / 4, "loss": 1 / k, "base_loss": 1 / k} for k in range(1, 4 * EPOCHS + 1)]
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    texts = [f"the film number {i} was long" for i in range(SAMPLES)]
-    texts[WRONG] = HOSTILE
-    texts[3] = "=1+1"
-    return write_report(folder, datasets.Dataset.from_dict({"sample_id": range(SAMPLES), "text": texts}))
-
-
-class Browser:
-    """A window of headless Chromium that shows the page."""
-
-    def __init__(self, page: Path, downloads: Path, size: str, scheme: str) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-        self.downloads = downloads
-        self.width, height = SIZES[size]
-        metrics = {"width": self.width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
-        self.tell("Emulation.setDeviceMetricsOverride", **metrics)
-        self.tell("Emulation.setTouchEmulationEnabled", enabled=size == "phone")
-        self.tell("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
-        self.prefer(scheme)
-        self.driver.get(page.as_uri())
-        self.wait(lambda: self.run("return document.documentElement.dataset.ready"))
-
-    def tell(self, command: str, **arguments: Any) -> None:
-        self.driver.execute_cdp_cmd(command, arguments)
-
-    def prefer(self, scheme: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.tell("Emulation.setEmulatedMedia", features=features)
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, 30).until(lambda _: condition())
-
-    def find(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def click(self, selector: str) -> None:
-        element = self.find(selector)
-        self.run("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", element)
-        element.click()
-
-    def point(self, number: int) -> tuple[float, float]:
-        """Where a point of the map is in the window; they are in the table's order."""
-        script = """
-            const point = document.querySelectorAll('#plot-map .trace .point')[arguments[0]];
-            point.scrollIntoView({block: 'center'});
-            const {x, y, width, height} = point.getBoundingClientRect();
-            return [x + width / 2, y + height / 2];"""
-        x, y = self.run(script, number)
-        return x, y
-
-    def column(self, title: str) -> list[str]:
-        """What stands in a column of the table's present page."""
-        titles = [cell.get_attribute("textContent").strip() for cell in self.all("#samples thead .dt-column-title")]
-        at = titles.index(title) + 1
-        cells = self.all(f"#samples tbody td:nth-child({at})")
-        return [cell.get_attribute("textContent") for cell in cells]
-
-    def requests(self) -> list[str]:
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
-        return [message["params"]["request"]["url"] for message in sent]
-
-    def brightness(self, selector: str, attribute: str) -> float:
-        """Of a colour of an element, from 0 (black) to 255."""
-        script = (
-            "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]].match(/\\d+/g).slice(0, 3)"
-        )
-        return float(np.mean([int(value) for value in self.run(script, selector, attribute)]))
+    return write_report(folder, write_run(folder))
 
 
 @pytest.fixture(params=[(size, scheme) for size in SIZES for scheme in ("light", "dark")], ids="-".join)
 def window(request: pytest.FixtureRequest, page: Path, tmp_path: Path) -> Iterator[Browser]:
-    browser = Browser(page, tmp_path, *request.param)
-    try:
+    with Browser(page, tmp_path, *request.param) as browser:
         yield browser
-        assert browser.run("return window.hacked") is None
-        assert [entry["message"] for entry in browser.driver.get_log("browser")] == []
-        asked = [url for url in browser.requests() if not url.startswith(("data:", "blob:"))]
-        assert asked == [page.as_uri()]
-    finally:
-        browser.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def opened(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(page, tmp_path_factory.mktemp("downloads")) as browser:
+        yield browser
 
 
 @pytest.fixture
-def desktop(page: Path, tmp_path: Path) -> Iterator[Browser]:
-    browser = Browser(page, tmp_path, "desktop", "light")
-    try:
-        yield browser
-        assert browser.run("return window.hacked") is None
-        assert browser.driver.get_log("browser") == []
-    finally:
-        browser.driver.quit()
+def desktop(opened: Browser) -> Browser:
+    """The page as it is at first."""
+    opened.prefer("light")
+    opened.open()
+    return opened
 
 
-def test_reading_sorting_filtering_ticking_downloading(window: Browser) -> None:
+def test_reading_sorting_filtering_downloading(window: Browser) -> None:
     # It fits the window, and has its colours.
     assert window.run("return document.documentElement.scrollWidth") <= window.width
     is_dark = window.run("return matchMedia('(prefers-color-scheme: dark)').matches")
@@ -172,26 +72,39 @@ def test_reading_sorting_filtering_ticking_downloading(window: Browser) -> None:
         assert (window.brightness(selector, attribute) > 127) == (is_dark == is_ink), (selector, attribute)
     assert window.find("#failure").is_displayed() is False
 
+    # What comes first: how many labels look wrong, and the first of them, with nothing blank.
+    assert window.text("h1") == f"{len(FLIPPED)} of {SAMPLES} labels look wrong"
+    assert window.text("#start") == "Review them"
+    assert window.text("#text") == HOSTILE
+    assert (window.text("#given"), window.text("#suggested")) == ("bad", "good")
+    assert all(plot.size["height"] > 100 and plot.text for plot in window.all(".plot"))
+
     # Hovering, and picking a point: by a tap on a phone.
-    x, y = window.point(0)
-    window.tell("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    label = window.wait(lambda: window.run("return document.querySelector('#plot-map .hovertext')?.textContent"))
-    assert f"id {WRONG}, given: bad" in label
+    label = window.hover(0, f"id {WRONG}, given: bad")
     assert "<b>bold</b>" in label
     assert f"epoch {EPOCHS - 1}: good (0% given label)" in label
-    x, y = window.point(0)
-    for kind in ("mousePressed", "mouseReleased"):
-        window.tell("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-    window.wait(lambda: f"Sample {WRONG}" in window.find("#details").text)
-    assert HOSTILE in window.find("#details .text").text
-    assert len(window.all("#details .epochs tbody tr")) == EPOCHS
+    window.hover(1, f"id {window.column('id')[1]}, ")
+    window.tap(*window.point(1))
+    second = window.wait(lambda: window.text("#text").startswith("the film") and window.text("#text"))
+    window.click("summary")
+    assert len(window.all("#epochs tr")) == EPOCHS
+    assert "How often a right prediction was followed by a wrong one" in window.text("details")
 
-    # The table: the most suspicious first; by a click on a title in another order.
+    # The table: the most suspicious first; the label that is suggested is on the screen, on a phone too.
+    assert window.column("text")[:2] == [HOSTILE, second]
     assert window.column("id")[0] == str(WRONG)
-    assert window.column("text")[0] == HOSTILE
-    noise = [float(value) for value in window.column("noise")]
-    assert noise == sorted(noise, reverse=True)
-    title = "#samples thead th:nth-child(7) .dt-column-title"
+    scores = [float(value) for value in window.column("score")]
+    assert scores == sorted(scores, reverse=True)
+    titles = [cell.text for cell in window.all("#samples thead .dt-column-title")]
+    assert titles == ["text", "given", "suggested", "score", "decision", "id"]
+    suggested = window.find("#samples tbody td:nth-child(3)")
+    assert suggested.rect["x"] + suggested.rect["width"] <= window.width
+
+    # The other measures, each with what it means, behind "more"; by a click on a title in another order.
+    assert window.find("#more").is_displayed() is False
+    window.click(".dt-buttons button")
+    assert "High: the model changed its mind." in window.text("#more")
+    title = "#samples thead th:nth-child(8) .dt-column-title"
     assert window.find(title).get_attribute("textContent") == "confidence"
     for descending in (False, True):
         window.click(title)
@@ -199,49 +112,30 @@ def test_reading_sorting_filtering_ticking_downloading(window: Browser) -> None:
         assert values == sorted(values, reverse=descending)
 
     # Only one class: the choices are under the button in the column's title.
-    window.click("#samples thead th:nth-child(4) .dtcc-button_dropdown")
+    window.click("#samples thead th:nth-child(2) .dtcc-button_dropdown")
     choices = window.wait(lambda: window.all(".dtcc-list-buttons button"))
     assert sorted(choice.get_attribute("textContent") for choice in choices) == sorted(CLASSES)
     next(choice for choice in choices if choice.text == "good").click()
     window.wait(lambda: set(window.column("given")) == {"good"})
-    assert "of 39 entries" in window.find(".dt-info").text
+    listed = int(window.text("#listed").split()[0])
+    assert f"of {listed} entries" in window.text(".dt-info")
+    assert 0 < listed < SAMPLES
 
-    # Ticks stay when the page of the table, or the filter, changes; the file has what is ticked, and nothing else.
-    button = ".dt-buttons button"
-    assert "disabled" in window.find(button).get_attribute("class")
-    window.click("#samples tbody tr:nth-child(2) td.tick")
-    ticked = [window.column("id")[1]]
-    window.click(".dt-paging-button.next")
-    window.click("#samples tbody tr:nth-child(1) td.tick")
-    ticked.append(window.column("id")[0])
-    search = window.find(".dt-search input")
-    search.send_keys("1+1")
-    window.wait(lambda: window.column("id") == [])
-    assert window.find(button).text == "Download 2 ticked as CSV"
-    window.click(button)
-    file = window.downloads / "ticked-samples.csv"
-    window.wait(file.is_file)
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    assert sorted(row["id"] for row in rows) == sorted(ticked)
+    # The file has the rows that are listed, and all measures.
+    window.click(".dt-buttons button:nth-child(2)")
+    rows = window.downloaded("samples.csv")
+    assert len(rows) == listed
     assert {row["given"] for row in rows} == {"good"}
-    assert list(rows[0])[:5] == ["id", "text", "given", "predicted", "noise"]
-    assert float(rows[0]["noise"]) <= 1
+    assert list(rows[0])[:6] == titles
+    assert 0 <= float(rows[0]["confidence"]) <= 1
+
+    assert [one for one in window.barriers() if one.startswith(("critical", "serious"))] == []
 
 
 def test_the_file_holds_a_hostile_text_as_it_is_and_no_formula(desktop: Browser) -> None:
-    search = desktop.find(".dt-search input")
-    for query, found in (("bold", WRONG), ("=1+1", 3)):
-        search.clear()
-        search.send_keys(query)
-        desktop.wait(lambda found=found: desktop.column("id") == [str(found)])
-        desktop.click("#samples tbody tr:nth-child(1) td.tick")
-    desktop.click(".dt-buttons button")
-    file = desktop.downloads / "ticked-samples.csv"
-    desktop.wait(file.is_file)
-    with file.open(encoding="utf-8", newline="") as lines:
-        texts = {row["id"]: row["text"] for row in csv.DictReader(lines)}
-    assert texts == {str(WRONG): HOSTILE, "3": "'=1+1"}
+    desktop.click(".dt-buttons button:nth-child(2)")
+    texts = {row["id"]: row["text"] for row in desktop.downloaded("samples.csv")}
+    assert (texts[str(WRONG)], texts["3"]) == (HOSTILE, "'=1+1")
 
 
 def test_finding_a_sample(desktop: Browser) -> None:
@@ -249,47 +143,101 @@ def test_finding_a_sample(desktop: Browser) -> None:
         field = desktop.find("#query")
         field.clear()
         field.send_keys(query + "\n")
-        return desktop.find("#found").text
+        return desktop.text("#found")
 
     assert find("42") == ""
-    assert "Sample 42" in desktop.find("#details").text
-    assert "the film number 42 was long" in desktop.find("#details").text
-    marked = desktop.run("return document.getElementById('plot-map').data[1].x.length")
-    assert marked == 1
+    assert desktop.text("#place").startswith("Sample 42")
+    assert desktop.text("#text") == "the film number 42 was long"
+    assert desktop.run("return document.getElementById('plot-map').layout.shapes.length") == 1
     assert find("NUMBER 7 was") == ""
-    assert "Sample 7" in desktop.find("#details").text
+    assert desktop.text("#place") == "Sample 7"
     assert find("film number") == f"{SAMPLES - 2} samples: the most suspicious is shown"
     assert find("no such words") == "no id or text on this page matches"
     assert find(str(SAMPLES)) == "no id or text on this page matches"
-    desktop.click("#samples tbody button.id")
-    assert f"Sample {WRONG}" in desktop.find("#details").text
+    desktop.click("#samples tbody button.open")
+    assert desktop.text("#place") == f"Sample {WRONG}, 1 of {len(FLIPPED)}"
+    assert desktop.driver.switch_to.active_element.get_attribute("id") == "review"
+
+
+def test_a_lasso_on_the_map_filters_the_table(desktop: Browser) -> None:
+    script = "return [...document.querySelectorAll('#plot-map .annotation-text')].map((one) => one.textContent)"
+    assert desktop.run(script) == ["easy to learn", "ambiguous", "hard to learn"]
+    desktop.click("#lasso")
+    x, y = desktop.point(1)
+    corners = [(x - 12, y - 12), (x + 12, y - 12), (x + 12, y + 12), (x - 12, y + 12), (x - 12, y - 12)]
+    desktop.mouse("mousePressed", *corners[0], button="left", clickCount=1)
+    for corner in corners[1:]:
+        desktop.mouse("mouseMoved", *corner, button="left", buttons=1)
+    desktop.mouse("mouseReleased", *corners[-1], button="left", clickCount=1)
+    desktop.wait(lambda: "chosen on the map" in desktop.text("#listed"))
+    inside = []
+    for number in range(SAMPLES):
+        px, py = desktop.run(
+            """const box = document.querySelectorAll('#plot-map .trace .point')[arguments[0]].getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];""",
+            number,
+        )
+        if abs(px - x) < 12 and abs(py - y) < 12:
+            inside.append(number)
+    ids = desktop.run(
+        "return [...document.querySelectorAll('#samples tbody td:nth-child(6)')].map((c) => c.textContent)"
+    )
+    assert len(ids) == len(inside) < SAMPLES
+    desktop.click("#everything")
+    assert desktop.text("#listed") == f"{SAMPLES} samples"
+    assert desktop.run("return document.getElementById('plot-map').layout.selections.length") == 0
+
+
+def test_the_map_is_coloured_by_class_or_by_correctness(desktop: Browser) -> None:
+    def shown() -> tuple[str, int]:
+        (legend,) = [one for one in desktop.all("ul.legend") if one.is_displayed()]
+        fills = desktop.run(
+            "return new Set([...document.querySelectorAll('#plot-map .point')].map((p) => p.style.fill)).size"
+        )
+        return legend.text.replace("\n", " "), fills
+
+    assert shown()[0] == "correctness 0% 100%"
+    desktop.choose("#colouring", "1")
+    assert shown() == (f"given label {' '.join(CLASSES)}", 3)
+    desktop.choose("#colouring", "0")
+    assert shown()[0] == "correctness 0% 100%"
+
+
+def test_the_matrix_filters_by_a_click(desktop: Browser) -> None:
+    cells = {button.get_attribute("title"): button for button in desktop.all("#matrix button")}
+    counts = {title: int(button.text) for title, button in cells.items()}
+    assert sum(counts.values()) == SAMPLES
+    assert sum(count for title, count in counts.items() if title == "given good, suggested bad") == counts.get(
+        "given good, suggested bad", 0
+    )
+    title = "given bad, suggested good"
+    cells[title].click()
+    assert desktop.text("#listed") == f"{counts[title]} samples, {title}"
+    assert set(zip(desktop.column("given"), desktop.column("suggested"), strict=True)) == {("bad", "good")}
+    assert cells[title].get_attribute("aria-pressed") == "true"
+    desktop.choose("#show", "decided")
+    assert desktop.text("#listed") == f"0 samples, {title}"
+    desktop.choose("#show", "flagged")
+    cells[title].click()
+    assert desktop.text("#listed") == f"{len(FLIPPED)} samples"
+    assert sorted(map(int, desktop.column("id"))) == sorted(FLIPPED)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_labels_of_texts_without_spaces_fit_the_window(tmp_path: Path, size: str) -> None:
-    store = LogitsStore.create(tmp_path / "_logits", 3, (2,), "float32", "test")
-    store.write_labels([0, 0, 0])
-    store.record(0, np.arange(3), [[0, 9], [0, 5], [0, 1]])
-    store.seal(0)
+    write_store(tmp_path, np.array([[[0, 9], [0, 1], [0, -1]]]), [0, 0, 0])
     words = "An introduction of some ten words, which is followed by"
     texts = ["这部电影非常糟糕、演员的表演令人失望。" * 9, f"https://example.org/{'a' * 260}", f"{words} {'🙂' * 200}"]
     data = datasets.Dataset.from_dict({"sample_id": range(3), "text": texts})
-    browser = Browser(write_report(tmp_path, data), tmp_path, size, "light")
-    try:
+    with Browser(write_report(tmp_path, data), tmp_path, size) as browser:
         hover = browser.run("return document.getElementById('plot-map').data[0].hovertext")
         for label, text in zip(hover, texts, strict=True):
             lines = label.split("<br>")[1:-1]  # between the id and the prediction
             assert "".join(lines).replace(" ", "") == text.replace(" ", "")
         for number in range(3):
-            x, y = browser.point(number)
-            browser.tell("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-            shown = f"id {number}, given"
-            script = "return document.querySelector('#plot-map .hovertext')?.textContent ?? ''"
-            browser.wait(lambda shown=shown, script=script: shown in browser.run(script))
+            browser.hover(number, f"id {number}, given")
             script = "return document.querySelector('#plot-map .hovertext').getBoundingClientRect().width"
             assert browser.run(script) < browser.width
-    finally:
-        browser.driver.quit()
 
 
 def test_the_scheme_changes_while_the_page_is_open(desktop: Browser) -> None:
@@ -299,68 +247,61 @@ def test_the_scheme_changes_while_the_page_is_open(desktop: Browser) -> None:
     assert desktop.brightness("#samples tbody td", "color") > 127
 
 
+def test_what_is_memory_is_shown_where_the_log_tells(tmp_path: Path, desktop: Browser) -> None:
+    assert desktop.all("#plot-memory") == []
+    page = write_report(tmp_path, write_run(tmp_path, log=MEMORY))
+    with Browser(page, tmp_path, "phone", "dark") as browser:
+        assert browser.text(".sentence").startswith("Of the 91 % that it gets right, 72 % it can do and 19 % it has")
+        lines = browser.all("#plot-memory .scatterlayer .trace")
+        assert len(lines) == 4  # both lines, and the two edges of the band
+        assert browser.run("return document.documentElement.scrollWidth") <= browser.width
+
+
 def test_a_hundred_thousand_samples(tmp_path: Path) -> None:
     count = 100_000
     rng = np.random.default_rng(0)
-    store = LogitsStore.create(tmp_path / "_logits", count, (2,), "float16", "test")
-    store.write_labels(rng.integers(0, 2, count))
-    for epoch in range(3):
-        store.record(epoch, np.arange(count), rng.normal(size=(count, 2)))
-        store.seal(epoch)
+    labels = rng.integers(0, 2, count)
+    write_store(tmp_path, rng.normal(size=(3, count, 2)) + np.eye(2)[labels], labels, "float16")
     words = np.array(["film", "story", "actor", "music", "scene", "boring", "lovely", "far", "too", "long"])
     texts = [" ".join(row) for row in words[rng.integers(0, len(words), (count, 25))]]
     page = write_report(tmp_path, datasets.Dataset.from_dict({"sample_id": range(count), "text": texts}))
     assert page.stat().st_size < 20e6
-    browser = Browser(page, tmp_path, "desktop", "light")
-    try:
-        start = time.monotonic()
-        browser.click(".dt-paging-button.last")
-        assert browser.find(".dt-info").text.startswith("Showing 99,976 to 100,000 of 100,000")
-        browser.click("#samples thead th:nth-child(7) .dt-column-title")
-        assert browser.column("confidence")[0] < browser.column("confidence")[-1]
-        assert time.monotonic() - start < 30  # a fraction of a second on an idle machine
-        assert browser.driver.get_log("browser") == []
-    finally:
-        browser.driver.quit()
+    with Browser(page, tmp_path) as browser:
+
+        def use() -> None:
+            browser.click(".dt-paging-button.last")
+            assert browser.text(".dt-info").startswith("Showing 99,976 to 100,000 of 100,000")
+            browser.click("#samples thead th:nth-child(4) .dt-column-title")
+            assert browser.column("score")[0] < browser.column("score")[-1]
+            browser.click("#start")
+            browser.press("krd")
+            assert browser.text("#progress").startswith("3 of ")
+
+        assert browser.seconds(use) < 30  # two seconds on an idle machine
 
 
-def test_a_regression_with_gaps_and_without_texts(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.normal(size=30).astype(np.float32)
-    labels[4] = -1
-    predictions = labels + rng.normal(0, 0.1, (2, 30)).astype(np.float32)
-    predictions[:, 4] = labels[4] + 3
-    predictions[0, 4] = np.nan
-    predictions[:, 9] = np.nan
-    labels[5], predictions[:, 5] = 0, 1.25e-4
-    store = LogitsStore.create(tmp_path / "_logits", 30, (1,), "float32", "test")
-    store.write_labels(labels)
-    for epoch, predicted in enumerate(predictions):
-        store.record(epoch, np.arange(30), predicted[:, None])
-        store.seal(epoch)
-    browser = Browser(write_report(tmp_path), tmp_path, "desktop", "light")
-    try:
-        assert "no prediction in any epoch: 1. They are not" in browser.find("main").text
-        assert "Showing 1 to 25 of 29 entries" in browser.find(".dt-info").text
-        assert browser.column("id")[0] == "4"
-        browser.click("#samples tbody button.id")
-        cells = [cell.text for cell in browser.all("#details .epochs tbody td")]
-        assert cells == ["0", "no prediction", "1", "2"]
-        browser.click("#samples tbody tr:nth-child(1) td.tick")
-        browser.click("#samples thead th:nth-child(3) .dt-column-title")
-        given = [float(value) for value in browser.column("given")]
-        assert given == sorted(given)
-        browser.click(".dt-buttons button")
-        file = browser.downloads / "ticked-samples.csv"
-        browser.wait(file.is_file)
-        with file.open(encoding="utf-8", newline="") as lines:
-            row = next(csv.DictReader(lines))
-        assert (row["id"], row["given"], row["predicted"]) == ("4", "-1", "2")
-        browser.find("#query").send_keys("5\n")
-        measures = browser.find("#details .measures").text.split()
-        assert measures[measures.index("error") + 1] == "0.000125"
-        browser.find("#query").send_keys("00\n")
-        assert browser.find("#found").text == "no id on this page matches"
-        assert browser.driver.get_log("browser") == []
-    finally:
-        browser.driver.quit()
+def test_two_runs_side_by_side(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    margins = np.array(
+        [[[1, 1, 1, -1, -1, 1]], [[2, 3, -1, 2, 1, 1]]]
+    )  # of the label's logit: 3 and 4 better, 2 worse
+    for folder, of_epoch in zip((before, after), margins, strict=True):
+        write_store(folder, (of_epoch[..., None] * np.eye(2)[labels]).repeat(2, axis=0), labels)
+    texts = datasets.Dataset.from_dict({"sample_id": range(6), "text": [HOSTILE, *(f"text {i}" for i in range(1, 6))]})
+    page = write_comparison(before, after, texts)
+    assert page == after / "_report" / "comparison.html"
+    with Browser(page, tmp_path, "phone", "dark") as browser:
+        assert browser.text("h1") == "B is better at 2 of 6 samples, and worse at 1"
+        assert browser.text("#text") == "text 3"  # which changed most
+        assert (browser.text("#a"), browser.text("#b")) == ("0", "1")
+        assert browser.column("gain") == sorted(browser.column("gain"), key=lambda gain: -abs(float(gain)))
+        browser.choose("#show", "worse")
+        assert browser.column("text") == ["text 2"]
+        browser.choose("#show", "all")
+        browser.find("#matrix button[title='A right, B right']").click()
+        assert sorted(browser.column("id")) == ["0", "1", "5"]
+        browser.click("#samples tbody tr:nth-child(1) button.open")
+        assert browser.text("#text") in (HOSTILE, "text 1", "text 5")
+        assert browser.run("return document.documentElement.scrollWidth") <= browser.width
+        assert [one for one in browser.barriers() if one.startswith(("critical", "serious"))] == []

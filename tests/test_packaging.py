@@ -202,7 +202,7 @@ def test_the_wheel_holds_what_the_commands_read(wheel: Path) -> None:
     package = wheel / "lstsd_hf"
     assert (package / "py.typed").is_file()
     assert sorted(path.stem for path in (package / "glue" / "configs").glob("*.yaml")) == sorted(TASKS)
-    for name in ("page.html", "page.css", "page.js"):
+    for name in ("page.html", "page.css", "page.js", "page.report.html", "page.report.js", "page.comparison.html"):
         assert (package / "report" / name).is_file()
     assert {path.relative_to(package) for path in package.rglob("*.py")} == {
         path.relative_to(SOURCE) for path in SOURCE.rglob("*.py")

@@ -321,8 +321,8 @@ def test_one_epoch_and_no_log_and_no_texts(tmp_path: Path) -> None:
         "epochs",
         "predicted as labelled, last epoch",
         "calibration error, last epoch",
-        "noise above 0.5",
     ]
+    assert "<h1>1 of 2 labels looks wrong</h1>" in text
 
 
 @pytest.mark.parametrize("classes", [1, 2])
@@ -408,6 +408,7 @@ def test_many_samples_are_drawn_from_and_paged(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(page_module, "TABLE_ROWS", 60)
     monkeypatch.setattr(page_module, "MAP_POINTS", 20)
     monkeypatch.setattr(page_module, "SUSPECTS", 5)
+    monkeypatch.setattr(page_module, "REVIEWED", 2)
     monkeypatch.setattr(page_module, "_ALL_TEXTS", 600)
     rng = np.random.default_rng(0)
     folder = store_of(tmp_path, rng.normal(size=(2, 200, 2)), rng.integers(0, 2, 200))
@@ -421,20 +422,28 @@ def test_many_samples_are_drawn_from_and_paged(tmp_path: Path, monkeypatch: pyte
     assert len(drawn) == 20
     assert drawn[:5] == [1, 2, 3, 4, 5]
     assert max(drawn) > 100  # all samples, not only those of the table
-    assert set(data["rows"]["text"]) == {"a" * 9 + "…"} or len(data["rows"]["text"][0]) == 600 // len(listed)
+    length = 600 // len(listed)
+    assert data["rows"]["text"] == ["a" * 99] * 2 + ["a" * (length - 1) + "…"] * (len(listed) - 2)
     text = page.read_text(encoding="utf-8")
     assert "The map shows 20 samples: the 5 most suspicious" in text
     assert "samples.parquet has all" in text
-    assert f"Texts are cut at {600 // len(listed)} characters, {len(listed)} of them" in text
+    assert f"Texts below rank 2 are cut at {length} characters, {len(listed) - 2} of them" in text
 
 
-def test_texts_that_are_cut_are_said_to_be(tmp_path: Path) -> None:
-    folder = store_of(tmp_path, np.zeros((1, 3, 2)), [0, 1, 0])
-    texts = datasets.Dataset.from_dict({"sample_id": [0, 1, 2], "text": ["a" * 300, "b" * 301, None]})
-    page = write_report(folder, texts)
-    assert data_of(page)["rows"]["text"] == ["a" * 300, "b" * 299 + "…", ""]
-    assert "Texts are cut at 300 characters, 1 of them" in notes_of(page)
-    assert "Texts are cut" not in notes_of(write_report(folder, texts.select([0, 2])))
+def test_texts_that_are_cut_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most suspicious are to be read in full, so far as they are no books; the others are shorter."""
+    monkeypatch.setattr(page_module, "REVIEWED", 2)
+    folder = store_of(tmp_path, np.array([[[0, 9], [0, 8], [0, 7], [0, 6]]]), [0, 0, 0, 0])
+    texts = ["a" * 5001, "b" * 5000, "c" * 301, "d" * 300]
+    data = datasets.Dataset.from_dict({"sample_id": range(4), "text": texts})
+    page = write_report(folder, data)
+    assert data_of(page)["rows"]["text"] == ["a" * 4999 + "…", "b" * 5000, "c" * 299 + "…", "d" * 300]
+    assert (
+        "Texts are cut at 5,000 characters, 1 of them; texts below rank 2 are cut at 300 characters, 1 of them: no "
+    ) in notes_of(page)
+    short = datasets.Dataset.from_dict({"sample_id": range(4), "text": ["e", "f" * 5000, None, "d" * 300]})
+    assert data_of(write_report(folder, short))["rows"]["text"] == ["e", "f" * 5000, "", "d" * 300]
+    assert "cut at" not in notes_of(page)  # which is the same file
 
 
 # ---- regression

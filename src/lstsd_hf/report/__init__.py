@@ -1,7 +1,8 @@
 """The report of a run: what the model thought of every training sample, and when, from the sealed epochs.
 
     <output_dir>/_report/
-      report.html           a page that opens offline: data map, likely mislabelled samples, curves
+      report.html           a page that opens offline: what looks wrong, a review of it, a map, a table, curves
+      comparison.html       a page about this run beside another one; see `compare`
       samples.parquet       a row for each sample id that has a label; columns: `measures.of_classes`, `of_scores`
       sample_ids.npy        (M,) int64: the samples that the last epoch has a prediction for, the rows of what follows
       labels.npy            (M,) their labels
@@ -16,7 +17,6 @@ sample, and, of those that the page lists, the text and a few numbers for each e
 """
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +27,9 @@ from datasets import Dataset, DatasetDict
 
 from ..extras import require
 from ..method import dynamics
-from ..paths import CHECKPOINT_PREFIX, REPORT_FOLDER, TRAINER_STATE_FILE
 from ..store.files import publish, remove, writing
 from ..store.npy import NpyWriter, write_array
+from .folder import report_folder
 from .history import open_run, samples_table
 from .measures import Measures, measure
 from .run import Run
@@ -77,10 +77,7 @@ def write_report(
     from .page import write_page  # the reader of files, which stands beside it, is to load without the extra
 
     run_dir = Path(run_dir)
-    folder = _folder(run_dir)
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        what = "link" if folder.is_symlink() else "file"  # through which files of another folder would be written over
-        raise ValueError(f"{folder} is a {what}: expected a folder, where the report goes. Move it aside.")
+    folder = report_folder(run_dir)
     run = open_run(run_dir, logits_dir)
     texts = None
     if dataset is not None:
@@ -123,13 +120,6 @@ def _publishing(folder: Path) -> Iterator[Path]:
                 (folder / name).unlink(missing_ok=True)
         finally:
             remove(new)
-
-
-def _folder(run_dir: Path) -> Path:
-    """Where the report of a run, or of a checkpoint in it, goes."""
-    place = run_dir.resolve()
-    is_checkpoint = re.fullmatch(rf"{CHECKPOINT_PREFIX}-\d+", place.name) and (place / TRAINER_STATE_FILE).is_file()
-    return (place.parent if is_checkpoint else run_dir) / REPORT_FOLDER
 
 
 def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:

@@ -8,7 +8,8 @@ Columns, found by name, in any order; others are ignored:
     given       the label that the decision was made about, by name; where there is one, it must still be the label
 
 A spreadsheet may have written it: with commas, semicolons or tabs, a byte-order mark, Windows' line ends, cells added
-to the right, and rows of empty cells.
+to the right, and rows of empty cells. The page puts an apostrophe in front of a name that a spreadsheet would run as a
+formula; where no class has the name as it stands, it is taken away.
 """
 
 import re
@@ -141,7 +142,7 @@ class _Reader:
                 is_label = False
             name = f"{label:g}"
         else:
-            is_label, name = self._classes.get(given) == label, self._run.classes[int(label)]
+            is_label, name = self._class(given) == label, self._run.classes[int(label)]
         if not is_label:
             self._refuse(
                 line,
@@ -152,11 +153,15 @@ class _Reader:
     def _new_label(self, line: int, cell: str) -> int:
         if self._run.is_regression:
             self._refuse(line, "a score cannot be relabelled: expected keep or drop. Change it in the data set itself")
-        if cell not in self._classes:
+        label = self._class(cell)
+        if label is None:
             self._refuse(
                 line, f"expected a class as label, one of {listed(self._run.classes)}, found {shown(cell)}. Mend it"
             )
-        return self._classes[cell]
+        return label
+
+    def _class(self, name: str) -> int | None:
+        return self._classes.get(name, self._classes.get(name.removeprefix("'")))
 
     def _refuse(self, line: int, what: str) -> NoReturn:
         end = "" if what.endswith("?") else "."

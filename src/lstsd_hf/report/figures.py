@@ -1,8 +1,8 @@
-"""The report's plots, as plotly figures; the page gives them its colours, for light and for dark."""
+"""The pages' plots, as plotly figures; a page gives them its colours, for light and for dark."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,12 @@ import plotly.graph_objects as go
 
 from ..method.dynamics import Calibration
 
+Array = npt.NDArray[Any]
+
 # Told apart by most colour-blind readers, and readable on white and on black.
 BLUE, ORANGE, RED, GREEN, GREY = "#3d85c6", "#d98324", "#d1495b", "#2a9d8f", "#8a8f98"
 BAD_TO_GOOD = [[0.0, RED], [0.5, "#b59ac9"], [1.0, BLUE]]
+OF_CLASSES = (BLUE, ORANGE, GREEN, RED, "#8e6bbf", "#9c7a4d", "#d276b4", "#6f9a2f", "#3aa7c4")
 LOSSES = {
     "loss": ("all together", GREY),
     "base_loss": ("label", BLUE),
@@ -20,6 +23,7 @@ LOSSES = {
     "short_term_loss": ("short-term teacher", GREEN),
     "eval_loss": ("evaluation", RED),
 }
+NORMAL_95 = 1.96  # standard errors on either side of an estimate hold 95 % of a normal distribution
 
 Figure = dict[str, Any]
 
@@ -38,37 +42,83 @@ def _figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
     return json.loads(go.Figure(list(traces), go.Layout(settings | layout)).to_json())
 
 
-def data_map(
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
-    colour: npt.NDArray[Any],
-    titles: tuple[str, str, str],
-    scale: Any,
-    ends: tuple[float | None, float | None] = (None, None),
-) -> Figure:
-    """A point for each sample, and a second trace without points: the sample that the reader picked.
+class Colouring(TypedDict):
+    """Colours for a map's points.
 
-    `ends`: the colours that the scale starts and ends at; None: the least and the largest there are.
+    Attributes:
+        title: What they stand for.
+        marker: Of plotly's trace.
+        legend: Pairs of a text and a colour, which the page shows beside the plot; of a scale its two ends.
+        scale: The colours of a scale from the first to the last; empty for classes.
     """
-    bar = {"title": {"text": titles[2], "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 0.9}
-    marker = {"color": colour, "colorscale": scale, "cmin": ends[0], "cmax": ends[1], "showscale": True}
+
+    title: str
+    marker: dict[str, Any]
+    legend: list[tuple[str, str]]
+    scale: list[str]
+
+
+def by_value(title: str, values: Array, scale: Any, ends: tuple[float, float] | None = None) -> Colouring:
+    """Colours from a scale, by (n,) values; `ends`: what it starts and ends at, else the least and the largest."""
+    low, high = ends or ((float(values.min()), float(values.max())) if len(values) else (0.0, 1.0))
+    marker = {"color": values.tolist(), "colorscale": scale}
+    if ends is not None:
+        marker |= {"cmin": low, "cmax": high}
+    colours = [colour for _, colour in go.scatter.Marker(colorscale=scale).colorscale]
+    texts = [f"{end:.0%}" if ends == (0, 1) else f"{end:.4g}" for end in (low, high)]
+    return Colouring(
+        title=title, marker=marker, legend=list(zip(texts, (colours[0], colours[-1]), strict=True)), scale=colours
+    )
+
+
+def by_class(title: str, classes: Array, names: Sequence[str]) -> Colouring:
+    """A colour for each of the most frequent of (n,) classes; grey for the others, and for what is no class (-1)."""
+    counts = np.bincount(classes[classes >= 0], minlength=len(names))
+    frequent = sorted(np.argsort(-counts, kind="stable")[: len(OF_CLASSES)].tolist())
+    colour = np.full(len(names) + 1, GREY, object)
+    colour[frequent] = OF_CLASSES[: len(frequent)]
+    legend = [(names[label], colour[label]) for label in frequent if counts[label]]
+    if (colour[classes] == GREY).any():
+        legend.append(("others", GREY))
+    return Colouring(title=title, marker={"color": colour[classes].tolist()}, legend=legend, scale=[])
+
+
+def data_map(
+    x: Array,
+    y: Array,
+    titles: tuple[str, str],
+    colouring: Colouring,
+    regions: Sequence[tuple[str, float, float]],
+    are_shares: bool = True,
+) -> Figure:
+    """A point for each sample.
+
+    `regions`: names of parts of the map, and where they stand in it, from 0 (left, bottom) to 1. `are_shares`: y is
+    from 0 to 1; there is room for these names above and below.
+    """
     points = go.Scatter(
         x=x,
         y=y,
         mode="markers",
-        marker=marker | {"colorbar": bar, "size": 6, "opacity": 0.75},
+        marker=colouring["marker"] | {"size": 6, "opacity": 0.75},
         hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
     )
-    picked = go.Scatter(
-        x=[],
-        y=[],
-        mode="markers",
-        marker={"symbol": "circle-open", "size": 18, "color": ORANGE, "line": {"width": 3}},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    return _figure([points, picked], titles[0], titles[1], hovermode="closest")
+    names = [
+        {
+            "text": f"<b>{name}</b>",
+            "x": right,
+            "y": up,
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left" if right < 0.5 else "right",
+            "yanchor": "bottom" if up < 0.4 else "top" if up > 0.6 else "middle",
+            "showarrow": False,
+        }
+        for name, right, up in regions
+    ]
+    axis = {"range": [-0.1, 1.1], "tickvals": [0, 0.2, 0.4, 0.6, 0.8, 1]} if are_shares else {}
+    return _figure([points], *titles, hovermode="closest", annotations=names, yaxis=axis)
 
 
 def loss_curves(log: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -95,8 +145,58 @@ def lines_over_epochs(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]
         for (name, (x, values)), colour in zip(lines.items(), colours, strict=False)
     ]
     axis = {"tickformat": ".0%"} if share else {"rangemode": "tozero"}
-    whole = {"tickformat": "d", "dtick": max(1, max(max(x) for x, _ in lines.values()) // 10)}
-    return _figure(traces, "epoch", y, hovermode="x unified", xaxis=whole, yaxis=axis, showlegend=True)
+    return _figure(
+        traces, "epoch", y, hovermode="x unified", xaxis=_whole(lines.values()), yaxis=axis, showlegend=True
+    )
+
+
+def _whole(lines: Any) -> dict[str, Any]:
+    """An axis of epochs, without ticks between them."""
+    return {"tickformat": "d", "dtick": max(1, max(max(x) for x, _ in lines) // 10)}
+
+
+def memory(epochs: Sequence[int], honest: Array, memorised: Array, honest_error: Array | None) -> Figure:
+    """What is learnt, and on top of it what is known by heart; (E,) shares from 0 to 1.
+
+    `honest_error`: the standard error of `honest`, which a band of 95 % shows; None: unknown.
+    """
+    right = honest + memorised
+    by_heart = go.Scatter(
+        x=epochs, y=right, name="right, with what it has by heart", mode="lines+markers", line={"color": ORANGE}
+    )
+    learnt = go.Scatter(
+        x=epochs,
+        y=honest,
+        name="can do",
+        mode="lines+markers",
+        line={"color": BLUE, "width": 3},
+        fill="tonexty",
+        fillcolor="rgba(217, 131, 36, 0.22)",
+    )
+    traces = [by_heart, learnt]
+    if honest_error is not None:
+        edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+        band = NORMAL_95 * honest_error
+        traces += [
+            go.Scatter(x=epochs, y=honest - band, showlegend=False, **edge),
+            go.Scatter(
+                x=epochs,
+                y=honest + band,
+                name="95 % of that estimate",
+                fill="tonexty",
+                fillcolor="rgba(61, 133, 198, 0.3)",
+                **edge,
+            ),
+        ]
+    return _figure(
+        traces,
+        "epoch",
+        "share of the samples",
+        hovermode="x unified",
+        xaxis=_whole([(epochs, right)]),
+        yaxis={"tickformat": ".0%"},
+        showlegend=True,
+    )
 
 
 def reliability(bins: Calibration) -> Figure:
@@ -122,7 +222,7 @@ def reliability(bins: Calibration) -> Figure:
     return _figure([bars, ideal], "confidence", "predicted as labelled", xaxis=axis, yaxis=axis, showlegend=True)
 
 
-def forgetting(events: npt.NDArray[Any], never_learnt: npt.NDArray[Any]) -> Figure:
+def forgetting(events: Array, never_learnt: Array) -> Figure:
     """How many samples were forgotten how often, and how many were never learnt."""
     counts = np.bincount(events[~never_learnt])
     x = ["never<br>learnt", *(f"{number}&times;" for number in range(len(counts)))]

@@ -35,8 +35,11 @@ class Measures:
         return self.samples["noise_rank"] > 0
 
 
-def measure(run: Run) -> Measures:
-    """Computes everything, in chunks of samples. Raises StoreError where no sample has a finite prediction."""
+def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
+    """Computes everything, in chunks of samples. Raises StoreError where no sample has a finite prediction.
+
+    `with_kept_mean`: whether to take the mean over all epochs that the run kept; it is of the run's own labels.
+    """
     scale = float(np.std(run.labels)) or 1.0 if run.is_regression else 0.0
     parts: list[dict[str, Array]] = []
     totals: dict[str, Array] = {}
@@ -53,7 +56,7 @@ def measure(run: Run) -> Measures:
             totals[name] = totals.get(name, 0) + sums
     samples = {"sample_id": run.ids, "label": run.labels}
     samples |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    mean = run.mean_of_all_epochs()
+    mean = run.mean_of_all_epochs() if with_kept_mean else None
     if mean is not None:
         # A sample that the store has no prediction of any more is not on the page.
         mean = np.where(np.isnan(samples["noise_score"]), np.nan, mean)
@@ -62,6 +65,9 @@ def measure(run: Run) -> Measures:
             samples["noise_score"] = dynamics.regression_noise_score(mean[None], scale)
         else:
             samples["noise_score"] = (1 - mean) / 2
+            if len(run.classes) == 2:  # the mean says which of them was the more probable one
+                suggested = np.where(mean < 0, 1 - run.labels, run.labels)
+                samples["suggested_label"] = np.where(np.isnan(mean), -1, suggested)
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
     measures = Measures(samples, over_samples, mean is not None)

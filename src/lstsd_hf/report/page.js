@@ -1,7 +1,14 @@
+// What the pages share: data and libraries, plots in the page's colours, map and table. page.<kind>.js follows.
+
 const byId = (id) => document.getElementById(id);
+const on = (id, event, act) => byId(id)?.addEventListener(event, act);
+const narrow = window.matchMedia("(max-width: 700px)");
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 async function unpack(id) {
-  const bytes = Uint8Array.from(atob(byId(id).textContent), (character) => character.charCodeAt(0));
+  const packed = atob(byId(id).textContent);
+  const bytes = new Uint8Array(packed.length);
+  for (let k = 0; k < packed.length; k += 1) bytes[k] = packed.charCodeAt(k);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
@@ -13,203 +20,211 @@ async function load(id) {
   return library;
 }
 
-function element(tag, text, className) {
+const pause = () => new Promise((resume) => setTimeout(resume)); // the browser shows what is there
+
+function element(tag, text, className = "") {
   const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
+  made.textContent = text ?? "";
+  made.className = className;
   return made;
 }
 
-const narrow = window.matchMedia("(max-width: 700px)");
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
+// Texts of elements, by id.
+const fill = (texts) => Object.entries(texts).forEach(([id, text]) => { byId(id).textContent = text; });
 
-async function main() {
-  const data = JSON.parse(await unpack("data"));
-  await load("plotly"); // which is no module: it leaves a global
-  const { default: DataTable, set_or_remove_dark_class: followScheme } = await load("datatables");
-  followScheme();
-
-  const { rows, epochs, classes, columns } = data;
-  const isRegression = classes.length === 0;
-  const name = (value) => (value === null ? "no prediction" : isRegression ? String(value) : classes[value]);
-  const last = rows.predicted[epochs.length - 1];
-
-  // ---- the plots
-
-  function theme() {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (property) => style.getPropertyValue(property).trim();
-    const axis = {
-      gridcolor: colour("--line"), linecolor: colour("--line"), zerolinecolor: colour("--line"),
-      tickfont: { color: colour("--quiet") }, title: { font: { color: colour("--quiet"), size: 12.5 } },
-    };
-    return {
-      layout: {
-        font: { family: style.fontFamily, color: colour("--ink"), size: 12.5 },
-        paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
-        hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"),
-          font: { family: style.fontFamily, color: colour("--ink") } },
-      },
-    };
-  }
-
-  const plots = Object.keys(data.figures).map((key) => byId(`plot-${key}`));
-  const settings = { responsive: true, displaylogo: false, displayModeBar: false };
-  // A finger that drags on a plot wants to scroll the page.
-  const dragmode = window.matchMedia("(pointer: coarse)").matches ? false : "zoom";
-
-  // Plotly reads some HTML in its labels.
-  const escape = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  // At whitespace where there is some, else at the width. A zero before each wide character makes it count twice.
-  const wrap = (text, width) => text
-    .replace(/[\u2e80-\u{10ffff}]/gu, "\0$&")
-    .replace(new RegExp(`(.{${width / 2},${width}})\\s|(.{${width}})(?=.)`, "gu"), "$1$2\n")
-    .replaceAll("\0", "");
-  const perEpoch = (i) => epochs.map((epoch, at) => {
-    const percent = isRegression || rows.given[at][i] === null ? "" : ` (${rows.given[at][i]}% given label)`;
-    return `epoch ${epoch}: ${name(rows.predicted[at][i])}${percent}`;
-  });
-
-  function hoverText(i) {
-    const lines = [`id ${rows.id[i]}, given: ${name(rows.label[i])}`];
-    if (rows.text?.[i]) lines.push(wrap(rows.text[i], narrow.matches ? 36 : 64));
-    const predictions = perEpoch(i);
-    if (predictions.length > 8) predictions.splice(0, predictions.length - 8, "…");
-    return escape([...lines, ...predictions].join("\n")).replace(/\n/g, "<br>");
-  }
-
-  const map = data.figures.map;
-  map.data[0].hovertext = data.drawn.map(hoverText);
-  await Promise.all(Object.entries(data.figures).map(([key, figure]) =>
-    Plotly.newPlot(byId(`plot-${key}`), figure.data, { ...figure.layout, dragmode, template: theme() }, settings)));
-  dark.addEventListener("change", () => plots.forEach((plot) => Plotly.relayout(plot, { template: theme() })));
-
-  // Scores may be of any size.
-  const measured = (value, { digits, in_scores: inScores }) =>
-    (inScores && value !== 0 && Math.abs(value) < 0.1 ? value.toPrecision(digits) : value.toFixed(digits));
-
-  // ---- one sample
-
-  function show(i) {
-    const panel = byId("details");
-    const heading = element("h3", `Sample ${rows.id[i]}`);
-    const verdict = element("p", undefined, "verdict");
-    verdict.append("given ", element("b", name(rows.label[i])), ", last predicted ", element("b", name(last[i])));
-    const table = element("table", undefined, "epochs");
-    const head = table.createTHead().insertRow();
-    for (const title of isRegression ? ["epoch", "prediction"] : ["epoch", "prediction", "given label"]) {
-      head.append(element("th", title));
-    }
-    const body = table.createTBody();
-    epochs.forEach((epoch, at) => {
-      const predicted = rows.predicted[at][i];
-      const row = body.insertRow();
-      row.append(element("td", epoch));
-      row.append(element("td", name(predicted), isRegression || predicted === rows.label[i] ? "" : "other"));
-      if (!isRegression) {
-        const cell = element("td", undefined, "percent");
-        const percent = rows.given[at][i];
-        if (percent !== null) {
-          const bar = element("i");
-          bar.style.width = `${percent * 0.6}%`;
-          cell.append(bar, `${percent}%`);
-        }
-        row.append(cell);
-      }
-    });
-    const measures = element("dl", undefined, "measures");
-    for (const column of columns) {
-      const value = rows[column.name][i];
-      const pair = element("div");
-      pair.append(element("dt", column.title), element("dd", value === null ? "–" : measured(value, column)));
-      measures.append(pair);
-    }
-    const text = rows.text ? [element("p", rows.text[i] ?? "(not in the data set)", "text")] : [];
-    panel.replaceChildren(heading, ...text, verdict, table, measures);
-    const [x, y] = isRegression ? ["variability", "mean_absolute_error"] : ["variability", "confidence"];
-    Plotly.restyle("plot-map", { x: [[rows[x][i]]], y: [[rows[y][i]]] }, [1]);
-  }
-
-  byId("plot-map").on("plotly_click", ({ points }) => {
-    if (points[0].curveNumber === 0) show(data.drawn[points[0].pointNumber]);
-  });
-
-  // ---- the table
-
-  // Text goes into the file as it is, but what a spreadsheet would run as a formula.
-  const isFormula = (value) => typeof value === "string" && /^[=+\-@\t\r]/.test(value) && Number.isNaN(Number(value));
-  const forFile = (value) => (isFormula(value) ? `'${value}` : value ?? "");
-  const text = DataTable.render.text();
-  const clamped = { display: (value) => `<div class="sample-text">${text.display(value)}</div>`, filter: text.filter };
-  const classFilter = isRegression ? {} : { columnControl: [["searchList"]] };
-  const shown = isRegression ? "num" : "string";
-  const cell = (value) => (isRegression ? value : name(value));
-  const table = new DataTable("#samples", {
-    data: rows.id.map((id, i) => ({ i, id, label: cell(rows.label[i]), predicted: cell(last[i]) })),
-    columns: [
-      { data: null, orderable: false, searchable: false, className: "tick", render: DataTable.render.select() },
-      {
-        data: "id", type: "num", className: "number",
-        render: (id, kind) => (kind === "display" ? `<button type="button" class="id">${id}</button>` : id),
-      },
-      ...(rows.text ? [{ data: ({ i }) => rows.text[i] ?? "", type: "string", render: clamped }] : []),
-      { data: "label", type: shown, render: text, ...classFilter },
-      { data: "predicted", type: shown, render: text, ...classFilter },
-      ...columns.map((column) => ({
-        data: ({ i }) => rows[column.name][i], type: "num", searchable: false, className: "number",
-        render: (value, kind) => (kind !== "display" ? value : value === null ? "" : measured(value, column)),
-      })),
-    ],
-    order: [],
-    autoWidth: false,
-    pageLength: narrow.matches ? 10 : 25,
-    select: { style: "multi", selector: "td.tick", headerCheckbox: "select-page" },
-    layout: {
-      topStart: {
-        buttons: [{
-          extend: "csvHtml5", text: "Download ticked as CSV", filename: "ticked-samples", title: null, enabled: false,
-          exportOptions: {
-            columns: ":gt(0)", modifier: { selected: true, search: "none" }, orthogonal: "export",
-            format: { body: forFile },
-          },
-        }],
-      },
-      topEnd: "search", bottomStart: ["pageLength", "info"], bottomEnd: "paging",
-    },
-    language: {
-      search: "", searchPlaceholder: "Search the table", lengthMenu: "_MENU_ rows",
-      select: { rows: { 0: "", 1: "1 ticked", _: "%d ticked" } },
-    },
-  });
-  table.on("select deselect", () => {
-    const count = table.rows({ selected: true }).count();
-    table.button(0).enable(count > 0).text(count ? `Download ${count} ticked as CSV` : "Download ticked as CSV");
-  });
-  table.on("click", "button.id", (event) => {
-    show(table.row(event.target.closest("tr")).data().i);
-    byId("plot-map").scrollIntoView({ behavior: "smooth", block: "nearest" });
-  });
-
-  byId("find").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const query = byId("query").value.trim().toLowerCase();
-    const wanted = query.replace(/^0+(?=\d)/, "");
-    const byNumber = rows.id.findIndex((id) => String(id) === wanted);
-    const found = byNumber >= 0 || !query || !rows.text
-      ? [byNumber].filter((i) => i >= 0)
-      : rows.text.flatMap((words, i) => (words?.toLowerCase().includes(query) ? [i] : []));
-    // Of more samples than are listed, and of long texts, the page has a part.
-    const none = `no id${rows.text ? " or text" : ""} on this page matches`;
-    byId("found").value = !query ? "" : found.length > 1
-      ? `${found.length} samples: the most suspicious is shown` : found.length ? "" : none;
-    if (found.length) show(found[0]);
-  });
-
-  document.documentElement.dataset.ready = "true";
+function tell(message) {
+  fill({ failure: message });
+  byId("failure").hidden = false;
 }
 
-main().catch((error) => {
-  byId("failure").textContent = `The report, which needs a browser from 2023 on, could not be shown: ${error.message}`;
-  byId("failure").hidden = false;
-  throw error;
+// Unpacks the data, lets `main` show it, and draws the plots at the end of the page.
+async function start(main) {
+  try {
+    const data = JSON.parse(await unpack("data"));
+    await load("plotly"); // which is no module: it leaves a global
+    await main(data);
+    for (const name of Object.keys(data.figures).filter((key) => key !== "map")) {
+      await pause();
+      draw(name, data.figures[name]);
+    }
+    document.documentElement.dataset.ready = "true";
+  } catch (error) {
+    tell(`The report, which needs a browser from 2023 on, could not be shown: ${error.message}`);
+    throw error;
+  }
+}
+
+// ---- values as text
+
+const counted = (count) => count.toLocaleString("en");
+
+// Scores may be of any size.
+const measured = (value, { digits, in_scores: inScores }) => (value === null ? "–"
+  : inScores && value !== 0 && Math.abs(value) < 0.1 ? value.toPrecision(digits) : value.toFixed(digits));
+
+// A cell of a CSV file: as it is, but for what a spreadsheet would run as a formula.
+function forFile(value) {
+  const isFormula = typeof value === "string" && /^[=+\-@\t\r]/.test(value) && Number.isNaN(Number(value));
+  return isFormula ? `'${value}` : String(value ?? "");
+}
+
+// Plotly reads some HTML in its labels.
+const escape = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+// Lines at whitespace where there is some, else at the width. A zero before each wide character makes it count twice.
+const wrap = (text, width) => text
+  .replace(/[\u2e80-\u{10ffff}]/gu, "\0$&")
+  .replace(new RegExp(`(.{${width / 2},${width}})\\s|(.{${width}})(?=.)`, "gu"), "$1$2\n")
+  .replaceAll("\0", "");
+
+const textOf = ({ text, id }, i) => (text ? text[i] ?? "(not in the data set)" : `sample ${id[i]}`);
+
+function hoverLabel(title, text, lines) {
+  const cut = text?.replace(/^(.{299})..+$/su, "$1…");
+  const words = cut ? [wrap(cut, narrow.matches ? 36 : 64)] : [];
+  return escape([title, ...words, ...(lines.length > 8 ? ["…", ...lines.slice(-8)] : lines)].join("\n"))
+    .replace(/\n/g, "<br>");
+}
+
+// ---- plots
+
+// A finger that drags on a plot wants to scroll the page.
+const dragging = window.matchMedia("(pointer: coarse)").matches ? false : "zoom";
+
+function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (property) => style.getPropertyValue(property).trim();
+  const axis = {
+    gridcolor: colour("--line"), linecolor: colour("--line"), zerolinecolor: colour("--line"),
+    tickfont: { color: colour("--quiet") }, title: { font: { color: colour("--quiet"), size: 12.5 } },
+  };
+  return {
+    layout: {
+      font: { family: style.fontFamily, color: colour("--ink"), size: 12.5 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
+      annotationdefaults: { bgcolor: colour("--veil"), borderpad: 3 },
+      hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"),
+        font: { family: style.fontFamily, color: colour("--ink") } },
+    },
+  };
+}
+
+const draw = (name, { data, layout }) => Plotly.react(byId(`plot-${name}`), data,
+  { dragmode: dragging, ...layout, template: theme() }, { responsive: true, displayModeBar: false });
+
+dark.addEventListener("change", () => document.querySelectorAll(".js-plotly-plot")
+  .forEach((plot) => Plotly.relayout(plot, { template: theme() })));
+
+// One sample's history: `lines` of {name, x, y, color}, in percent or in scores.
+function drawHistory(lines, unit) {
+  const epochs = Math.max(...lines.flatMap(({ x }) => x)) + 1;
+  const data = lines.map(({ name, x, y, color }) => ({
+    x, y, name: escape(name), mode: "lines+markers", line: { color, width: 2 }, hovertemplate: `%{y}${unit}`,
+  }));
+  draw("history", { data, layout: {
+    xaxis: { title: { text: "epoch" }, tickformat: "d", dtick: Math.max(1, Math.ceil(epochs / 10)) },
+    yaxis: unit ? { range: [-6, 106], ticksuffix: unit, dtick: 50 } : {},
+    margin: { l: 50, r: 12, t: 8, b: 36 }, showlegend: true, hovermode: "x unified", dragmode: false,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+  } });
+  const told = lines.map(({ name, y }) => `${name}: ${y.map((value) => `${value ?? "none"}${unit}`).join(", ")}`);
+  byId("plot-history").ariaLabel = `By epoch, ${told.join("; ")}`;
+}
+
+// ---- the map and the table of the same rows, which a lasso, a matrix and a choice filter together
+
+// Colours to choose, points to pick, and a lasso: `choose` gets a set of rows, or null.
+async function drawMap({ figures, colourings, drawn }, hoverText, pick, choose) {
+  const plot = byId("plot-map");
+  figures.map.data[0].hovertext = drawn.map(hoverText);
+  await draw("map", figures.map);
+
+  on("colouring", "change", ({ target }) => {
+    const { marker } = colourings[target.value];
+    const changed = ["color", "colorscale", "cmin", "cmax"].map((name) => [`marker.${name}`, [marker[name] ?? null]]);
+    Plotly.restyle(plot, Object.fromEntries(changed));
+    document.querySelectorAll("ul.legend").forEach((legend, k) => { legend.hidden = k !== Number(target.value); });
+  });
+  const rowsOf = (points) => points.map(({ pointNumber }) => drawn[pointNumber]);
+  plot.on("plotly_click", ({ points }) => pick(rowsOf(points)[0]));
+  plot.on("plotly_selected", (event) => event && choose(new Set(rowsOf(event.points))));
+  plot.on("plotly_deselect", () => choose(null));
+  on("lasso", "click", ({ currentTarget: button }) => {
+    button.ariaPressed = button.ariaPressed !== "true";
+    Plotly.relayout(plot, { dragmode: button.ariaPressed === "true" ? "lasso" : dragging });
+  });
+}
+
+// A ring of 18 pixels around a point of the map.
+const mark = (x, y) => Plotly.relayout("plot-map", { shapes: [{
+  type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y, x0: -9, x1: 9, y0: -9, y1: 9,
+  line: { color: "#d98324", width: 3 },
+}] });
+
+// Kinds of columns of the table, whose rows are {i}. Without escaping for the filter, DataTables would parse HTML.
+const asText = { display: escape, filter: escape };
+const opening = (value) => `<button type="button" class="open"><span>${escape(value) || "–"}</span></button>`;
+const plain = (data, more) => ({ data, type: "string", render: asText, ...more });
+const choices = (data) => plain(data, { columnControl: [["searchList"]] });
+const opener = (data, more) => plain(data, { render: { display: opening, filter: escape }, ...more });
+const scores = (data) => plain(data, { type: "num", className: "number" });
+const numbers = (data, column, more = "") => ({
+  data, type: "num", searchable: false, className: `number ${more}`, visible: !more,
+  render: (value, use) => (use !== "display" ? value : value === null ? "" : measured(value, column)),
 });
+
+// `shows`: which rows each option of the choice shows; `open` shows a row's sample. Returns the table.
+async function explore(data, { hoverText, open, columns, shows, file }) {
+  const [across, down] = data.pair.map((name) => data.rows[name]);
+  const filter = { pair: null, chosen: null };
+  let table = null;
+
+  function apply(change) {
+    Object.assign(filter, change);
+    for (const button of document.querySelectorAll("#matrix button")) {
+      button.ariaPressed = button.dataset.pair === filter.pair;
+    }
+    table?.draw();
+  }
+  await drawMap(data, hoverText, open, (chosen) => apply({ chosen }));
+  await pause();
+
+  const { default: DataTable, set_or_remove_dark_class: followScheme } = await load("datatables");
+  followScheme();
+  table = new DataTable("#samples", {
+    data: data.rows.id.map((_, i) => ({ i })), columns, order: [], autoWidth: false,
+    pageLength: narrow.matches ? 10 : 25,
+    layout: {
+      topStart: { buttons: [{ extend: "columnToggle", columns: ".more", text: "More measures" }, {
+        extend: "csvHtml5", text: "Download these rows as CSV", filename: file, title: null,
+        exportOptions: { modifier: { search: "applied" }, orthogonal: "export", format: { body: forFile } },
+      }] },
+      topEnd: "search", bottomStart: ["pageLength", "info"], bottomEnd: "paging",
+    },
+    language: { search: "", searchPlaceholder: "Search the table", lengthMenu: "_MENU_ rows" },
+  });
+  // On a narrow screen it scrolls by itself.
+  Object.assign(document.querySelector(".dt-layout-table"), { tabIndex: 0, role: "region", ariaLabel: "Samples" });
+  table.search.fixed("page", (_, { i }) => Boolean(shows[byId("show").value](i)) && (filter.chosen?.has(i) ?? true)
+    && (!filter.pair || filter.pair === `${across[i]},${down[i]}`));
+  table.on("column-visibility", () => {
+    byId("more").hidden = !table.columns(".more").visible().toArray().includes(true);
+  });
+  table.on("click", "button.open", ({ target }) => open(table.row(target.closest("tr")).data().i, true));
+  table.on("draw", () => {
+    const pressed = document.querySelector("#matrix [aria-pressed=true]")?.title;
+    const filters = [...(pressed ? [pressed] : []), ...(filter.chosen ? ["chosen on the map"] : [])];
+    byId("listed").value = [`${counted(table.rows({ search: "applied" }).count())} samples`, ...filters].join(", ");
+    byId("everything").hidden = !filters.length && byId("show").value === "all";
+  });
+  table.draw();
+  on("show", "change", () => apply({}));
+  on("matrix", "click", ({ target }) => target.dataset.pair
+    && apply({ pair: target.ariaPressed === "true" ? null : target.dataset.pair }));
+  on("everything", "click", () => {
+    byId("show").value = "all";
+    Plotly.update("plot-map", { selectedpoints: [null] }, { selections: [] });
+    apply({ pair: null, chosen: null });
+  });
+  return table;
+}

@@ -1,27 +1,33 @@
-"""The page: one HTML file that holds the data, the libraries and the styles, and asks for nothing from anywhere.
+"""The page of a run: what looks wrong, a review of it card by card, a map, a table, and how the run learnt.
 
-The data and the libraries are gzip in base64, which the browser unpacks: a third of the size, and nothing in them can
-end a `<script>`. Texts are data; the page's own script shows them as text (`textContent`), escapes them for plotly,
-whose labels know some HTML, and lets DataTables escape them. Were one of them read as HTML all the same, the page's
-policy would run no script but its own, which it names by hash, and load nothing.
+The review keeps its decisions in the browser, for each run, and downloads them as `decisions.csv`, which `lstsd clean`
+reads. It is a CSV file in UTF-8, its fields quoted where they must be (RFC 4180), with a header and a row for each
+decided sample, the most suspicious first:
+
+    sample_id   the sample's id
+    decision    keep: the given label is right; relabel: it gets another one; drop: the sample goes
+    label       relabel: the name of the new class; else empty
+    given       the name of the given class; of a regression the given score
+    suggested   the name of the class that the history suggests; of a regression empty
+    score       the noise score, rounded to four decimals
+
+A spreadsheet would run a name that begins with one of = + - @, a tab or a carriage return as a formula, if it is no
+number. Such a name has an apostrophe in front: who reads the file looks for the name as it stands, and then for it
+without the apostrophe.
 """
 
-import base64
-import gzip
 import hashlib
-import json
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
-from plotly.offline import get_plotlyjs
 
 from ..method import dynamics
-from . import summary
+from . import page_columns, summary
+from .assembly import write_html
 from .measures import Measures
+from .page_columns import PageColumn
 from .run import Run
 from .texts import Texts
 
@@ -30,82 +36,73 @@ Array = npt.NDArray[Any]
 TABLE_ROWS = 100_000
 MAP_POINTS = 5_000
 SUSPECTS = 500  # of the map's points: the most suspicious samples, which a draw would miss
+REVIEWED = 1_000  # the most suspicious samples, whose texts are there to be read in full
+REVIEW_LENGTH = 5_000
 TEXT_LENGTH = 300
 _ALL_TEXTS = 20_000_000
 
 
-class Column(NamedTuple):
-    """A measure as the page shows it."""
-
-    name: str
-    title: str
-    digits: int
-    meaning: str
-    in_scores: bool = False  # in the unit of the scores, which may be of any size: small ones in significant digits
-
-
-CLASS_COLUMNS = (
-    Column(
-        "noise_score", "noise", 3, "How likely the label is wrong: above 0.5, another class was the more probable."
-    ),
-    Column("confidence", "confidence", 3, "The mean probability of the given label over epochs."),
-    Column("variability", "variability", 3, "The standard deviation of that probability over epochs."),
-    Column("correctness", "correctness", 2, "The share of epochs that predicted the given label."),
-    Column("forgetting_events", "forgotten", 0, "How often a right prediction was followed by a wrong one."),
-    Column("first_learnt", "learnt", 0, "The first epoch, from 0, that predicted the given label; empty: none did."),
-    Column("area_under_margin", "margin", 2, "The area under the margin: the label's logit less the largest other."),
-)
-SCORE_COLUMNS = (
-    Column("noise_score", "noise", 3, "How likely the score is wrong: 0.5 is as far off as the scores vary."),
-    Column("mean_absolute_error", "error", 3, "The mean absolute error over epochs.", in_scores=True),
-    Column("variability", "variability", 3, "The standard deviation of the prediction over epochs.", in_scores=True),
-)
-
-
 def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) -> Path:
     """Writes the page and returns its path."""
-    columns = SCORE_COLUMNS if run.is_regression else CLASS_COLUMNS
-    listed, drawn = _choose(measures.samples["noise_rank"])
-    length = min(TEXT_LENGTH, _ALL_TEXTS // max(1, len(listed)))
-    words, cut = (None, 0) if texts is None else texts.of(run.ids[listed], length)
+    noise, further = (
+        (page_columns.NOISE_OF_SCORES, page_columns.MEASURES_OF_SCORES)
+        if run.is_regression
+        else (page_columns.NOISE, page_columns.MEASURES_OF_CLASSES)
+    )
+    listed, drawn = choose(measures.samples["noise_rank"])
+    words, cut = (None, "") if texts is None else texts_of(texts, run.ids[listed])
     plots, missing = summary.curves(run, measures)
+    memory = summary.memory(run)
+    if memory is not None:
+        plots["memory"] = memory.figure
+    data_map, colourings = summary.data_map(run, measures, listed[drawn])
+    rows = _rows(run, measures, (noise, *further), listed)
     data = {
+        "key": _key(run),
         "epochs": run.epochs,
         "classes": run.classes,
-        "columns": [column._asdict() for column in columns],
-        "rows": _rows(run, measures, columns, listed) | {"text": words},
+        "columns": [column._asdict() for column in (noise, *further)],
+        "rows": rows | {"text": words},
         "drawn": drawn.tolist(),
-        "figures": {"map": summary.data_map(run, measures, listed[drawn]), **plots},
+        "figures": {"map": data_map, **plots},
+        "colourings": colourings,
+        "pair": ["label", "suggested"],
     }
-    folder = files(__package__)
-    # Autoescape: the names of a folder and of its columns are the user's.
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (folder / "page.html").read_text(encoding="utf-8")
-    )
-    bundle, script = files("itables") / "html", (folder / "page.js").read_text(encoding="utf-8")
-    page = template.render(
+    left_out = _left_out(measures, listed, drawn)
+    if words is None:
+        left_out.append("The page shows ids, because the report was made without texts: name them with --dataset.")
+    elif cut:
+        left_out.append(cut)
+    return write_html(
+        path,
+        "report",
+        data,
         run=run,
-        columns=columns,
+        title=f"{run.name} · training report",
+        headline=summary.headline(run, measures),
         tiles=summary.tiles(run, measures),
-        notes=[*summary.notes(run, measures), *missing, *_left_out(measures, listed, drawn, words, length, cut)],
-        plots=[(name, *summary.PLOTS[name]) for name in plots],
+        notes=[*summary.notes(run, measures), *missing, *left_out],
+        columns=(noise, *further),
+        noise=noise,
+        further=further,
+        colourings=colourings,
+        matrix=None
+        if run.is_regression
+        else summary.matrix(run.labels[listed], measures.samples["suggested_label"][listed], len(run.classes)),
+        memory=memory,
+        plots=[(name, *summary.PLOTS[name]) for name in plots if name in summary.PLOTS],
         has_texts=words is not None,
-        data=_pack(json.dumps(data, allow_nan=False)),
-        plotly=_pack(get_plotlyjs()),
-        datatables=_pack((bundle / "dt_bundle.js").read_text(encoding="utf-8")),
-        styles=[(bundle / "dt_bundle.css").read_text(encoding="utf-8"), (folder / "page.css").read_text("utf-8")],
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
-def _pack(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode("ascii")
+def _key(run: Run) -> str:
+    """What the browser keeps the decisions under: they are of this run's name, samples and given labels."""
+    digest = hashlib.sha256(repr((run.name, run.store.fingerprint, run.classes)).encode())
+    digest.update(run.ids.tobytes() + run.labels.tobytes())
+    return f"lstsd-decisions-{digest.hexdigest()[:32]}"
 
 
-def _choose(rank: Array) -> tuple[Array, Array]:
+def choose(rank: Array) -> tuple[Array, Array]:
     """Which samples the page has.
 
     Args:
@@ -126,70 +123,64 @@ def _choose(rank: Array) -> tuple[Array, Array]:
     return order[listed], np.searchsorted(listed, drawn)
 
 
-def _rows(run: Run, measures: Measures, columns: tuple[Column, ...], listed: Array) -> dict[str, Any]:
-    """The page's rows, in columns; by epoch: `predicted`, the class or score, and `given`, the label's percent."""
+def texts_of(texts: Texts, ids: Array) -> tuple[list[str | None], str]:
+    """The texts of (n,) samples, the most suspicious first, and what there is to say of those that are cut."""
+    rest = max(0, len(ids) - REVIEWED)
+    length = min(TEXT_LENGTH, _ALL_TEXTS // max(1, len(ids)))
+    first, cut_first = texts.of(ids[:REVIEWED], REVIEW_LENGTH)
+    others, cut_others = texts.of(ids[REVIEWED:], length) if rest else ([], 0)
+    told = []
+    if cut_first:
+        told.append(f"Texts are cut at {REVIEW_LENGTH:,} characters, {cut_first:,} of them")
+    if cut_others:
+        told.append(f"texts below rank {REVIEWED:,} are cut at {length:,} characters, {cut_others:,} of them")
+    said = "; ".join(told)
+    return first + others, f"{said[0].upper()}{said[1:]}: no search here finds what comes after." if said else ""
+
+
+def _rows(run: Run, measures: Measures, shown: tuple[PageColumn, ...], listed: Array) -> dict[str, Any]:
+    """The page's rows, in columns; by epoch `predicted`, the class or score.
+
+    Of classes, by epoch, also `given` and `suggestion`: the percent of probability of the given and suggested label.
+    """
     samples = measures.samples
-    ids = run.ids[listed]
-    predicted: list[list[Any]] = [[] for _ in run.epochs]
-    given: list[list[Any]] = [[] for _ in run.epochs]
+    ids, labels = run.ids[listed], run.labels[listed]
+    by_epoch: dict[str, list[list[Any]]] = {}
+
+    def add(name: str, values: list[list[Any]]) -> None:
+        kept = by_epoch.setdefault(name, [[] for _ in run.epochs])
+        for cells, further in zip(kept, values, strict=True):
+            cells += further
+
     for chunk in run.chunks(len(ids)):
         logits = run.logits(ids[chunk])
         absent = np.asarray(np.isnan(logits).any(axis=2))
-        if run.is_regression:
-            found = _scores(logits[:, :, 0])
-        else:
-            found = logits.argmax(axis=2)
-            percent = dynamics.given_probability(dynamics.softmax(logits), run.labels[listed][chunk]) * 100
-            for kept, values, gaps in zip(given, percent, absent, strict=True):
-                kept += _plain(np.round(np.where(gaps, 0, values)).astype(int), gaps)
-        for kept, values, gaps in zip(predicted, found, absent, strict=True):
-            kept += _plain(values, gaps)
-    rows = {column.name: _measure(samples[column.name][listed], column) for column in columns}
-    labels = run.labels[listed]
-    return rows | {
-        # As text where a browser's numbers are not exact.
-        "id": ids.tolist() if ids.max(initial=0) < 2**53 else ids.astype(str).tolist(),
-        "label": (_scores(labels) if run.is_regression else labels).tolist(),
-        "predicted": predicted,
-        "given": None if run.is_regression else given,
+        found = page_columns.scores(logits[:, :, 0]) if run.is_regression else logits.argmax(axis=2)
+        add("predicted", [page_columns.plain(*epoch) for epoch in zip(found, absent, strict=True)])
+        if not run.is_regression:
+            probabilities = dynamics.softmax(logits)
+            for name, classes in (("given", labels), ("suggestion", samples["suggested_label"][listed])):
+                shares = dynamics.given_probability(probabilities, classes[chunk])
+                add(name, [page_columns.percent(epoch) for epoch in shares])
+    rows: dict[str, Any] = {column.name: column.cells(samples[column.name][listed]) for column in shown}
+    rows |= {
+        "id": page_columns.identifiers(ids),
+        "flagged": dynamics.flags(samples["noise_score"][listed]).astype(int).tolist(),
     }
+    if run.is_regression:
+        return rows | {"label": page_columns.scores(labels).tolist(), "suggested": [], **by_epoch}
+    return rows | {"label": labels.tolist(), "suggested": samples["suggested_label"][listed].tolist(), **by_epoch}
 
 
-def _measure(values: Array, column: Column) -> list[Any]:
-    if values.dtype.kind != "f":
-        return _plain(values, values < 0)
-    rounded = _scores(values) if column.in_scores else np.round(values.astype(np.float64), column.digits + 1)
-    return _plain(rounded, np.isnan(values))
-
-
-def _scores(values: Array) -> Array:
-    """Rounded to 3 decimals, or to 4 significant digits where these are more."""
-    values = values.astype(np.float64)
-    size = np.floor(np.log10(np.maximum(np.abs(values), 1e-19)))
-    factor = 10.0 ** np.maximum(3, 3 - size)  # up to 1e22, which a float still holds exactly
-    return np.round(values * factor) / factor
-
-
-def _plain(values: Array, absent: Array) -> list[Any]:
-    """A list for JSON, which has no NaN."""
-    plain = values.astype(object)
-    plain[absent] = None
-    return plain.tolist()
-
-
-def _left_out(
-    measures: Measures, listed: Array, drawn: Array, words: list[str | None] | None, length: int, cut: int
-) -> list[str]:
-    """What the page does not show, because it is too much, or was not given."""
+def _left_out(measures: Measures, listed: Array, drawn: Array) -> list[str]:
+    """What the page does not show, because it is too much."""
     count, told = int(measures.samples["noise_rank"].max()), []
     if len(drawn) < count:
         told.append(
             f"The map shows {len(drawn):,} samples: the {SUSPECTS:,} most suspicious, and others drawn at random."
         )
     if len(listed) < count:
-        told.append(f"The table lists {len(listed):,} samples, the most suspicious; samples.parquet has all.")
-    if words is None:
-        told.append("The page shows ids, because the report was made without texts: name them with --dataset.")
-    elif cut:
-        told.append(f"Texts are cut at {length} characters, {cut:,} of them: no search here finds what comes after.")
+        told.append(
+            f"The table and the review have {len(listed):,} samples, the most suspicious; samples.parquet has all."
+        )
     return told

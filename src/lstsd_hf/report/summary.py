@@ -1,6 +1,6 @@
 """What the page tells of a run in words, numbers and plots; `page` puts it together."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +12,121 @@ from .run import Run
 
 Array = npt.NDArray[Any]
 
+MATRIX_CLASSES = 12  # more do not fit a screen
 
-def data_map(run: Run, measures: Measures, rows: Array) -> figures.Figure:
+
+class Headline(NamedTuple):
+    """What the page says first: how many labels look wrong, what that means, and what the button does."""
+
+    title: str
+    text: str
+    action: str
+
+
+def headline(run: Run, measures: Measures) -> Headline:
+    """How many of the samples that have a prediction are flagged."""
+    flagged = int(dynamics.flags(measures.samples["noise_score"]).sum())
+    what = "score" if run.is_regression else "label"
+    title = (
+        f"{f'{flagged:,}' if flagged else 'None'} of {measures.seen.sum():,} {what}s look{'s' * (flagged < 2)} wrong"
+    )
+    them = "this one" if flagged == 1 else "these"
+    if run.is_regression:
+        reason = "the predictions were further from the given score than the scores vary"
+    else:
+        reason = "the model found another class more probable than the given one"
+    epochs = run.epochs[-1] + 1 if measures.noise_of_all_epochs else len(run.epochs)
+    when = "in its one epoch" if epochs == 1 else f"on average over {epochs} epochs"
+    if not flagged:
+        return Headline(title, f"For no {what} {reason}, {when}.", "Review the least likely")
+    advice = "Hard and unusual samples look like this too: read before you change one."
+    return Headline(title, f"For {them} {reason}, {when}. {advice}", "Review it" if flagged == 1 else "Review them")
+
+
+def data_map(run: Run, measures: Measures, rows: Array) -> tuple[figures.Figure, list[figures.Colouring]]:
+    """The map of some samples, and the colours that it can have, the first of which it has."""
     samples = {name: values[rows] for name, values in measures.samples.items()}
     if run.is_regression:
-        titles = (
-            "variability: standard deviation of the prediction over epochs",
-            "mean absolute error",
-            "given score",
-        )
-        return figures.data_map(
-            samples["variability"], samples["mean_absolute_error"], samples["label"], titles, "Viridis"
-        )
-    titles = (
-        "variability: standard deviation over epochs",
-        "confidence: mean probability of the label",
-        "correctness",
+        colourings = [figures.by_value("given score", samples["label"], "Viridis")]
+        titles = ("variability: standard deviation of the prediction over epochs", "mean absolute error")
+        regions = [("hard to learn", 0.01, 0.99), ("ambiguous", 0.99, 0.66), ("easy to learn", 0.01, 0.01)]
+        error = samples["mean_absolute_error"]
+        return figures.data_map(samples["variability"], error, titles, colourings[0], regions, False), colourings
+    colourings = [
+        figures.by_value("correctness", samples["correctness"], figures.BAD_TO_GOOD, (0, 1)),
+        figures.by_class("given label", samples["label"], run.classes),
+        figures.by_class("suggested label", samples["suggested_label"], run.classes),
+    ]
+    titles = ("variability: standard deviation over epochs", "confidence: mean probability of the label")
+    regions = [("easy to learn", 0.01, 0.99), ("ambiguous", 0.99, 0.66), ("hard to learn", 0.01, 0.01)]
+    confidence = samples["confidence"]
+    return figures.data_map(samples["variability"], confidence, titles, colourings[0], regions), colourings
+
+
+class Matrix(NamedTuple):
+    """How many samples were given one class and are suggested another.
+
+    Attributes:
+        classes: The ids of the K classes that it shows.
+        counts: (K, K) by given and suggested class.
+        largest: The largest count off the diagonal.
+        is_part: Whether there are classes that it does not show.
+    """
+
+    classes: list[int]
+    counts: list[list[int]]
+    largest: int
+    is_part: bool
+
+
+def matrix(given: Array, suggested: Array, classes: int) -> Matrix:
+    """Of (n,) samples, of the classes that are mistaken most often: at most `MATRIX_CLASSES`."""
+    wrong = given != suggested
+    mistaken = np.bincount(np.concatenate([given[wrong], suggested[wrong]]), minlength=classes)
+    shown = np.sort(np.argsort(-mistaken, kind="stable")[:MATRIX_CLASSES])
+    place = np.full(classes, -1)
+    place[shown] = np.arange(len(shown))
+    inside = (place[given] >= 0) & (place[suggested] >= 0)
+    counts = np.zeros((len(shown), len(shown)), np.int64)
+    np.add.at(counts, (place[given[inside]], place[suggested[inside]]), 1)
+    largest = int(counts[~np.eye(len(shown), dtype=bool)].max(initial=0))
+    return Matrix(shown.tolist(), counts.tolist(), largest, len(shown) < classes)
+
+
+class Memory(NamedTuple):
+    """What the model has learnt and what it knows by heart, in a sentence and a plot."""
+
+    sentence: str
+    figure: figures.Figure
+
+
+def memory(run: Run) -> Memory | None:
+    """From what the Trainer logged as `honest_accuracy` and `memorised`, and their errors; None where it did not."""
+    logged = {
+        name: logged_over_epochs(run.log, name)
+        for name in ("honest_accuracy", "memorised", "honest_accuracy_error", "memorised_error")
+    }
+    epochs = sorted(
+        epoch
+        for epoch in logged["honest_accuracy"].keys() & logged["memorised"].keys()
+        if np.isfinite([logged["honest_accuracy"][epoch], logged["memorised"][epoch]]).all()
     )
-    colour = samples["correctness"]
-    return figures.data_map(samples["variability"], samples["confidence"], colour, titles, figures.BAD_TO_GOOD, (0, 1))
+    if not epochs:
+        return None
+    honest, memorised, honest_error, memorised_error = (
+        np.array([values.get(epoch, np.nan) for epoch in epochs]) for values in logged.values()
+    )
+    figure = figures.memory(epochs, honest, memorised, None if np.isnan(honest_error).any() else honest_error)
+    # Rounded first, so that the parts add up.
+    can, heart = round(100 * honest[-1]), round(100 * memorised[-1])
+    right = f"Of the {can + heart} % that it gets right"
+    sentence = (
+        f"{right}, {can} % it can do and {heart} % it has by heart" if heart > 0 else f"{right}, it has none by heart"
+    )
+    error = max(honest_error[-1], memorised_error[-1])
+    return Memory(
+        f"{sentence}{'' if np.isnan(error) else f', give or take {100 * figures.NORMAL_95 * error:.0f} %'}.", figure
+    )
 
 
 # The titles of the plots below the table, and what they show.
@@ -98,26 +194,32 @@ def _calibration(measures: Measures) -> dynamics.Calibration | None:
     return dynamics.calibration(samples["prediction_probability"], hits) if seen.any() else None
 
 
-def tiles(run: Run, measures: Measures) -> list[tuple[str, str]]:
-    """The numbers on top: what, how many."""
+def tiles(run: Run, measures: Measures) -> list[tuple[str, str, str]]:
+    """The numbers on top: of what, how much, and what that means."""
     samples = measures.samples
-    shown = [("samples", f"{len(run.ids):,}"), ("epochs", str(len(run.epochs)))]
+    shown = [
+        ("samples", f"{len(run.ids):,}", "that have a label"),
+        ("epochs", str(len(run.epochs)), "whose predictions are here"),
+    ]
     if run.is_regression:
         error = measures.epochs["absolute_error"][-1]
         # Scores may be of any size.
         told = "none" if np.isnan(error) else f"{error:.3g}" if error < 0.1 else f"{error:.3f}"
-        return [*shown, ("mean absolute error, last epoch", told)]
+        return [*shown, ("mean absolute error, last epoch", told, "on the samples that it learnt from")]
     bins = _calibration(measures)
+    accuracy = "none" if bins is None else f"{measures.epochs['accuracy'][-1]:.1%}"
+    error = "none" if bins is None else f"{bins.expected_error:.1%}"
     shown += [
-        ("predicted as labelled, last epoch", "none" if bins is None else f"{measures.epochs['accuracy'][-1]:.1%}"),
-        ("calibration error, last epoch", "none" if bins is None else f"{bins.expected_error:.1%}"),
+        ("predicted as labelled, last epoch", accuracy, "of the samples that it learnt from"),
+        ("calibration error, last epoch", error, "how far it is off when it says how sure it is"),
     ]
     if len(run.epochs) > 1:  # which one alone cannot tell
+        forgotten = f"{(samples['forgetting_events'][measures.seen] > 0).mean():.1%}"
         shown += [
-            ("forgotten at least once", f"{(samples['forgetting_events'][measures.seen] > 0).mean():.1%}"),
-            ("never learnt", f"{samples['never_learnt'].sum():,}"),
+            ("forgotten at least once", forgotten, "right in one epoch, and wrong in the next"),
+            ("never learnt", f"{samples['never_learnt'].sum():,}", "no epoch predicted the given label"),
         ]
-    return [*shown, ("noise above 0.5", f"{(samples['noise_score'] > 0.5).sum():,}")]
+    return shown
 
 
 def notes(run: Run, measures: Measures) -> list[str]:
