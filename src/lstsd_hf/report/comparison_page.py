@@ -9,10 +9,10 @@ import numpy.typing as npt
 from ..method import dynamics
 from . import figures, page_columns, summary
 from .assembly import write_html
-from .compare import Pair
 from .measures import logged_over_epochs
 from .page import choose, texts_of
 from .page_columns import PageColumn
+from .pair import Pair
 from .run import Run
 from .texts import Texts
 
