@@ -11,4 +11,4 @@ import sys
 from lstsd_hf.cli import main
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]])
+    main(["glue", *sys.argv[1:]])

@@ -25,14 +25,16 @@ from transformers import (
     GPT2Model,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
     set_seed,
 )
 from transformers.integrations import unset_hf_deepspeed_config
 
 from lstsd_hf import cli
 from lstsd_hf.glue import run as glue
+from lstsd_hf.glue.callbacks import LateInterruptCallback
 from lstsd_hf.glue.errors import errors_of_a_run
-from toys import BAD, GOOD
+from toys import BAD, GOOD, config, rows, tiny_bert
 
 ROWS = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]},{i % 2}" for i in range(48)]
 
@@ -221,8 +223,8 @@ def test_own_ids_that_name_no_row_or_two(
 
 
 def test_own_ids_of_any_size(base: list[str]) -> None:
-    rows = (f"{row},{1_500_000_000_000_000_000 + i}" for i, row in enumerate(ROWS))
-    path = write(Path("own.csv"), "text,label,sample_id", *rows)
+    lines = (f"{row},{1_500_000_000_000_000_000 + i}" for i, row in enumerate(ROWS))
+    path = write(Path("own.csv"), "text,label,sample_id", *lines)
     assert glue.main([*base, "--train_file", str(path)])["train_samples"] == len(ROWS)
 
 
@@ -473,15 +475,40 @@ def test_faults_stay_what_they_are(error: Exception) -> None:
     assert found.value is error
 
 
+def test_ctrl_c_in_a_destructor_is_not_lost(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    class Drop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                Interrupted()
+
+    before = sys.unraisablehook
+    with LateInterruptCallback() as interrupts:
+        trainer = Trainer(tiny_bert(), config(tmp_path), train_dataset=rows(32), callbacks=[Drop(), interrupts])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    assert trainer.state.global_step == 3
+    assert sys.unraisablehook == before
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
+
+
 # --- real processes ---
 
 
-def lstsd(*argv: str, **settings: Any) -> subprocess.Popen[str]:
+def lstsd(*argv: str, file_size: int | None = None) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "lstsd_hf", *argv]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings
-    )
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it, and its children would
+        if file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=prepare, **pipes)
 
 
 def test_a_process_of_its_own() -> None:
@@ -494,7 +521,7 @@ def test_a_process_of_its_own() -> None:
 def test_ctrl_c_says_how_to_resume(base: list[str]) -> None:
     argv = ["train", *base, "--save_strategy", "steps", "--save_steps", "6", "--num_train_epochs", "1000"]
     argv += ["--disable_tqdm", "false", "--dataloader_num_workers", "1"]
-    process = lstsd(*argv, start_new_session=True)
+    process = lstsd(*argv)
     deadline = time.monotonic() + 120
     while not Path("out/checkpoint-12/trainer_state.json").exists():
         assert process.poll() is None, process.communicate()
@@ -513,8 +540,21 @@ def test_ctrl_c_says_how_to_resume(base: list[str]) -> None:
     assert resumed["epoch"] == steps / 6
 
 
+def test_ctrl_c_before_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def interrupt(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(glue, "prepare", interrupt)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["train", "mrpc"])
+    assert leaving.value.code == 130
+    line = "Nothing was trained. From an earlier checkpoint --resume_from_checkpoint true goes on."
+    assert capsys.readouterr().err == f"lstsd train: interrupted. {line}\n"
+
+
 def test_ctrl_c_before_the_first_checkpoint(base: list[str]) -> None:
-    process = lstsd("train", *base, "--num_train_epochs", "100000", start_new_session=True)
+    process = lstsd("train", *base, "--num_train_epochs", "100000")
     deadline = time.monotonic() + 120
     while not Path("out/_logits/epoch-0000.npy").exists():
         assert process.poll() is None, process.communicate()
@@ -532,10 +572,7 @@ def test_ctrl_c_before_the_first_checkpoint(base: list[str]) -> None:
 def test_no_room_for_a_checkpoint(base: list[str]) -> None:
     """As on a full disk: no file may be longer than what the model takes, and the optimizer's state is twice that."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-
-    process = lstsd("train", *base, "--save_strategy", "epoch", preexec_fn=limit)
+    process = lstsd("train", *base, "--save_strategy", "epoch", file_size=40_000)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "Traceback" not in err

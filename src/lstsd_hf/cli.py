@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once what is still being tidied up
         end(130, f"{name}: interrupted. {stop}")
     except USER_ERRORS as error:
-        if parsed.traceback:
+        is_own = isinstance(error, ImportError) and (error.name or "").startswith(__package__)
+        if parsed.traceback or is_own:
             raise
         end(2, f"{name}: error: {_told(error)}")
 
@@ -102,10 +103,15 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _train(parsed: argparse.Namespace) -> None:
     require("train")
-    # Imported here: torch and transformers take seconds, which nothing else needs.
-    from .glue.run import command
+    try:
+        # Imported here: torch and transformers take seconds, which nothing else needs.
+        from .glue.run import command
 
-    command(parsed.flags)
+        command(parsed.flags)
+    except KeyboardInterrupt as stop:
+        if not stop.args:  # before the run, which would have said it
+            stop.args = ("Nothing was trained. From an earlier checkpoint --resume_from_checkpoint true goes on.",)
+        raise
 
 
 # ---- report

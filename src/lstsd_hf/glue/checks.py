@@ -106,9 +106,8 @@ def _rehearse_optimizer(args: TrainingArguments) -> None:
     schedule, kwargs = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs
     if kwargs is not None and not isinstance(kwargs, dict):
         raise ValueError(f"lr_scheduler_kwargs={kwargs!r}: expected a JSON object.")
-    with as_value_error(
-        f"lr_scheduler_type={schedule.value!r} with lr_scheduler_kwargs={kwargs!r}", *WRONG_VALUE, ValueError
-    ):
+    what = f"lr_scheduler_type={schedule.value!r} with lr_scheduler_kwargs={kwargs!r}"
+    with as_value_error(what, ValueError, *WRONG_VALUE):
         get_scheduler(schedule, optimizer, 0, 100, kwargs)
 
 

@@ -14,7 +14,7 @@ import torch
 WRONG_VALUE = (TypeError, KeyError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
 
 # Packages whose own exceptions tell of a server, a file or a service.
-_OUTSIDE = ("comet_ml", "httpx", "httpx2", "mlflow", "safetensors", "swanlab", "trackio", "wandb")
+_OUTSIDE = ("datasets", "httpx", "httpx2", "huggingface_hub", "mlflow", "safetensors", "trackio", "wandb")
 
 
 @contextmanager

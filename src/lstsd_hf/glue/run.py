@@ -19,8 +19,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     Trainer,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     default_data_collator,
     set_seed,
@@ -29,36 +27,12 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..training.trainer import LSTSDTrainer
 from .arguments import DataArguments, ModelArguments
+from .callbacks import LateInterruptCallback, LossProgressCallback
 from .checks import check_metric, check_tokens
-from .errors import WRONG_VALUE, as_value_error, errors_of_a_run
+from .errors import as_value_error, errors_of_a_run
 from .prepare import Job, prepare
 from .resume import check_checkpoint, how_to_resume
 from .tasks import GlueMetric, write_predictions
-
-LOSSES = ("loss", "base_loss", "long_term_loss", "short_term_loss")
-
-
-class LossProgressCallback(ProgressCallback):
-    """The progress bar, with the current losses at its end."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().on_log(args, state, control, logs=logs, **kwargs)
-        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name in LOSSES}
-        if losses and self.training_bar is not None:
-            self.training_bar.set_postfix(losses)
-
-    def close(self) -> None:
-        """Ends the line of a bar that an error left open, so that the next line on stderr is one of its own."""
-        for bar in (self.training_bar, self.prediction_bar):
-            if bar is not None:
-                bar.close()
 
 
 def predicted(raw: Any, is_regression: bool) -> np.ndarray:
@@ -81,7 +55,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         StoreError, OSError, ImportError: likewise.
         KeyboardInterrupt: Ctrl-C; it says how to resume.
     """
-    return run(prepare(argv))
+    with errors_of_a_run():
+        return run(prepare(argv))
 
 
 def command(argv: Sequence[str]) -> None:
@@ -101,15 +76,15 @@ def run(job: Job) -> dict[str, float]:
     """
     progress = LossProgressCallback()
     try:
-        with errors_of_a_run():
-            return _run(job, progress)
+        with LateInterruptCallback() as interrupts:
+            return _run(job, progress, interrupts)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(how_to_resume(str(job.args.output_dir))) from stop
     finally:
         progress.close()
 
 
-def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
+def _run(job: Job, progress: LossProgressCallback, interrupts: LateInterruptCallback) -> dict[str, float]:
     model_args, data_args, args, data = job.model_args, job.data_args, job.args, job.data
     is_regression = not data.labels
 
@@ -126,7 +101,9 @@ def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
     set_seed(args.seed)
     model = load_model(job)
     trainer_class = Trainer if model_args.trainer == "plain" else LSTSDTrainer
-    with as_value_error("The training arguments", *WRONG_VALUE):
+    with as_value_error(
+        "The training arguments", TypeError
+    ):  # classes of accelerate's take what accelerator_config has
         trainer = trainer_class(
             model=model,
             args=args,
@@ -138,6 +115,7 @@ def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
         )
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(progress)
+    trainer.add_callback(interrupts)
 
     results: dict[str, float] = {}
     if data.train is not None:
