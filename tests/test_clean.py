@@ -26,6 +26,7 @@ def run_of(
     folder: Path, labels: Any = LABELS, predicted: Any = PREDICTED, names: Any = NAMES, sureness: Any = 3.0
 ) -> Path:
     """The folder of a run of two epochs, whose model predicts one class for each sample."""
+    folder.mkdir(exist_ok=True)
     logits = np.eye(len(names), dtype=np.float32)[np.asarray(predicted)] * np.reshape(sureness, (-1, 1))
     store = LogitsStore.create(folder / "_logits", len(labels), (len(names),), "float32", "test")
     store.write_labels(np.asarray(labels))
@@ -124,6 +125,32 @@ def test_decisions_that_a_spreadsheet_wrote(run, tmp_path, delimiter):
     clean(run, path, tmp_path / "clean.csv", decisions=decisions)
     expected = path.read_text().replace("text 1,positive\n", "").replace("text 4,neutral", "text 4,positive")
     assert (tmp_path / "clean.csv").read_text() == expected
+
+
+def test_names_that_a_spreadsheet_would_take_for_formulas(tmp_path):
+    """The page puts an apostrophe in front of them; a name that has one itself is found first."""
+    names = ("=no", "'yes", "+1")
+    run = run_of(tmp_path, names=names)
+    path = csv_of(tmp_path, [names[label] for label in LABELS])
+    lines = ("0,relabel,'+1,'=no", "1,relabel,'=no,'yes", "3,relabel,'yes,'=no")
+    decisions = write(tmp_path / "decisions.csv", "sample_id,decision,label,given", *lines)
+    clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+    expected = csv_of(tmp_path, [names[label] for label in (2, 0, 2, 1, 2, 1)], "expected.csv")
+    assert (tmp_path / "clean.csv").read_bytes() == expected.read_bytes()
+
+
+def test_two_runs_are_compared_by_command(run, tmp_path, capsys):
+    pytest.importorskip("plotly")
+    other = run_of(tmp_path / "other", predicted=LABELS)
+    cli.main(["report", str(run), str(other)])
+    assert capsys.readouterr().out == f"The comparison is {other / '_report' / 'comparison.html'}.\n"
+    assert (other / "_report" / "comparison.html").is_file()
+    stores = [str(folder / "_logits") for folder in (run, other)]
+    cli.main(["report", str(run), str(other), "--logits_dir", *stores])
+    with pytest.raises(SystemExit) as end:
+        cli.main(["report", str(run), str(other), "--logits_dir", stores[0]])
+    assert end.value.code == 2
+    assert "--logits_dir names 1 folders: expected 2, one for each run" in capsys.readouterr().err
 
 
 HEADER = "sample_id,decision,label,given"

@@ -119,7 +119,9 @@ def _train(parsed: argparse.Namespace) -> None:
 
 def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
     report = commands.add_parser(
-        "report", allow_abbrev=False, help="write a page about what the model learnt of each training sample"
+        "report",
+        allow_abbrev=False,
+        help="write a page about what the model learnt of each training sample; or one that compares two runs",
     )
     report.add_argument(
         "run_dir",
@@ -127,10 +129,23 @@ def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="a run's output_dir, or a checkpoint in it; the report goes to _report in the output_dir, in either case",
     )
     report.add_argument(
+        "other_run",
+        metavar="OTHER_RUN",
+        nargs="?",
+        help="a run to compare RUN_DIR with, of the same samples: the page tells what got better and worse in it, and "
+        "goes to its _report",
+    )
+    report.add_argument(
         "--dataset", help="the texts: a save_to_disk folder, or a CSV, TSV, JSON (lines) or parquet file"
     )
     report.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: all columns of text")
     _add_columns(report)
+    report.add_argument(
+        "--logits_dir",
+        nargs="+",
+        metavar="DIR",
+        help="the store of predictions, where it is not in RUN_DIR/_logits; of two runs one for each",
+    )
     report.set_defaults(run=_report)
 
 
@@ -139,7 +154,6 @@ def _add_columns(command: _Parser) -> None:
     command.add_argument("--sample_id_column", default="sample_id", help="the data set's column of ids, if it has one")
     command.add_argument("--label_column", help="its column of labels; default: labels, label or label_ids")
     command.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
-    command.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
 
 
 def _report(parsed: argparse.Namespace) -> None:
@@ -147,17 +161,25 @@ def _report(parsed: argparse.Namespace) -> None:
         raise ValueError(
             "--text_columns without --dataset: expected the data set that has them. Name it with --dataset."
         )
+    runs = [parsed.run_dir, *([parsed.other_run] if parsed.other_run else [])]
+    stores = parsed.logits_dir or [None] * len(runs)
+    if len(stores) != len(runs):
+        raise ValueError(
+            f"--logits_dir names {len(stores)} folders: expected {len(runs)}, one for each run. Without it each run's "
+            "own _logits is read."
+        )
+    columns = {name: getattr(parsed, name) for name in ("sample_id_column", "label_column", "tsv_quoting")}
+    if parsed.other_run:
+        from .report.compare import write_comparison
+
+        page = write_comparison(
+            runs[0], runs[1], parsed.dataset, parsed.text_columns, logits_dirs=tuple(stores), **columns
+        )
+        print(f"The comparison is {page}.")
+        return
     from .report import write_report
 
-    page = write_report(
-        parsed.run_dir,
-        parsed.dataset,
-        parsed.text_columns,
-        logits_dir=parsed.logits_dir,
-        sample_id_column=parsed.sample_id_column,
-        label_column=parsed.label_column,
-        tsv_quoting=parsed.tsv_quoting,
-    )
+    page = write_report(runs[0], parsed.dataset, parsed.text_columns, logits_dir=stores[0], **columns)
     print(f"The report is {page}, with samples.parquet and arrays for cleanlab beside it.")
 
 
@@ -183,6 +205,7 @@ def _add_clean(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command.add_argument("-o", "--output", required=True, help="the file or folder to write; it must not exist")
     command.add_argument("--split", default="train", help="which split of a folder that holds several; default: train")
     _add_columns(command)
+    command.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
     command.set_defaults(run=_clean)
 
 

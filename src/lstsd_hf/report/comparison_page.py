@@ -31,6 +31,8 @@ _GAIN_OF_SCORES = PageColumn(
     "How much closer to the score the predictions of B are, on average over the epochs. Above 0: B is better.",
     True,
 )
+_COLOURS = (figures.GREY, figures.BLUE, figures.ORANGE, figures.GREEN)  # of nobody, of B, of A, of both
+_OF_RUNS = (figures.ORANGE, figures.BLUE)
 _UNITS = ("_runtime", "_per_second", "_flos")  # what an evaluation logs that is no result
 
 
@@ -53,7 +55,11 @@ def write_comparison_page(path: Path, pair: Pair, texts: Texts | None, notes: li
         "colourings": [colouring],
     }
     better, worse = _changed(pair)
-    what = "are closer to the score" if b.is_regression else "are predicted as labelled"
+    lead = (
+        f"B is closer to the score for {better:,} of them, A for {worse:,}."
+        if b.is_regression
+        else f"{better:,} are predicted as labelled by B only, {worse:,} by A only."
+    )
     write_html(
         path,
         "comparison",
@@ -62,7 +68,7 @@ def write_comparison_page(path: Path, pair: Pair, texts: Texts | None, notes: li
         a=a,
         b=b,
         headline=f"B is better at {better:,} of {len(b.ids):,} samples, and worse at {worse:,}",
-        lead=f"{better:,} {what} by B only, {worse:,} by A only. All are samples that the runs learnt from.",
+        lead=f"{lead} All are samples that the runs learnt from.",
         tiles=_tiles(pair),
         notes=[*notes, *([cut] if cut else [])],
         columns=columns,
@@ -79,15 +85,15 @@ def _changed(pair: Pair) -> tuple[int, int]:
     return int((gain > 0).sum()), int((gain < 0).sum())
 
 
+def _noise(run: Run) -> PageColumn:
+    return page_columns.NOISE_OF_SCORES if run.is_regression else page_columns.NOISE
+
+
 def _columns(run: Run) -> tuple[PageColumn, ...]:
-    noise, measures = (
-        (page_columns.NOISE_OF_SCORES, page_columns.MEASURES_OF_SCORES[:1])
-        if run.is_regression
-        else (page_columns.NOISE, page_columns.MEASURES_OF_CLASSES[:1])
-    )
+    first = (page_columns.MEASURES_OF_SCORES if run.is_regression else page_columns.MEASURES_OF_CLASSES)[0]
     of_runs = [
         column._replace(name=f"{column.name}_{name.lower()}", title=f"{column.title}, {name}")
-        for column in (*measures, noise)
+        for column in (first, _noise(run))
         for name in ("A", "B")
     ]
     return (_GAIN_OF_SCORES if run.is_regression else _GAIN, *of_runs)
@@ -130,11 +136,11 @@ def _map(pair: Pair, rows: Array) -> tuple[figures.Figure, figures.Colouring]:
     x, y = (found.samples[name][rows] for found in pair.measures)
     titles = ("mean absolute error in A", "mean absolute error in B")
     if pair.runs[0].is_regression:
-        colouring = figures.by_class("B is", (pair.gain[rows] > 0).astype(np.int64), ("no closer", "closer"))
+        colouring = figures.by_class("B is", (pair.gain[rows] > 0).astype(np.int64), ("no closer", "closer"), _OF_RUNS)
         regions = [("better in B", 0.99, 0.01), ("worse in B", 0.01, 0.99)]
         return figures.data_map(x, y, titles, colouring, regions, are_shares=False), colouring
     kinds = 2 * pair.right[0][rows] + pair.right[1][rows]
-    colouring = figures.by_class("right in", kinds, ("neither", "B only", "A only", "both"))
+    colouring = figures.by_class("right in", kinds, ("neither", "B only", "A only", "both"), _COLOURS)
     titles = ("confidence in A: mean probability of the label", "confidence in B")
     regions = [("better in B", 0.01, 0.99), ("worse in B", 0.99, 0.01)]
     return figures.data_map(x, y, titles, colouring, regions), colouring
@@ -152,7 +158,12 @@ def _plots(pair: Pair) -> dict[str, tuple[str, str, figures.Figure]]:
     for name, run, found in zip(names, pair.runs, pair.measures, strict=True):
         known = ~np.isnan(found.epochs[of_epochs])
         lines[name] = (np.asarray(run.epochs)[known].tolist(), found.epochs[of_epochs][known].tolist())
-    plots = {"agreement": (*told, figures.lines_over_epochs(lines, told[0].lower(), share=of_epochs == "accuracy"))}
+    plots = {
+        "agreement": (
+            *told,
+            figures.lines_over_epochs(lines, told[0].lower(), share=of_epochs == "accuracy", colours=_OF_RUNS),
+        )
+    }
     logged = [{name for entry in run.log for name in entry} for run in pair.runs]
     for name in sorted(logged[0] & logged[1]):
         if name.startswith("eval_") and not name.endswith(_UNITS):
@@ -160,7 +171,7 @@ def _plots(pair: Pair) -> dict[str, tuple[str, str, figures.Figure]]:
             lines = {title: (list(of), list(of.values())) for title, of in zip(names, of_runs, strict=True) if of}
             if len(lines) == 2:
                 text = "What the evaluations of both runs logged."
-                plots[name] = (name, text, figures.lines_over_epochs(lines, name, share=False))
+                plots[name] = (name, text, figures.lines_over_epochs(lines, name, share=False, colours=_OF_RUNS))
     return plots
 
 
@@ -175,5 +186,5 @@ def _tiles(pair: Pair) -> list[tuple[str, str, str]]:
     what = "scores" if b.is_regression else "labels"
     for letter, found in zip("AB", pair.measures, strict=True):
         flagged = int(dynamics.flags(found.samples["noise_score"]).sum())
-        tiles.append((f"{what} that look wrong, {letter}", f"{flagged:,}", "with a score above 0.5"))
+        tiles.append((f"{what} that look wrong, {letter}", f"{flagged:,}", f"{_noise(b).title} above 0.5"))
     return tiles

@@ -71,14 +71,14 @@ def by_value(title: str, values: Array, scale: Any, ends: tuple[float, float] | 
     )
 
 
-def by_class(title: str, classes: Array, names: Sequence[str]) -> Colouring:
+def by_class(title: str, classes: Array, names: Sequence[str], colours: Sequence[str] = OF_CLASSES) -> Colouring:
     """A colour for each of the most frequent of (n,) classes; grey for the others, and for what is no class (-1)."""
     counts = np.bincount(classes[classes >= 0], minlength=len(names))
-    frequent = sorted(np.argsort(-counts, kind="stable")[: len(OF_CLASSES)].tolist())
+    frequent = sorted(np.argsort(-counts, kind="stable")[: len(colours)].tolist())
     colour = np.full(len(names) + 1, GREY, object)
-    colour[frequent] = OF_CLASSES[: len(frequent)]
+    colour[frequent] = colours[: len(frequent)]
     legend = [(names[label], colour[label]) for label in frequent if counts[label]]
-    if (colour[classes] == GREY).any():
+    if not np.isin(classes, frequent).all():
         legend.append(("others", GREY))
     return Colouring(title=title, marker={"color": colour[classes].tolist()}, legend=legend, scale=[])
 
@@ -137,9 +137,13 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     )
 
 
-def lines_over_epochs(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], y: str, share: bool) -> Figure:
+def lines_over_epochs(
+    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    y: str,
+    share: bool,
+    colours: Sequence[str] = (BLUE, GREEN, ORANGE),
+) -> Figure:
     """A line for each name, through the epochs and values given; `share`: the values are from 0 to 1."""
-    colours = (BLUE, GREEN, ORANGE)
     traces = [
         go.Scatter(x=x, y=values, name=name, mode="lines+markers", line={"color": colour, "width": 2})
         for (name, (x, values)), colour in zip(lines.items(), colours, strict=False)
@@ -182,7 +186,7 @@ def memory(epochs: Sequence[int], honest: Array, memorised: Array, honest_error:
             go.Scatter(
                 x=epochs,
                 y=honest + band,
-                name="95 % of that estimate",
+                name="can do, 95 % interval",
                 fill="tonexty",
                 fillcolor="rgba(61, 133, 198, 0.3)",
                 **edge,

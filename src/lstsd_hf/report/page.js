@@ -165,7 +165,7 @@ const mark = (x, y) => Plotly.relayout("plot-map", { shapes: [{
 const asText = { display: escape, filter: escape };
 const opening = (value) => `<button type="button" class="open"><span>${escape(value) || "–"}</span></button>`;
 const plain = (data, more) => ({ data, type: "string", render: asText, ...more });
-const choices = (data) => plain(data, { columnControl: [["searchList"]] });
+const choices = (data) => plain(data, { className: "label", columnControl: [["searchList"]] });
 const opener = (data, more) => plain(data, { render: { display: opening, filter: escape }, ...more });
 const scores = (data) => plain(data, { type: "num", className: "number" });
 const numbers = (data, column, more = "") => ({
