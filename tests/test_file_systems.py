@@ -26,12 +26,6 @@ NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, and acts as another user: needs root")
 
 
-@pytest.fixture(autouse=True)
-def warn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process warns once of each thing that a file system lacks; a test is a process of its own."""
-    monkeypatch.setattr(files, "_warned", set())
-
-
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mounts a file system, and returns its folder."""

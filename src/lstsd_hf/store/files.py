@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, and what is optional on file systems that lack it.
 
 A file is written under a temporary name, flushed to disk, and renamed. Hard links, locks, read-only files and the
-flush of a folder's entry are not everywhere to be had: each is done without, with one warning in a process.
+flush of a folder's entry are not everywhere to be had: each is done without, with one warning in a run.
 """
 
 import errno
@@ -25,8 +25,13 @@ _UNKNOWN_TO_THE_FILE_SYSTEM = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, er
 _warned: set[str] = set()
 
 
+def warn_anew() -> None:
+    """Begins a run, or a store: what the file system lacks is warned of again."""
+    _warned.clear()
+
+
 def warn_once(kind: str, message: str) -> None:
-    """Warns of something that the file system lacks, once for each kind of it in a process."""
+    """Warns of something that the file system lacks, once for each kind of it in a run."""
     if kind not in _warned:
         _warned.add(kind)
         warnings.warn(message, stacklevel=3)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .epochs import SealedEpochs
 from .errors import StoreCorruptionError, StoreError, StoreMismatchError
-from .files import protect, replacing, writing
+from .files import protect, replacing, warn_anew, writing
 from .folder import ids_path
 from .ids import SampleIndex
 from .journal import ID, Journal, JournalWriter, journal_head
@@ -99,6 +99,7 @@ class LogitsStore(SealedEpochs):
         manifest = new_manifest(sizes[0], tuple(sizes[1:]), dtype, fingerprint, layout)
         index = SampleIndex.of(sizes[0], ids)
         path = Path(path)
+        warn_anew()
         with writing(path):
             if path.is_dir() and any(path.iterdir()):
                 raise StoreError(f"{path} is not empty: expected a new folder for the logits store. Move it aside.")

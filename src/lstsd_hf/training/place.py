@@ -16,7 +16,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from transformers.utils import logging
 
 from ..store import LogitsStore, StoreError
-from ..store.files import remove, warn_once, writing
+from ..store.files import remove, warn_anew, warn_once, writing
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +32,7 @@ def lock(logits_dir: Path, output_dir: Path) -> list[BaseFileLock]:
     Raises:
         StoreError: another run has one of them, or it cannot be written to.
     """
+    warn_anew()
     held: list[BaseFileLock] = []
     try:
         held += _lock(Path(f"{logits_dir}.lock"), f"the logits store at {logits_dir}")

@@ -52,6 +52,7 @@ def inspect_training_set(
         column: The id column.
         columns: The columns that the model takes; None: all of them.
         num_samples: The largest id plus 1: of an iterable, or of a torch data set whose items have ids of their own.
+            The store has a row for each number below it, because the ids are not known ahead.
         label_names: What the trainer calls the labels; "labels", "label" and "label_ids" are looked for after these.
 
     Raises:
