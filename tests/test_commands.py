@@ -498,35 +498,59 @@ def test_ctrl_c_in_a_destructor_is_not_lost(tmp_path: Path, capfd: pytest.Captur
 # --- real processes ---
 
 
-def lstsd(*argv: str, file_size: int | None = None) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "lstsd_hf", *argv]
+@pytest.fixture
+def lstsd() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts the command in a process of its own, which does not outlive the test."""
+    started = []
 
-    def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it, and its children would
-        if file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    def start(*argv: str, file_size: int | None = None) -> "subprocess.Popen[str]":
+        def prepare() -> None:
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # a suite in the background ignores it, and its children would
+            if file_size is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=prepare, **pipes)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "lstsd_hf", *argv],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                preexec_fn=prepare,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
-def test_a_process_of_its_own() -> None:
+def wait_for(path: str, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not Path(path).exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_of_its_own(lstsd: Callable[..., Any]) -> None:
     process = lstsd("train", "--seed", "x")
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
     assert err == "lstsd train: error: argument --seed: invalid int value: 'x'\n"
 
 
-def test_ctrl_c_says_how_to_resume(base: list[str]) -> None:
+def test_ctrl_c_says_how_to_resume(base: list[str], lstsd: Callable[..., Any]) -> None:
     argv = ["train", *base, "--save_strategy", "steps", "--save_steps", "6", "--num_train_epochs", "1000"]
     argv += ["--disable_tqdm", "false", "--dataloader_num_workers", "1"]
     process = lstsd(*argv)
-    deadline = time.monotonic() + 120
-    while not Path("out/checkpoint-12/trainer_state.json").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for("out/checkpoint-12/trainer_state.json", process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -553,13 +577,9 @@ def test_ctrl_c_before_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().err == f"lstsd train: interrupted. {line}\n"
 
 
-def test_ctrl_c_before_the_first_checkpoint(base: list[str]) -> None:
+def test_ctrl_c_before_the_first_checkpoint(base: list[str], lstsd: Callable[..., Any]) -> None:
     process = lstsd("train", *base, "--num_train_epochs", "100000")
-    deadline = time.monotonic() + 120
-    while not Path("out/_logits/epoch-0000.npy").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for("out/_logits/store.json", process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -569,7 +589,7 @@ def test_ctrl_c_before_the_first_checkpoint(base: list[str]) -> None:
     assert "--resume_from_checkpoint true" in line
 
 
-def test_no_room_for_a_checkpoint(base: list[str]) -> None:
+def test_no_room_for_a_checkpoint(base: list[str], lstsd: Callable[..., Any]) -> None:
     """As on a full disk: no file may be longer than what the model takes, and the optimizer's state is twice that."""
 
     process = lstsd("train", *base, "--save_strategy", "epoch", file_size=40_000)
