@@ -1,5 +1,6 @@
 """The pages in headless Chromium, on a desktop and a phone, in light and in dark: what one reads and explores."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def test_a_lasso_on_the_map_filters_the_table(desktop: Browser) -> None:
     )
     assert len(ids) == len(inside) < SAMPLES
     desktop.click("#everything")
-    assert desktop.text("#listed") == f"{SAMPLES} samples"
+    assert desktop.text("#listed") == f"{SAMPLES} listed"
     assert desktop.run("return document.getElementById('plot-map').layout.selections.length") == 0
 
 
@@ -212,14 +213,14 @@ def test_the_matrix_filters_by_a_click(desktop: Browser) -> None:
     )
     title = "given bad, suggested good"
     cells[title].click()
-    assert desktop.text("#listed") == f"{counts[title]} samples, {title}"
+    assert desktop.text("#listed") == f"{counts[title]} listed, {title}"
     assert set(zip(desktop.column("given"), desktop.column("suggested"), strict=True)) == {("bad", "good")}
     assert cells[title].get_attribute("aria-pressed") == "true"
     desktop.choose("#show", "decided")
-    assert desktop.text("#listed") == f"0 samples, {title}"
+    assert desktop.text("#listed") == f"0 listed, {title}"
     desktop.choose("#show", "flagged")
     cells[title].click()
-    assert desktop.text("#listed") == f"{len(FLIPPED)} samples"
+    assert desktop.text("#listed") == f"{len(FLIPPED)} listed"
     assert sorted(map(int, desktop.column("id"))) == sorted(FLIPPED)
 
 
@@ -238,6 +239,21 @@ def test_labels_of_texts_without_spaces_fit_the_window(tmp_path: Path, size: str
             browser.hover(number, f"id {number}, given")
             script = "return document.querySelector('#plot-map .hovertext').getBoundingClientRect().width"
             assert browser.run(script) < browser.width
+
+
+def test_many_classes_with_long_names_fit_a_phone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 50, 300)
+    write_store(tmp_path, rng.normal(size=(2, 300, 50)) + 2 * np.eye(50)[labels], labels)
+    names = {label: f"TOPLEVEL:a_category_with_a_rather_long_name_{label}" for label in range(50)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    with Browser(write_report(tmp_path), tmp_path, "phone") as browser:
+        assert "Of 50 labels it has the 12 that are mistaken most often." in browser.text("main")
+        browser.click("#matrix button")
+        browser.choose("#colouring", "1")
+        assert len(browser.find("ul.legend:not([hidden])").find_elements("css selector", "li")) == 11  # "others" too
+        browser.click("#start")
+        assert browser.run("return document.documentElement.scrollWidth") <= browser.width
 
 
 def test_the_scheme_changes_while_the_page_is_open(desktop: Browser) -> None:

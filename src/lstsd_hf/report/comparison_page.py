@@ -45,7 +45,7 @@ def write_comparison_page(path: Path, pair: Pair, texts: Texts | None, notes: li
     data_map, colouring = _map(pair, order[drawn])
     plots = _plots(pair)
     data = {
-        "runs": [{"name": run.name, "epochs": run.epochs} for run in pair.runs],
+        "runs": [{"epochs": run.epochs} for run in pair.runs],
         "classes": b.classes,
         "columns": [column._asdict() for column in columns],
         "rows": _rows(pair, columns, order) | {"text": words},
@@ -148,14 +148,13 @@ def _map(pair: Pair, rows: Array) -> tuple[figures.Figure, figures.Colouring]:
 
 def _plots(pair: Pair) -> dict[str, tuple[str, str, figures.Figure]]:
     """Title, text and plot: agreement or error over epochs, and what both runs' evaluations logged."""
-    names = [f"{letter}: {run.name}" for letter, run in zip("AB", pair.runs, strict=True)]
     of_epochs = "absolute_error" if pair.runs[0].is_regression else "accuracy"
     told = {
         "absolute_error": ("Error", "The mean absolute error of an epoch's predictions on these training samples."),
         "accuracy": ("Agreement", "How often the prediction of an epoch was the label, on these training samples."),
     }[of_epochs]
     lines = {}
-    for name, run, found in zip(names, pair.runs, pair.measures, strict=True):
+    for name, run, found in zip("AB", pair.runs, pair.measures, strict=True):
         known = ~np.isnan(found.epochs[of_epochs])
         lines[name] = (np.asarray(run.epochs)[known].tolist(), found.epochs[of_epochs][known].tolist())
     plots = {
@@ -168,7 +167,7 @@ def _plots(pair: Pair) -> dict[str, tuple[str, str, figures.Figure]]:
     for name in sorted(logged[0] & logged[1]):
         if name.startswith("eval_") and not name.endswith(_UNITS):
             of_runs = [logged_over_epochs(run.log, name) for run in pair.runs]
-            lines = {title: (list(of), list(of.values())) for title, of in zip(names, of_runs, strict=True) if of}
+            lines = {title: (list(of), list(of.values())) for title, of in zip("AB", of_runs, strict=True) if of}
             if len(lines) == 2:
                 text = "What the evaluations of both runs logged."
                 plots[name] = (name, text, figures.lines_over_epochs(lines, name, share=False, colours=_OF_RUNS))

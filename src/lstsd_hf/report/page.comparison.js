@@ -14,7 +14,7 @@ start(async (data) => {
       b: name(rows.last[1][i]), gain: measured(rows.gain[i], columns[0]),
     });
     const lines = runs.map((run, k) => (
-      { name: `${"AB"[k]}: ${run.name}`, x: run.epochs, y: rows.history[k].map((of) => of[i]), color: colours[k] }));
+      { name: "AB"[k], x: run.epochs, y: rows.history[k].map((of) => of[i]), color: colours[k] }));
     const score = { name: "score", x: runs[1].epochs, y: runs[1].epochs.map(() => rows.label[i]), color: colours[2] };
     drawHistory(isRegression ? [...lines, score] : lines, isRegression ? "" : " %");
     const [x, y] = ["a", "b"].map((of) => rows[`${isRegression ? "mean_absolute_error" : "confidence"}_${of}`][i]);

@@ -214,7 +214,7 @@ async function explore(data, { hoverText, open, columns, shows, file }) {
   table.on("draw", () => {
     const pressed = document.querySelector("#matrix [aria-pressed=true]")?.title;
     const filters = [...(pressed ? [pressed] : []), ...(filter.chosen ? ["chosen on the map"] : [])];
-    byId("listed").value = [`${counted(table.rows({ search: "applied" }).count())} samples`, ...filters].join(", ");
+    byId("listed").value = [`${counted(table.rows({ search: "applied" }).count())} listed`, ...filters].join(", ");
     byId("everything").hidden = !filters.length && byId("show").value === "all";
   });
   table.draw();

@@ -95,11 +95,9 @@ start(async (data) => {
     }
     const of = (values) => values.map((epoch) => epoch[i]);
     const line = (label, y, color) => ({ name: label, x: epochs, y, color });
-    const label = rows.label[i];
-    const lines = [
-      line(`given: ${name(label)}`, isRegression ? epochs.map(() => label) : of(rows.given), "#d1495b"),
-      line(isRegression ? "predicted" : `suggested: ${name(suggested[i])}`,
-        of(isRegression ? rows.predicted : rows.suggestion), "#3d85c6"),
+    const lines = [ // in the colours of the labels above
+      line("given", isRegression ? epochs.map(() => rows.label[i]) : of(rows.given), "#d1495b"),
+      line(isRegression ? "predicted" : "suggested", of(isRegression ? rows.predicted : rows.suggestion), "#3d85c6"),
     ];
     drawHistory(isSame && !isRegression ? lines.slice(0, 1) : lines, isRegression ? "" : " %");
     if (table) mark(rows.variability[i], rows[isRegression ? "mean_absolute_error" : "confidence"][i]);
