@@ -1,13 +1,16 @@
 """The sealed epochs of a store: read by sample id, and dropped."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from .errors import StoreError
+from .folder import check_file
 from .ids import SampleIndex
 from .manifest import Manifest, read_manifest, write_manifest
 from .per_sample import PerSampleFiles
@@ -75,6 +78,20 @@ class SealedEpochs(PerSampleFiles):
     def part_paths(self, epoch: int) -> dict[str, Path]:
         """The files of a sealed epoch, by what they hold of a row."""
         return {part: self.part_path(part, epoch) for part in self._rows.files}
+
+    def checksum_of_epochs(self, epochs: Iterable[int]) -> str:
+        """Names the content of sealed epochs: a hash of the checksums of their files."""
+        return xxhash.xxh3_128_hexdigest("\n".join(self._checksums(epochs).values()))
+
+    def verify_epochs(self, epochs: Iterable[int]) -> None:
+        """As `LogitsStore.verify`, of the files of some sealed epochs alone."""
+        for path, checksum in self._checksums(epochs).items():
+            check_file(path, checksum)
+
+    def _checksums(self, epochs: Iterable[int]) -> dict[Path, str]:
+        paths = [path for epoch in sorted(epochs) for path in self.part_paths(epoch).values()]
+        known = self.unchanging_files(read_manifest(self.path))
+        return {path: known[path] for path in paths}
 
     def drop(self, epoch: int) -> None:
         """Removes a sealed epoch for good."""

@@ -60,6 +60,17 @@ class StoreFolder:
         return read_manifest(self.path)["note"]
 
     @property
+    def source(self) -> dict[str, Any]:
+        """What made the predictions, in a store of `record_predictions`; empty in a run's. By name:
+
+        - model: its class, and a hash of its weights
+        - inputs: the columns that it was given; the statistic "inputs" has a hash of each, (rows, columns)
+        - tokenizer, max_length: what is known of how the inputs were made, or None
+        - classes: what the model calls its classes, in their order, or None
+        """
+        return read_manifest(self.path)["source"]
+
+    @property
     def sealed_epochs(self) -> list[int]:
         """The epochs that can be read, ascending; read from the manifest, since another process may seal."""
         return sorted(self.epoch_checksums)
@@ -140,19 +151,7 @@ class StoreFolder:
         epochs = {self.epoch_path(int(epoch)) for epoch in manifest["sealed"]}
         epochs |= {self.part_path(part, int(epoch)) for part, epoch in parts}  # their rows are their layout's business
         for path, checksum in self.unchanging_files(manifest).items():
-            try:
-                # First, so that no more is read than what the header says.
-                if path in epochs:
-                    map_array(path)
-                else:
-                    map_rows(path, self.index.num_rows)
-                found = checksum_of(path)
-            except FileNotFoundError as error:
-                raise StoreCorruptionError(f"{path} is missing: the manifest of its store names it.") from error
-            except (OSError, ValueError) as error:
-                raise StoreCorruptionError(f"{path} is damaged: {reason_of(error)}.") from error
-            if found != checksum:
-                raise StoreCorruptionError(f"{path} is damaged: expected checksum {checksum}, found {found}.")
+            check_file(path, checksum, None if path in epochs else self.index.num_rows)
         for key, size in manifest["open"].items():
             path = self.journal_path(*map(int, key.split()))
             if not path.is_file() or path.stat().st_size < size:
@@ -185,6 +184,23 @@ class StoreFolder:
             except BaseException:
                 remove(temporary)
                 raise
+
+
+def check_file(path: Path, checksum: str, rows: int | None = None) -> None:
+    """Raises StoreCorruptionError where a file is missing, or not what its checksum and its number of rows say."""
+    try:
+        # First, so that no more is read than what the header says.
+        if rows is None:
+            map_array(path)
+        else:
+            map_rows(path, rows)
+        found = checksum_of(path)
+    except FileNotFoundError as error:
+        raise StoreCorruptionError(f"{path} is missing: the manifest of its store names it.") from error
+    except (OSError, ValueError) as error:
+        raise StoreCorruptionError(f"{path} is damaged: {reason_of(error)}.") from error
+    if found != checksum:
+        raise StoreCorruptionError(f"{path} is damaged: expected checksum {checksum}, found {found}.")
 
 
 def ids_path(path: Path) -> Path:

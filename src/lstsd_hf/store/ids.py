@@ -95,10 +95,12 @@ class SampleIndex:
             "Has the training set grown? Start a new run."
         )
 
+    def knows(self, sample_ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        """(B,): whether the store has a row for each of these ids."""
+        if self.ids is None:
+            return (sample_ids >= 0) & (sample_ids < self.num_samples)
+        return np.isin(sample_ids.astype(np.int64, copy=False), self.ids)
+
     def unknown(self, sample_ids: npt.NDArray[np.integer[Any]]) -> list[int]:
         """The first few of these ids that the store has no row for."""
-        if self.ids is None:
-            wrong = (sample_ids < 0) | (sample_ids >= self.num_samples)
-        else:
-            wrong = ~np.isin(sample_ids.astype(np.int64, copy=False), self.ids)
-        return sample_ids[wrong][:_FEW].tolist()
+        return sample_ids[~self.knows(sample_ids)][:_FEW].tolist()

@@ -69,6 +69,7 @@ class LogitsStore(SealedEpochs):
         *,
         ragged: bool = False,
         vocabulary: int | None = None,
+        source: dict[str, Any] | None = None,
     ) -> "LogitsStore":
         """Makes an empty store in a folder that does not exist yet, or is empty.
 
@@ -82,6 +83,7 @@ class LogitsStore(SealedEpochs):
                 them in ids.npy, and files have N rows; else a file has num_samples rows, and row i is id i.
             ragged: Whether a sample has any number of rows: see `ragged`.
             vocabulary: Rows keep the `row_shape = (k,)` largest of so many classes, and samples are ragged.
+            source: What makes the predictions, where that is not a run: see the property.
 
         Raises:
             ValueError: a size is below 1 or too large, the dtype or the fingerprint is not one of these, or an id is
@@ -96,7 +98,7 @@ class LogitsStore(SealedEpochs):
         layout: dict[str, Any] = {"kind": "ragged"} if ragged else {}
         if vocabulary is not None:
             layout = {"kind": "top_k", "vocabulary": vocabulary}
-        manifest = new_manifest(sizes[0], tuple(sizes[1:]), dtype, fingerprint, layout)
+        manifest = new_manifest(sizes[0], tuple(sizes[1:]), dtype, fingerprint, layout, source or {})
         index = SampleIndex.of(sizes[0], ids)
         path = Path(path)
         warn_anew()

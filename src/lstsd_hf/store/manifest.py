@@ -6,6 +6,7 @@ ids               where the store has it: the checksum of ids.npy
 labels            the checksum of labels.npy, or null
 label_changes     where there are any: the labels that were corrected, oldest first: see `LogitsStore.relabel`
 layout            where samples have any number of rows: see `ragged`
+source            in a store of another model's predictions: what made them: see `LogitsStore.source`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
 statistics        by "<name> <epoch>": the checksum of <name>-<epoch>.npy
@@ -43,7 +44,8 @@ _MOST_VALUES = 1 << 28  # in a row: a limit of numpy's
 _MOST_DIMENSIONS = 31
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _CHECKSUM = re.compile("[0-9a-f]{32}")
-_OPTIONAL: dict[str, Any] = {"ids": None, "layout": {}, "parts": {}, "label_changes": [], "aside": False}
+_OPTIONAL: dict[str, Any] = {"ids": None, "layout": {},
+    "source": {}, "parts": {}, "label_changes": [], "aside": False}
 
 
 class Manifest(TypedDict):
@@ -57,6 +59,7 @@ class Manifest(TypedDict):
     labels: str | None
     label_changes: list[dict[str, Any]]
     layout: dict[str, Any]
+    source: dict[str, Any]
     sealed: dict[str, str]
     parts: dict[str, str]
     statistics: dict[str, str]
@@ -66,7 +69,12 @@ class Manifest(TypedDict):
 
 
 def new_manifest(
-    num_samples: int, row_shape: tuple[int, ...], dtype: str, fingerprint: str, layout: dict[str, Any]
+    num_samples: int,
+    row_shape: tuple[int, ...],
+    dtype: str,
+    fingerprint: str,
+    layout: dict[str, Any],
+    source: dict[str, Any],
 ) -> Manifest:
     """The manifest of a store that holds nothing yet.
 
@@ -82,6 +90,7 @@ def new_manifest(
         labels=None,
         label_changes=[],
         layout=layout,
+        source=source,
         sealed={},
         parts={},
         statistics={},
@@ -182,6 +191,21 @@ def _is_layout(value: Any) -> bool:
     return value in ({}, {"kind": "ragged"}) or (top_k and is_whole(value["vocabulary"], 2, 2**32))
 
 
+def _is_source(value: Any) -> bool:
+    def are_texts(found: Any) -> bool:
+        return isinstance(found, list) and all(map(is_text, found))
+
+    kinds: dict[str, Callable[[Any], bool]] = {"model": is_text, "inputs": are_texts}
+    kinds["tokenizer"] = lambda found: found is None or is_text(found)
+    kinds["max_length"] = lambda found: found is None or is_whole(found, 1)
+    kinds["classes"] = lambda found: found is None or are_texts(found)
+    return value == {} or (
+        isinstance(value, dict)
+        and value.keys() == kinds.keys()
+        and all(is_kind(value[name]) for name, is_kind in kinds.items())
+    )
+
+
 def _is_checksum(value: Any) -> bool:
     return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
 
@@ -223,6 +247,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of epoch, step, number of samples, and fingerprint",
     ),
     "layout": (_is_layout, "nothing, ragged rows, or the largest of a vocabulary of at most 2^32"),
+    "source": (_is_source, "nothing, or a model, its inputs, tokenizer, largest length and classes"),
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
     "parts": (_is_table(rf"(?:offsets|classes|rest) {_NUMBER}", _is_checksum), "checksums by part and epoch"),
     "statistics": (_is_table(rf"(?!epoch )[a-z_]+ {_NUMBER}", _is_checksum), "checksums by name and epoch"),

@@ -1,6 +1,7 @@
 """What a store holds for each sample beside its predictions: the training label, and statistics of the epochs."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class PerSampleFiles(StoreFolder):
         *,
         epoch: int,
         step: int,
+        kept: Collection[str] = (),
     ) -> None:
         """Goes on with corrected labels, and notes it in `label_changes`. Predictions stay as they are.
 
@@ -85,6 +87,7 @@ class PerSampleFiles(StoreFolder):
             fingerprint: That of the data set with the new labels.
             epoch: The epoch in which the run goes on.
             step: The training step after which it does.
+            kept: The names of the statistics in which labels have no part.
         """
         manifest = read_manifest(self.path)
         changed = None
@@ -96,9 +99,11 @@ class PerSampleFiles(StoreFolder):
         change = {"epoch": epoch, "step": step, "samples": changed, "before": manifest["fingerprint"]}
         manifest["label_changes"] = [*manifest["label_changes"], change]
         manifest["fingerprint"] = fingerprint
-        statistics, manifest["statistics"] = manifest["statistics"], {}
+        dropped = [key for key in manifest["statistics"] if key.split()[0] not in kept]
+        for key in dropped:
+            del manifest["statistics"][key]
         write_manifest(self.path, manifest)
-        for key in statistics:
+        for key in dropped:
             name, last = key.split()
             self.statistic_path(name, int(last)).unlink(missing_ok=True)
 
