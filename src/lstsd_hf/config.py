@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from transformers import TrainingArguments
 
 from .method.heads import Classes, ProblemType, Scores
+from .method.outside import TeacherArguments
 from .method.teachers import LoneTeacher, Settings, TeacherTrust, WeightSchedule
 from .paths import LOGITS_FOLDER
 
@@ -29,7 +30,7 @@ def _refuse(name: str, found: object, allowed: str) -> ValueError:
 
 
 @dataclass
-class DistillationArguments:
+class DistillationArguments(TeacherArguments):
     """What Long Short-Term Sample Distillation adds to the training arguments of any trainer.
 
     ```python
@@ -64,6 +65,11 @@ class DistillationArguments:
         push_logits: Whether to upload the store with the model. False.
         resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
         accept_new_labels: Whether to resume where labels were corrected since, and nothing else. False.
+        long_term_teacher: "epoch": the long-term teacher is one past epoch. "ensemble": the running mean of all.
+        outside_teacher: The folder of a store of predictions that teaches as well, of `record_predictions` or of an
+            earlier run. It is only read. None: there is none.
+        outside_weight: Its share of the loss, 0 to 1. None: 0.5; long and short then share what it leaves.
+        outside_epoch: Which epoch of it teaches: a number, "last", or "mean": the mean of the logits of all.
 
     Raises:
         TypeError: when a subclass is made: another config stands before this one.
@@ -192,7 +198,8 @@ class DistillationArguments:
 
     def resolve(self, default_weight: float) -> Settings:
         """The settings in force for a head whose teachers weigh `default_weight` each where the user says nothing."""
-        long_term, short_term = (default_weight if weight is None else weight for weight in self._weights())
+        share = self.default_share(default_weight)
+        long_term, short_term = (share if weight is None else weight for weight in self._weights())
         return Settings(
             mini_generation_epochs=self.mini_generation_epochs,
             long_term_weight=long_term,
@@ -201,6 +208,8 @@ class DistillationArguments:
             weight_schedule=self.weight_schedule,
             teacher_trust=self.teacher_trust,
             lone_teacher=self.lone_teacher,
+            long_term_teacher=self.long_term_teacher,
+            outside_weight=self.outside_share,
         )
 
     def _weights(self) -> tuple[float | None, float | None]:
@@ -215,16 +224,21 @@ class DistillationArguments:
         k = self.mini_generation_epochs
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise _refuse("mini_generation_epochs", k, "an integer of at least 1")
-        given = (Classes.default_weight if weight is None else weight for weight in self._weights())
+        wrong = self.wrong_teacher()
+        if wrong is not None:
+            raise _refuse(*wrong)
+        share = self.default_share(Classes.default_weight)
+        given = (share if weight is None else weight for weight in self._weights())
         weights = dict(zip(("long_term_weight", "short_term_weight"), given, strict=True))
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
                 raise _refuse(name, weight, "a number from 0 to 1, or None for the default")
+        weights |= {"outside_weight": self.outside_share} if self.outside_teacher else {}
         total = sum(weights.values())
         if total > 1 + 1e-9:  # 0.9 + 0.1 is allowed, however the binary fractions round
-            both = " and ".join(f"{name}={weight}" for name, weight in weights.items())
+            all_of_them = " and ".join(f"{name}={weight}" for name, weight in weights.items())
             raise ValueError(
-                f"{both} add up to {total:.6g}: expected at most 1, because the label keeps what they leave."
+                f"{all_of_them} add up to {total:.6g}: expected at most 1, because the label keeps what they leave."
             )
         tau = self.temperature
         if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau < math.inf:
@@ -269,6 +283,11 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         push_logits: Whether to upload the store with the model. False.
         resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
         accept_new_labels: Whether to resume where labels were corrected since, and nothing else. False.
+        long_term_teacher: "epoch": the long-term teacher is one past epoch. "ensemble": the running mean of all.
+        outside_teacher: The folder of a store of predictions that teaches as well, of `record_predictions` or of an
+            earlier run. It is only read. None: there is none.
+        outside_weight: Its share of the loss, 0 to 1. None: 0.5; long and short then share what it leaves.
+        outside_epoch: Which epoch of it teaches: a number, "last", or "mean": the mean of the logits of all.
 
     Raises:
         ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a

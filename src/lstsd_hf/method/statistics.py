@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .teachers import ENSEMBLE
+
 Array = npt.NDArray[Any]
+
+ENSEMBLE_DECAY = 0.6
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,13 @@ class Statistic:
         fold: (before, rows, labels) -> after, for n samples: `before` (n, ...) are the values after the epoch before,
             or None in the first epoch; `rows` (n, *row_shape) the epoch's predictions, NaN where there is none;
             `labels` (n, ...). The result is float32 (n, ...), and must not depend on other samples.
+        teaches: Whether a teacher is read from it, by the number of a row's columns, in front. Labels have no part in
+            it, and after epochs that it has not seen it goes on.
     """
 
     name: str
-    fold: Callable[[Array | None, Array, Array], Array]
+    fold: Callable[[Array | None, Array, Any], Array]
+    teaches: bool = False
 
 
 def _running_mean(before: Array | None, values: Array) -> Array:
@@ -71,5 +78,33 @@ def fold_absolute_error(before: Array | None, rows: Array, labels: Array) -> Arr
     return _running_mean(before, np.abs(rows[:, 0].astype(np.float32) - labels))
 
 
+def fold_ensemble(before: Array | None, rows: Array, labels: object) -> Array:
+    """The running mean of the logits, in which an epoch weighs 0.6 of the one after it, and the number of epochs.
+
+    Temporal ensembling, Laine and Aila, ICLR 2017 (arXiv 1610.02242): Z = 0.6 Z + 0.4 z, and the target Z / (1 -
+    0.6^n) after n epochs, which corrects for Z = 0 at the start. Here the target itself is carried on, which is the
+    same. Theirs is of probabilities; of logits it is one formula for every head with one row.
+
+    Args:
+        before: (n, C + 1) float32, or None.
+        rows: Logits, (n, C).
+        labels: Not looked at.
+
+    Returns:
+        float32 (n, C + 1): the mean, NaN where there was no epoch, and in the last column the number of epochs.
+    """
+    rows = rows.astype(np.float32)
+    known = ~np.isnan(rows).any(axis=1)
+    mean, count = (rows, np.zeros(len(rows), np.float32)) if before is None else (before[:, :-1], before[:, -1])
+    first = known & (count == 0)
+    count = count + known
+    step = (1 - ENSEMBLE_DECAY) / (1 - ENSEMBLE_DECAY ** np.maximum(count, 1))
+    mean = np.where(first[:, None], rows, mean)
+    mean = np.where(known[:, None], mean + step[:, None] * (rows - mean), mean)
+    return np.column_stack([mean, count]).astype(np.float32)
+
+
 MARGIN = Statistic("margin", fold_margin)
 ABSOLUTE_ERROR = Statistic("absolute_error", fold_absolute_error)
+# By name, what a teacher may be read from.
+TAUGHT_FROM = {ENSEMBLE: Statistic(ENSEMBLE, fold_ensemble, teaches=True)}

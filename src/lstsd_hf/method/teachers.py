@@ -11,8 +11,12 @@ from typing import Literal
 WeightSchedule = Literal["constant", "linear"]
 TeacherTrust = Literal["constant", "confidence"]
 LoneTeacher = Literal["label", "teacher"]
+LongTermTeacher = Literal["epoch", "ensemble"]
 
+# What a teacher may be read from, beside the statistics of a store, which have names too.
 PREDICTIONS = "predictions"
+MEAN = "mean"
+ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Settings:
     weight_schedule: WeightSchedule
     teacher_trust: TeacherTrust
     lone_teacher: LoneTeacher
+    long_term_teacher: LongTermTeacher = "epoch"
+    outside_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Teacher:
             from the one after it on, and without a gap, so retention may drop what does not teach in the next epoch.
         weight_of: The share of the loss that it takes where it is trusted in full, in an epoch of a run of so many.
         store: The folder of another store; None: the run's own.
-        track: What the store is asked for: the epoch's predictions, or the statistic of that name.
+        track: What the store is asked for: the epoch's predictions; their mean over all epochs (of logits); or the
+            statistic of that name, whose first columns are those of a row.
+        columns: Which column of the store's rows each class of the model's is; None: they are in the same order.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Teacher:
     weight_of: Callable[[int, int], float]
     store: str | None = None
     track: str = PREDICTIONS
+    columns: tuple[int, ...] | None = None
 
     def teaching_epoch(self, epoch: int, num_train_epochs: int) -> int | None:
         """The epoch that teaches in `epoch`; None where there is none, or where its weight is 0."""
@@ -66,15 +75,29 @@ def short_term_epoch(epoch: int) -> int | None:
     return epoch - 1 if epoch >= 1 else None
 
 
-def teachers_of(settings: Settings) -> tuple[Teacher, ...]:
-    """The long-term and the short-term teacher of a run with these settings."""
+@dataclass(frozen=True)
+class OutsideSource:
+    """Where an outside teacher's predictions are: see `Teacher`. It teaches in every epoch."""
+
+    store: str
+    epoch: int
+    track: str = PREDICTIONS
+    columns: tuple[int, ...] | None = None
+
+
+def teachers_of(settings: Settings, outside: OutsideSource | None = None) -> tuple[Teacher, ...]:
+    """The long-term and the short-term teacher of a run with these settings, and an outside one where there is one.
+
+    The long-term teacher may be an ensemble of all past epochs, which is there as soon as the short-term one is.
+    """
     k = settings.mini_generation_epochs
+    is_ensemble = settings.long_term_teacher == "ensemble"
 
     def ramp(epoch: int, num_train_epochs: int) -> float:
         return (epoch + 1) / num_train_epochs if settings.weight_schedule == "linear" else 1.0
 
     def lends(epoch: int) -> bool:
-        return epoch < k and settings.lone_teacher == "teacher"
+        return epoch < k and settings.lone_teacher == "teacher" and not is_ensemble
 
     def long_term_weight(epoch: int, num_train_epochs: int) -> float:
         return 0.0 if lends(epoch) else settings.long_term_weight * ramp(epoch, num_train_epochs)
@@ -83,13 +106,24 @@ def teachers_of(settings: Settings) -> tuple[Teacher, ...]:
         lent = settings.long_term_weight if lends(epoch) else 0.0
         return (settings.short_term_weight + lent) * ramp(epoch, num_train_epochs)
 
-    return (
-        Teacher("long_term", lambda epoch: long_term_epoch(epoch, k), long_term_weight),
-        Teacher("short_term", short_term_epoch, short_term_weight),
+    def outside_weight(epoch: int, num_train_epochs: int) -> float:
+        return settings.outside_weight * ramp(epoch, num_train_epochs)
+
+    if is_ensemble:
+        long_term = Teacher("long_term", short_term_epoch, long_term_weight, track=ENSEMBLE)
+    else:
+        long_term = Teacher("long_term", lambda epoch: long_term_epoch(epoch, k), long_term_weight)
+    own = (long_term, Teacher("short_term", short_term_epoch, short_term_weight))
+    if outside is None:
+        return own
+    found = Teacher(
+        "outside", lambda epoch: outside.epoch, outside_weight, outside.store, outside.track, outside.columns
     )
+    return (*own, found)
 
 
 def epochs_needed(teachers: Iterable[Teacher], epoch: int) -> set[int]:
     """The epochs of the run's own store that a teacher may use in `epoch` or later."""
-    used = (teacher.epoch_of(epoch) for teacher in teachers if teacher.store is None)
+    own = (teacher for teacher in teachers if teacher.store is None and teacher.track == PREDICTIONS)
+    used = (teacher.epoch_of(epoch) for teacher in own)
     return {source for source in used if source is not None}
