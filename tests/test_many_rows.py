@@ -348,3 +348,39 @@ def test_a_mask_that_stays_is_learnt_from(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path, kind, settings, collator, message):
     with pytest.raises(ValueError, match=message):
         train(kind, tmp_path, data(kind), settings=settings, data_collator=collator)
+
+
+def labels_of(kind: str, row: dict[str, Any]) -> list[int]:
+    if kind == "tokens":
+        return [label for label in row["labels"] if label != NO]
+    if kind == "spans":
+        ends = row["start_positions"], row["end_positions"]
+        return [(ends[0] == i) + 2 * (ends[1] == i) for i in range(len(row["input_ids"]))]
+    return row["labels"][1:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_label_of_each_row_is_in_the_store(tmp_path, kind, side):
+    rows = data(kind)
+    train(kind, tmp_path, rows, data_collator=Pad(side), settings={"num_train_epochs": 2})
+    store = LogitsStore.open(tmp_path / "_logits")
+    expected = [labels_of(kind, row) for row in rows]
+    found = store.read_row_labels()
+    assert np.array_equal(found.offsets, store.epoch_parts(1)["offsets"])
+    assert found.labels.tolist() == [label for part in expected for label in part]
+    store.verify()
+
+
+def test_of_padding_free_and_of_shifted_labels(tmp_path):
+    rows = data("vocabulary")
+    expected = [label for row in rows for label in labels_of("vocabulary", row)]
+
+    def shifted(features):
+        batch = Pad()(features)
+        labels = batch.pop("labels")
+        return batch | {"shift_labels": F.pad(labels[:, 1:], (0, 1), value=NO), "labels": labels}
+
+    for name, collator in (("flat", DataCollatorWithFlattening(return_tensors="pt")), ("shifted", shifted)):
+        train("vocabulary", tmp_path / name, rows, data_collator=collator, settings={"num_train_epochs": 1})
+        assert LogitsStore.open(tmp_path / name / "_logits").read_row_labels().labels.tolist() == expected

@@ -199,3 +199,116 @@ def test_a_flipped_byte_is_found(tmp_path, name):
     path.write_bytes(data)
     with pytest.raises(StoreCorruptionError, match=name):
         store.verify()
+
+
+# ---- the label of each row
+
+
+def flat(store):
+    found = store.read_row_labels()
+    return found.labels.tolist(), found.offsets.tolist()
+
+
+def test_labels_are_taken_from_the_first_epoch_of_each_sample(tmp_path):
+    """Sample 3 is first seen in epoch 1, and sample 0 has no labels in epoch 0; epoch 2 tells nothing new."""
+    store = ragged_store(tmp_path / "s")
+    assert store.read_row_labels() is None
+    store.record(0, [5, 0, 2], np.ones((6, 2)), counts=[2, 3, 1], labels=[7, 8, -100, -100, -100, 9])
+    store.record(0, [2], np.ones((1, 2)), counts=[1], labels=[1], step=1)  # a repeated sample keeps its first
+    store.seal(0)
+    assert flat(store) == ([9, 7, 8], [0, 0, 0, 1, 1, 1, 3, 3])
+    before = (tmp_path / "s" / "labels.npy").stat().st_ino
+    store.record(1, [3, 0, 5], np.ones((6, 2)), counts=[2, 3, 1], labels=[4, 5, 1, 2, 3, 6])
+    store.seal(1)
+    assert flat(store) == ([1, 2, 3, 9, 4, 5, 7, 8], [0, 3, 3, 4, 6, 6, 8, 8])
+    after = (tmp_path / "s" / "labels.npy").stat().st_ino
+    store.record(2, [3, 0], np.ones((2, 2)), counts=[1, 1], labels=[0, 0])
+    store.seal(2)
+    assert flat(LogitsStore.open(tmp_path / "s")) == ([1, 2, 3, 9, 4, 5, 7, 8], [0, 3, 3, 4, 6, 6, 8, 8])
+    assert before != after == (tmp_path / "s" / "labels.npy").stat().st_ino
+    assert store.read_labels() is None  # which are of samples
+    store.verify()
+    assert flat(store.copy(tmp_path / "copy", {})) == flat(store)
+
+
+def test_labels_in_small_pieces_are_the_same(tmp_path, monkeypatch):
+    stores = []
+    for name, at_once in (("whole", 1 << 20), ("pieces", 30)):
+        monkeypatch.setattr("lstsd_hf.store.ragged.CHUNK_BYTES", at_once)
+        store = ragged_store(tmp_path / name)
+        for epoch, ids in enumerate(([6, 1, 4], [0, 1, 2, 3, 4, 5, 6])):
+            counts = [5 * i % 4 + 1 for i in ids]
+            labels = np.concatenate([100 * i + np.arange(n) for i, n in zip(ids, counts, strict=True)])
+            for rank, part in enumerate((slice(0, 2), slice(2, None))):
+                rows = slice(sum(counts[:2])) if rank == 0 else slice(sum(counts[:2]), None)
+                values = np.ones((len(labels[rows]), 2))
+                store.record(epoch, ids[part], values, counts=counts[part], labels=labels[rows], rank=rank)
+            store.seal(epoch)
+        stores.append(flat(store))
+    assert stores[0] == stores[1]
+    assert stores[0][0] == [100 * i + n for i in range(N) for n in range(5 * i % 4 + 1)]
+
+
+def test_corrected_labels_are_those_that_are_recorded_from_then_on(tmp_path):
+    store = ragged_store(tmp_path / "s")
+    store.record(0, [0, 1], np.ones((2, 2)), counts=[1, 1], labels=[5, 6])
+    store.seal(0)
+    store.record(1, [0], np.ones((1, 2)), counts=[1], labels=[5], step=7)
+    store.relabel(None, None, "corrected", epoch=1, step=8)
+    assert store.read_row_labels() is None
+    store.verify()
+    store.record(1, [1], np.ones((1, 2)), counts=[1], labels=[0], step=8)
+    store.seal(1)
+    assert flat(store) == ([0], [0, 0, 1, 1, 1, 1, 1, 1])
+    store.record(2, [0], np.ones((1, 2)), counts=[1], labels=[3], step=9)
+    store.seal(2)
+    assert flat(store) == ([3, 0], [0, 1, 2, 2, 2, 2, 2, 2])
+
+
+def test_a_crash_while_labels_are_added_leaves_a_sound_store(tmp_path, monkeypatch):
+    store = ragged_store(tmp_path / "s")
+    store.record(0, [0], np.ones((1, 2)), counts=[1], labels=[5])
+    store.seal(0)
+    store.record(1, [0, 1], np.ones((3, 2)), counts=[1, 2], labels=[5, 6, 7])
+
+    def crash(*args):
+        (tmp_path / "s" / "labels.npy").write_bytes(b"new, and named by no manifest")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lstsd_hf.store.ragged.RaggedRows.write_labels", crash)
+        with pytest.raises(KeyboardInterrupt):
+            store.seal(1)
+    store = LogitsStore.open(tmp_path / "s")
+    store.verify()
+    assert (store.sealed_epochs, store.read_row_labels()) == ([0], None)
+    store.seal(1)
+    assert flat(store) == ([5, 6, 7], [0, 1, 3, 3, 3, 3, 3, 3])
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "labels.offsets.npy"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "other"])
+def test_damaged_labels_are_named(tmp_path, name, damage):
+    store = ragged_store(tmp_path / "s")
+    store.record(0, [0, 4], np.ones((3, 2)), counts=[2, 1], labels=[1, 2, 3])
+    store.seal(0)
+    path = tmp_path / "s" / name
+    if damage == "flipped":
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-4])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        np.save(path, np.arange(5.0))
+    with pytest.raises(StoreCorruptionError, match=name):
+        LogitsStore.open(tmp_path / "s").verify()
+    if damage != "flipped":
+        with pytest.raises(StoreCorruptionError, match=name):
+            LogitsStore.open(tmp_path / "s").read_row_labels()
+
+
+def test_as_many_labels_as_rows_are_expected(tmp_path):
+    store = ragged_store(tmp_path / "s")
+    with pytest.raises(StoreMismatchError, match=r"Labels of shape \(2,\) for 3 rows do not fit"):
+        store.record(0, [0], np.ones((3, 2)), counts=[3], labels=[1, 2])

@@ -12,13 +12,14 @@ import torch
 
 from .heads import Classes, Compared, Head
 from .loss import TeacherTerms
-from .rows import RowIndex, labelled_tokens, own_positions, predicted_tokens
+from .rows import IGNORED, RowIndex, labelled_tokens, own_positions, predicted_tokens
 from .spans import span_terms
 from .statistics import Statistic
 from .teachers import Settings
 from .vocabulary import TopK, student_events, vocabulary_terms
 
 VALUES, CLASSES, REST = "values", "classes", "rest"
+_ENDS = ("start_positions", "end_positions")
 
 
 class ManyRows(Head):
@@ -36,6 +37,10 @@ class ManyRows(Head):
     def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
         """The rows of a batch of B samples. Raises ValueError where the batch does not tell."""
 
+    @abstractmethod
+    def row_labels(self, batch: Mapping[str, Any], index: RowIndex) -> torch.Tensor:
+        """int32 (R,): the label of each row, -100 where there is none."""
+
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
         return ()
 
@@ -45,6 +50,9 @@ class Tokens(ManyRows):
 
     def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
         return labelled_tokens(_labels_of(batch))
+
+    def row_labels(self, batch: Mapping[str, Any], index: RowIndex) -> torch.Tensor:
+        return batch["labels"].flatten()[index.positions].int()
 
     def items(self, samples: int, rows: int) -> int:
         return rows
@@ -72,6 +80,15 @@ class Spans(ManyRows):
                 raise ValueError(f"The batch holds {sorted(batch)}: expected an attention_mask or input_ids.")
             mask = torch.ones(grid.shape[:2], dtype=torch.int64)
         return own_positions(mask)
+
+    def row_labels(self, batch: Mapping[str, Any], index: RowIndex) -> torch.Tensor:
+        """1: the span starts there; 2: it ends there; 3: both; 0: neither."""
+        if not all(isinstance(batch.get(name), torch.Tensor) for name in _ENDS):
+            return torch.full((len(index.positions),), IGNORED, dtype=torch.int32)
+        length = next(batch[name].shape[1] for name in ("attention_mask", *self.grid) if name in batch)
+        within, samples = index.positions % length, index.samples
+        start, end = (within == batch[name].flatten()[samples] for name in _ENDS)
+        return start.int() + 2 * end.int()
 
     def compare(
         self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
@@ -102,6 +119,11 @@ class Vocabulary(ManyRows):
             _labels_of(batch)
             return predicted_tokens(batch, samples)
         return labelled_tokens(_labels_of(batch))
+
+    def row_labels(self, batch: Mapping[str, Any], index: RowIndex) -> torch.Tensor:
+        if self.shifts and "shift_labels" in batch:
+            return batch["shift_labels"].flatten()[index.positions].int()
+        return batch["labels"].flatten()[index.positions + self.shifts].int()
 
     def items(self, samples: int, rows: int) -> int:
         return rows

@@ -108,6 +108,11 @@ class StoreFolder:
         """The file of the training labels."""
         return self.path / "labels.npy"
 
+    @property
+    def label_offsets_path(self) -> Path:
+        """Where each sample's labels begin, in a store with a label for each row of a sample."""
+        return self.path / "labels.offsets.npy"
+
     def unchanging_files(self, manifest: Manifest) -> dict[Path, str]:
         """The files that never change again, with the checksums that the manifest has of them."""
         files = {self.epoch_path(int(epoch)): checksum for epoch, checksum in manifest["sealed"].items()}
@@ -119,6 +124,8 @@ class StoreFolder:
             files[self.statistic_path(name, int(epoch))] = checksum
         if manifest["labels"] is not None:
             files[self.labels_path] = manifest["labels"]
+        if manifest["label_offsets"] is not None:
+            files[self.label_offsets_path] = manifest["label_offsets"]
         if manifest["ids"] is not None:
             files[ids_path(self.path)] = manifest["ids"]
         return files
@@ -150,6 +157,8 @@ class StoreFolder:
         parts = (key.split() for key in manifest["parts"])
         epochs = {self.epoch_path(int(epoch)) for epoch in manifest["sealed"]}
         epochs |= {self.part_path(part, int(epoch)) for part, epoch in parts}  # their rows are their layout's business
+        if manifest["label_offsets"] is not None:
+            epochs |= {self.labels_path, self.label_offsets_path}  # see `read_row_labels`
         for path, checksum in self.unchanging_files(manifest).items():
             check_file(path, checksum, None if path in epochs else self.index.num_rows)
         for key, size in manifest["open"].items():

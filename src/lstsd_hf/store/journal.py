@@ -89,10 +89,10 @@ class Journal:
             raise StoreCorruptionError(f"{self.path} is damaged: wrong checksum of the block at byte {block.offset}.")
         return payload[: block.rows * ID.itemsize].view(ID)
 
-    def rows_at(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The rows at these bytes of the journal, as raw bytes (`numpy.void`)."""
-        row = np.dtype((np.void, self._row_bytes))
-        count = len(self._data) - self._row_bytes + 1
+    def rows_at(self, offsets: npt.NDArray[np.int64], size: int | None = None) -> npt.NDArray[Any]:
+        """The rows at these bytes of the journal, as raw bytes (`numpy.void`); or `size` bytes of each."""
+        row = np.dtype((np.void, self._row_bytes if size is None else size))
+        count = len(self._data) - row.itemsize + 1
         return np.ndarray((max(count, 0),), row, self._data.data, strides=(1,))[offsets]
 
     def _end_of(self, block: Block) -> int:

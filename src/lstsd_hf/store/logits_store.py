@@ -4,6 +4,8 @@
       store.json            the manifest: see `manifest`
       ids.npy               where ids are far apart: int64 (rows,), ascending; row i is sample ids[i], else sample i
       labels.npy            optional: the training labels, by row
+      labels.offsets.npy    where samples have any number of rows: labels.npy has one for each row, and this says, as
+                            epoch-0000.offsets.npy does, where those of each sample begin
       epoch-0000.npy        sealed: (rows, *row_shape), plain .npy, NaN: no prediction
       margin-0000.npy       optional: a statistic of the epochs up to this one, by row
       open/
@@ -31,7 +33,7 @@ from .ids import SampleIndex
 from .journal import ID, Journal, JournalWriter, journal_head
 from .manifest import DTYPES, Manifest, new_manifest, read_manifest, write_manifest
 from .npy import map_array, reason_of, write_array
-from .ragged import each_once
+from .ragged import LABELS, NO_LABEL, RaggedRows, each_once
 from .rows import VALUES
 
 
@@ -152,6 +154,7 @@ class LogitsStore(SealedEpochs):
         logits: npt.ArrayLike,
         *,
         counts: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
         step: int = 0,
         rank: int = 0,
         **parts: npt.ArrayLike,
@@ -165,6 +168,7 @@ class LogitsStore(SealedEpochs):
                 the dtype's range are clipped to it, and counted. A row with a value that is not finite is recorded as
                 NaN: no prediction.
             counts: (B,) how many of R ragged rows each sample has.
+            labels: Integers (R,), the label of each ragged row: see `read_row_labels`.
             step: The training step. Where an epoch has a sample twice, the lower step wins, then the lower rank, then
                 the earlier record.
             rank: The process that records. One process writes a rank's journal.
@@ -178,14 +182,18 @@ class LogitsStore(SealedEpochs):
         ids = np.asarray(sample_ids)
         self.index.rows_of(ids, self.path)
         rows = {VALUES: np.asarray(logits), **{name: np.asarray(part) for name, part in parts.items()}}
+        if labels is not None or self.is_ragged:
+            rows[LABELS] = np.full(len(rows[VALUES]), NO_LABEL) if labels is None else np.asarray(labels)
         if self.is_ragged and counts is not None:
             ids, rows = each_once(ids, np.asarray(counts), rows)
         found, expected = {name: part.shape for name, part in rows.items()}, self._rows.shapes(len(ids))
         if found != expected or self.is_ragged != (counts is not None):
-            shapes = [shape.pop(VALUES) if shape.keys() == {VALUES} else shape for shape in (found, expected)]
+            names = (*expected, *found)
+            wrong = next((name for name in names if found.get(name) != expected.get(name)), VALUES)
             raise StoreMismatchError(
-                f"Logits of shape {shapes[0]} for {len(ids)} sample ids do not fit the store at {self.path}: expected "
-                f"{shapes[1]}. Has the number of labels changed? Start a new run."
+                f"{'Logits' if wrong == VALUES else wrong.capitalize()} of shape {found.get(wrong)} for {len(ids)} "
+                f"{'rows' if self.is_ragged else 'sample ids'} do not fit the store at {self.path}: expected "
+                f"{expected.get(wrong)}. Has the number of labels changed? Start a new run."
             )
         if not len(ids):
             return
@@ -216,6 +224,8 @@ class LogitsStore(SealedEpochs):
                     protect(path)
             manifest["sealed"][str(epoch)] = checksums.pop(VALUES)
             manifest["parts"] |= {f"{part} {epoch}": checksum for part, checksum in checksums.items()}
+            if isinstance(self._rows, RaggedRows):
+                self.take_row_labels(self._rows, journals, manifest)
             still_open = {key: size for key, size in manifest["open"].items() if int(key.split()[0]) != epoch}
             manifest["open"] = still_open
             write_manifest(self.path, manifest)
@@ -238,6 +248,7 @@ class LogitsStore(SealedEpochs):
             StoreCorruptionError: naming the first file that is missing, damaged, or not what the manifest says.
         """
         self._verify_files()
+        self.read_row_labels()
         for epoch in self.sealed_epochs:
             self._rows.open_sealed(self.part_paths(epoch))
         for journal in self.journals():

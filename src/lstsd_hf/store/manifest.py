@@ -4,6 +4,7 @@ format, version   what wrote it
 num_samples, row_shape, dtype, fingerprint      see `LogitsStore`
 ids               where the store has it: the checksum of ids.npy
 labels            the checksum of labels.npy, or null
+label_offsets     where labels.npy has a label for each row of a sample: the checksum of labels.offsets.npy
 label_changes     where there are any: the labels that were corrected, oldest first: see `LogitsStore.relabel`
 layout            where samples have any number of rows: see `ragged`
 source            in a store of another model's predictions: what made them: see `LogitsStore.source`
@@ -44,8 +45,15 @@ _MOST_VALUES = 1 << 28  # in a row: a limit of numpy's
 _MOST_DIMENSIONS = 31
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _CHECKSUM = re.compile("[0-9a-f]{32}")
-_OPTIONAL: dict[str, Any] = {"ids": None, "layout": {},
-    "source": {}, "parts": {}, "label_changes": [], "aside": False}
+_OPTIONAL: dict[str, Any] = {
+    "ids": None,
+    "label_offsets": None,
+    "layout": {},
+    "source": {},
+    "parts": {},
+    "label_changes": [],
+    "aside": False,
+}
 
 
 class Manifest(TypedDict):
@@ -57,6 +65,7 @@ class Manifest(TypedDict):
     fingerprint: str
     ids: str | None
     labels: str | None
+    label_offsets: str | None
     label_changes: list[dict[str, Any]]
     layout: dict[str, Any]
     source: dict[str, Any]
@@ -88,6 +97,7 @@ def new_manifest(
         fingerprint=fingerprint,
         ids=None,
         labels=None,
+        label_offsets=None,
         label_changes=[],
         layout=layout,
         source=source,
@@ -242,6 +252,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fingerprint": (is_text, f"at most {_LONGEST_TEXT} printable characters"),
     "ids": (lambda value: value is None or _is_checksum(value), "null, or a checksum"),
     "labels": (lambda value: value is None or _is_checksum(value), "null, or a checksum"),
+    "label_offsets": (lambda value: value is None or _is_checksum(value), "null, or a checksum"),
     "label_changes": (
         lambda value: isinstance(value, list) and all(map(_is_change, value)),
         "a list of epoch, step, number of samples, and fingerprint",

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import StoreCorruptionError, StoreMismatchError
+from .files import replacing
 from .folder import StoreFolder
+from .journal import Journal
 from .manifest import Manifest, read_manifest, write_manifest
 from .npy import map_rows, reason_of, write_array
+from .ragged import RaggedRows, RowLabels, open_labels
 
 _NO_LABEL = -100  # which losses ignore
 _STATISTIC_NAME = re.compile(r"(?!epoch$)[a-z_]+")
@@ -52,12 +55,49 @@ class PerSampleFiles(StoreFolder):
     def read_labels(self) -> npt.NDArray[Any] | None:
         """The training labels, (rows, ...), mapped from the disk; None where the manifest names none.
 
+        Samples with any number of rows have labels of rows: see `read_row_labels`.
+
         Raises:
             StoreCorruptionError: the file is missing or damaged, or has another number of labels.
         """
-        if read_manifest(self.path)["labels"] is None:
+        manifest = read_manifest(self.path)
+        if manifest["labels"] is None or manifest["label_offsets"] is not None:
             return None
         return self._intact(self.labels_path)
+
+    def read_row_labels(self) -> RowLabels | None:
+        """The label of each row of samples with any number of rows, mapped from the disk; None: there are none.
+
+        They were recorded with the rows of each sample's first epoch: the class of a labelled token; the token that
+        a language model should have predicted; of a position in a feature 1 for its start, 2 for its end, 3 for both.
+
+        Raises:
+            StoreCorruptionError: a file is missing or damaged.
+        """
+        if read_manifest(self.path)["label_offsets"] is None:
+            return None
+        return open_labels(self.labels_path, self.label_offsets_path, self.index.num_rows)
+
+    def take_row_labels(self, rows: RaggedRows, journals: list[Journal], manifest: Manifest) -> None:
+        """Publishes the labels that an epoch's journals have of samples that have none yet.
+
+        Args:
+            rows: How the rows lie in the journals.
+            journals: Of the epoch.
+            manifest: Gets the checksums; whoever calls writes it.
+        """
+        known, changes = self.read_row_labels(), manifest["label_changes"]
+        found = rows.find_new_labels(journals, known, changes[-1]["step"] if changes else 0)
+        if found is None:
+            return
+        if known is not None:
+            # After a crash between the two files the labels are not known, and taken from a later epoch.
+            on_disk = read_manifest(self.path)
+            on_disk["labels"] = on_disk["label_offsets"] = None
+            write_manifest(self.path, on_disk)
+        with replacing(self.labels_path) as labels, replacing(self.label_offsets_path) as offsets:
+            checksums = rows.write_labels(labels, offsets, journals, found, known)
+        manifest["labels"], manifest["label_offsets"] = checksums
 
     def changed_labels(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """The sample ids, ascending, whose stored labels are not these: (N, ...) labels of (N,) samples."""
@@ -82,7 +122,8 @@ class PerSampleFiles(StoreFolder):
         Statistics that were folded with the old labels are dropped.
 
         Args:
-            labels: As for `write_labels`; None: the store has no labels any more.
+            labels: As for `write_labels`; None: the store has no labels any more. Those of rows are taken from what
+                is recorded from now on.
             sample_ids: Whose they are.
             fingerprint: That of the data set with the new labels.
             epoch: The epoch in which the run goes on.
@@ -91,8 +132,8 @@ class PerSampleFiles(StoreFolder):
         """
         manifest = read_manifest(self.path)
         changed = None
-        if labels is None or sample_ids is None:
-            manifest["labels"] = None
+        if labels is None or sample_ids is None or manifest["layout"]:
+            manifest["labels"] = manifest["label_offsets"] = None
         else:
             changed = None if manifest["labels"] is None else len(self.changed_labels(labels, sample_ids))
             manifest["labels"] = write_array(self.labels_path, self._labels_by_row(labels, sample_ids))

@@ -9,7 +9,7 @@ and, where a row keeps the k largest of many classes, `TopKRows`:
     epoch-0000.classes.npy   (R, k) uint16, or uint32 for a vocabulary of more than 65,536: the classes they are of
     epoch-0000.rest.npy      (R,): the logarithm of the mass of all other classes
 
-In a journal a row is one record of all its parts, and the id of its sample stands beside each row.
+In a journal a row is one record of all its parts and of its label, and the id of its sample stands beside each row.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,6 +32,9 @@ Array = npt.NDArray[Any]
 
 OFFSETS = "offsets"
 EXTRA_PARTS = ("classes", "rest")  # of a row that keeps the k largest
+LABELS = "labels"
+NO_LABEL = -100
+_LABEL = np.dtype("<i4")
 
 
 class Rows(NamedTuple):
@@ -83,20 +86,48 @@ def each_once(ids: Array, counts: Array, parts: Mapping[str, Array]) -> tuple[Ar
     return by_row[rows], {name: part[rows] for name, part in parts.items()}
 
 
+class RowLabels(NamedTuple):
+    """The label of each row, of N samples.
+
+    Attributes:
+        labels: int32 (R,), sample by sample.
+        offsets: int64 (N + 1,): sample i has those from offsets[i] to offsets[i + 1]; none: its labels are not known.
+    """
+
+    labels: Array
+    offsets: Array
+
+
+class _Found(NamedTuple):
+    """Where the rows of each sample lie in the journals: from byte `first` of the journal number `owners` on."""
+
+    first: Array
+    counts: Array
+    owners: Array
+    steps: Array
+    clipped: int
+
+    def part(self, samples: Any) -> "_Found":
+        first, counts, owners, steps = (field[samples] for field in self[:-1])
+        return _Found(first, counts, owners, steps, self.clipped)
+
+
 class RaggedRows:
     """Any number of rows of one shape for each of N samples.
 
     Attributes:
         index: Which of the N samples, in the order of the files, has which id.
         row: The structured dtype of a row, with a field for each part.
-        row_bytes: The size of a row.
+        record: The same with the row's label, as it lies in a journal.
+        row_bytes: The size of a record.
         limit: The largest finite number of the values' dtype.
     """
 
     def __init__(self, index: SampleIndex, row_shape: tuple[int, ...], dtype: str) -> None:
         self.index = index
         self.row = np.dtype(self._fields(row_shape, DTYPES[dtype]))
-        self.row_bytes = self.row.itemsize
+        self.record = np.dtype([*self._fields(row_shape, DTYPES[dtype]), (LABELS, _LABEL)])
+        self.row_bytes = self.record.itemsize
         self.limit = float(np.finfo(DTYPES[dtype]).max)
 
     def _fields(self, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
@@ -113,14 +144,15 @@ class RaggedRows:
 
     def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
         """The shape of each part of so many rows."""
-        return {name: (rows, *self.row[name].shape) for name in self._names}
+        return {name: (rows, *self.row[name].shape) for name in self._names} | {LABELS: (rows,)}
 
     def encode(self, parts: Mapping[str, Array]) -> tuple[bytes, int]:
-        """The bytes of R rows, and how many values were clipped to the dtype's range.
+        """The bytes of R rows, and how many values were clipped to the dtype's range; labels may be left out.
 
         A row with a value that is not finite becomes NaN in all its values.
         """
-        rows = np.empty(len(parts[VALUES]), self.row)
+        rows = np.empty(len(parts[VALUES]), self.record)
+        rows[LABELS] = parts.get(LABELS, NO_LABEL)
         clipped = 0
         for name in self._names:
             part = np.asarray(parts[name])
@@ -138,18 +170,8 @@ class RaggedRows:
         Returns:
             How many values were clipped, and the checksum of each file.
         """
-        blocks, clipped = blocks_in_order(journals)
-        samples = self.index.num_rows
-        first, counts = np.zeros(samples, np.int64), np.zeros(samples, np.int64)
-        owners = np.zeros(samples, np.uint16)
-        for owner, block in blocks:  # the first record comes last, and stays
-            rows = self.rows_of(journals[owner], block)
-            starts = np.flatnonzero(np.diff(rows, prepend=-1))
-            named = rows[starts][::-1]
-            first[named] = (block.offset + block.rows * ID.itemsize + starts * self.row_bytes)[::-1]
-            counts[named] = np.diff(starts, append=len(rows))[::-1]
-            owners[named] = owner
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        found = self._find(journals)
+        offsets = np.concatenate([[0], np.cumsum(found.counts)])
         with ExitStack() as files:
 
             def new(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NpyWriter:
@@ -160,10 +182,69 @@ class RaggedRows:
             writers[OFFSETS] = new(OFFSETS, offsets.dtype, offsets.shape)
             writers[OFFSETS].write(offsets)
             for at, end in self._chunks(offsets):
-                rows = self._gather(journals, first[at:end], counts[at:end], owners[at:end])
+                rows = self._gather(journals, found.part(slice(at, end)), self.row_bytes).view(self.record)
                 for name in self._names:
                     writers[name].write(np.ascontiguousarray(rows[name]))
-            return clipped, {name: writer.finish() for name, writer in writers.items()}
+            return found.clipped, {name: writer.finish() for name, writer in writers.items()}
+
+    def _find(self, journals: list[Journal]) -> "_Found":
+        """Where the rows of each sample lie: those of its first record, by step and then by rank."""
+        blocks, clipped = blocks_in_order(journals)
+        samples = self.index.num_rows
+        first, counts, owners, steps = (np.zeros(samples, kind) for kind in ("i8", "i8", "u2", "i8"))
+        found = _Found(first, counts, owners, steps, clipped)
+        for owner, block in blocks:  # the first record comes last, and stays
+            rows = self.rows_of(journals[owner], block)
+            starts = np.flatnonzero(np.diff(rows, prepend=-1))
+            named = rows[starts][::-1]
+            found.first[named] = (block.offset + block.rows * ID.itemsize + starts * self.row_bytes)[::-1]
+            found.counts[named] = np.diff(starts, append=len(rows))[::-1]
+            found.owners[named] = owner
+            found.steps[named] = block.step
+        return found
+
+    def find_new_labels(self, journals: list[Journal], known: "RowLabels | None", since: int) -> "_Found | None":
+        """The rows of the samples whose labels an epoch's journals have, and are not known yet; None: there are none.
+
+        Args:
+            journals: Of the epoch.
+            known: The labels so far.
+            since: The step from which on recorded labels count.
+        """
+        is_new = np.ones(self.index.num_rows, np.bool_) if known is None else np.diff(known.offsets) == 0
+        if not is_new.any():
+            return None
+        found = self._find(journals)
+        is_new &= (found.counts > 0) & (found.steps >= since)
+        found.counts[:] *= is_new
+        first_rows = found.part(is_new)._replace(counts=np.ones(is_new.sum(), np.int64))
+        found.counts[is_new] *= self._labels_of(journals, first_rows) != NO_LABEL
+        return found if found.counts.any() else None
+
+    def write_labels(
+        self, labels: Path, offsets: Path, journals: list[Journal], found: "_Found", known: "RowLabels | None"
+    ) -> tuple[str, str]:
+        """Writes the labels so far and those that `find_new_labels` found; the checksums of both files."""
+        before = 0 if known is None else np.diff(known.offsets)
+        counts = before + found.counts
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        with (
+            NpyWriter(labels, _LABEL, (int(ends[-1]),)) as of_rows,
+            NpyWriter(offsets, ends.dtype, ends.shape) as of_samples,
+        ):
+            of_samples.write(ends)
+            for at, end in self._chunks(ends):
+                samples = slice(at, end)
+                is_new = np.repeat(found.counts[samples] > 0, counts[samples])
+                part = np.empty(len(is_new), _LABEL)
+                part[is_new] = self._labels_of(journals, found.part(samples))
+                if known is not None:
+                    part[~is_new] = known.labels[known.offsets[at] : known.offsets[end]]
+                of_rows.write(part)
+            return of_rows.finish(), of_samples.finish()
+
+    def _labels_of(self, journals: list[Journal], found: "_Found") -> Array:
+        return self._gather(journals, found, _LABEL.itemsize, self.row.itemsize).view(_LABEL)
 
     def _chunks(self, offsets: Array) -> Iterator[tuple[int, int]]:
         """Ranges of samples whose rows take about a chunk's bytes."""
@@ -177,16 +258,16 @@ class RaggedRows:
         """Where, among the N samples, the sample of each of a block's rows is; raises as `FixedRows.rows_of`."""
         return samples_of(self.index, journal, block)
 
-    def _gather(self, journals: list[Journal], first: Array, counts: Array, owners: Array) -> Array:
-        """The rows of some samples, from where they lie in the journals, in order."""
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        places = np.repeat(first, counts) + within * self.row_bytes
-        owner = np.repeat(owners, counts)
-        rows = np.empty(len(places), np.dtype((np.void, self.row_bytes)))
+    def _gather(self, journals: list[Journal], found: "_Found", size: int, at: int = 0) -> Array:
+        """Of the rows of some samples, in order, `size` bytes from byte `at` of each on, from the journals."""
+        within = np.arange(found.counts.sum()) - np.repeat(np.cumsum(found.counts) - found.counts, found.counts)
+        places = np.repeat(found.first, found.counts) + within * self.row_bytes + at
+        owner = np.repeat(found.owners, found.counts)
+        rows = np.empty(len(places), np.dtype((np.void, size)))
         for number, journal in enumerate(journals):
-            found = np.flatnonzero(owner == number)
-            rows[found] = journal.rows_at(places[found])
-        return rows.view(self.row)
+            mine = np.flatnonzero(owner == number)
+            rows[mine] = journal.rows_at(places[mine], size)
+        return rows
 
     def open_sealed(self, paths: Mapping[str, Path]) -> dict[str, Array]:
         """Maps the sealed files of an epoch, by part.
@@ -200,9 +281,8 @@ class RaggedRows:
                 found[name] = map_array(path)
             except (OSError, ValueError) as error:
                 raise StoreCorruptionError(f"{path} is missing or damaged: {reason_of(error)}.") from error
-        offsets, samples = found[OFFSETS], self.index.num_rows
-        if offsets.shape != (samples + 1,) or offsets.dtype != np.int64 or offsets[0] or (np.diff(offsets) < 0).any():
-            raise StoreCorruptionError(f"{paths[OFFSETS]}: expected {samples + 1} ascending offsets, from 0 on.")
+        offsets = found[OFFSETS]
+        _check_offsets(offsets, self.index.num_rows, paths[OFFSETS])
         for name in self._names:
             shape = (int(offsets[-1]), *self.row[name].shape)
             if found[name].shape != shape or found[name].dtype != self.row[name].base:
@@ -220,6 +300,33 @@ class RaggedRows:
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         places = np.repeat(begin, counts) + within
         return Rows({name: np.take(sealed[name], places, axis=0) for name in self._names}, counts)
+
+
+def _check_offsets(offsets: Array, samples: int, path: Path) -> None:
+    if offsets.shape != (samples + 1,) or offsets.dtype != np.int64 or offsets[0] or (np.diff(offsets) < 0).any():
+        raise StoreCorruptionError(f"{path}: expected {samples + 1} ascending offsets, from 0 on.")
+
+
+def open_labels(labels: Path, offsets: Path, samples: int) -> RowLabels:
+    """Maps the labels of the rows of so many samples.
+
+    Raises:
+        StoreCorruptionError: a file is missing, cut off, or of another shape or dtype.
+    """
+    path = labels
+    try:
+        values = map_array(labels)
+        path = offsets
+        found = RowLabels(values, map_array(offsets))
+    except (OSError, ValueError) as error:
+        raise StoreCorruptionError(f"{path} is missing or damaged: {reason_of(error)}.") from error
+    _check_offsets(found.offsets, samples, offsets)
+    if values.shape != (int(found.offsets[-1]),) or values.dtype != _LABEL:
+        raise StoreCorruptionError(
+            f"{labels} is not of this store: expected {_LABEL} of shape {(int(found.offsets[-1]),)}, found "
+            f"{values.dtype} of shape {values.shape}."
+        )
+    return found
 
 
 class TopKRows(RaggedRows):

@@ -203,7 +203,7 @@ def refuse_live(saved: LogitsStore, live: Path) -> None:
 
 
 def _which_labels(saved: LogitsStore, training_set: TrainingSet) -> str:
-    if training_set.labels is None or training_set.ids is None:
+    if training_set.labels is None or training_set.ids is None or saved.is_ragged:
         return ""
     changed: npt.NDArray[Any] = saved.changed_labels(training_set.labels, training_set.ids)
     return f" ({len(changed)} of {len(training_set.ids)} differ, first for sample ids {changed[:_FEW].tolist()})"

@@ -11,7 +11,7 @@ import torch
 from ..method.many_rows import ManyRows
 from ..method.teachers import PREDICTIONS, Teacher
 from ..store import LogitsStore, StoreError
-from ..store.ragged import EXTRA_PARTS
+from ..store.ragged import EXTRA_PARTS, LABELS
 from ..store.rows import VALUES
 from .sample_ids import SampleIdError
 
@@ -20,6 +20,7 @@ ADDED = "lstsd_"
 SAMPLE_IDS = f"{ADDED}sample_ids"
 POSITIONS = f"{ADDED}positions"
 COUNTS = f"{ADDED}counts"
+ROW_LABELS = f"{ADDED}row_labels"
 
 
 def teacher_key(name: str, part: str = VALUES) -> str:
@@ -33,6 +34,11 @@ def teacher_parts(added: Mapping[str, torch.Tensor], names: Sequence[str]) -> di
         return {}
     parts = [part for part in (VALUES, *EXTRA_PARTS) if teacher_key(names[0], part) in added]
     return {part: torch.stack([added[teacher_key(name, part)] for name in names]) for part in parts}
+
+
+def row_labels(added: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The labels of a batch's rows, as a part of what is recorded; nothing where each sample has one row."""
+    return {LABELS: added[ROW_LABELS]} if ROW_LABELS in added else {}
 
 
 class TeachingEpochs:
@@ -181,7 +187,9 @@ class TeacherCollator:
         if self._head is not None:
             index = self._head.index(batch, len(ids))
             counts = index.counts.numpy()
+            labels = self._head.row_labels(batch, index).numpy()
             batch[POSITIONS], batch[COUNTS] = to_tensor(index.positions.numpy()), to_tensor(counts)
+            batch[ROW_LABELS] = to_tensor(labels)
         batch[SAMPLE_IDS] = to_tensor(sample_ids)
         epochs = self._teaching.get()
         if epochs != self._opened_for:  # anew: the maps of epochs that were dropped would hold on to their disk space

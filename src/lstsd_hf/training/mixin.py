@@ -21,7 +21,7 @@ from ..store import LogitsStore
 from .base_loss import BaseLossMixin
 from .callback import RecorderCallback
 from .checkpoint import last_complete_checkpoint, saved_store
-from .collator import COUNTS, POSITIONS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
+from .collator import COUNTS, POSITIONS, SAMPLE_IDS, TeachingEpochs, row_labels, teacher_key, teacher_parts
 from .exchange import Processes
 from .log import LossParts
 from .model_head import grid_with_gradient, refuse_no_loss, refuse_unsupported, rows_with_gradient
@@ -226,7 +226,8 @@ class LSTSDMixin(BaseLossMixin):
         assert self._head is not None
         self._callback.taught = True
         compared = self._head.compare(student, teacher_parts(added, teachers), self.settings, index)
-        recorder.record(sample_ids, compared, None if index is None else index.counts)
+        compared.recorded.update(row_labels(added))
+        recorder.record(sample_ids, compared, added.get(COUNTS))
         loss = self._whole_loss(base_loss, compared, teachers, items, own_items, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
