@@ -1,8 +1,11 @@
 """The command `lstsd`."""
 
+import io
 import json
+import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import demo
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from lstsd_hf import LogitsStore, StoreError, __version__, cli
+from lstsd_hf.glue.arguments import flag_parser
 
 
 def leave(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[object, str, str]:
@@ -51,8 +55,48 @@ def test_help_of_train(capsys: pytest.CaptureFixture, name: str) -> None:
     code, out, _ = leave(capsys, name, "--help")
     assert code == 0
     assert out.startswith("usage: lstsd train [CONFIG] [--flag value ...]\n")
-    for flag in ("--model_name_or_path", "--task_name", "--learning_rate", "--mini_generation_epochs"):
+    lines = out.splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) < 80
+    everything = flag_parser()[0].format_help()
+    flags = re.findall(r"--[a-z0-9_-]+", out)
+    assert len(flags) > 30
+    for flag in flags:
+        assert re.search(rf"{flag}\b", everything), flag
+
+
+def test_help_of_every_flag(capsys: pytest.CaptureFixture) -> None:
+    code, out, _ = leave(capsys, "train", "--help-all")
+    assert code == 0
+    for flag in ("--model_name_or_path", "--task_name", "--learning_rate", "--mini_generation_epochs", "--adam_beta1"):
         assert flag in out
+
+
+@pytest.fixture(scope="module")
+def bash_completion() -> str:
+    with redirect_stdout(io.StringIO()) as out:
+        cli.main(["completion", "bash"])
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["cl"], ["clean"]),
+        (["train", "--mini_gen"], ["--mini_generation_epochs"]),
+        (["train", "--teacher_trust", "conf"], ["confidence"]),
+        (["report", "a_run"], ["a_run_of_mine"]),
+    ],
+)
+def test_bash_completes_commands_flags_values_and_folders(
+    tmp_path: Path, bash_completion: str, words: list[str], expected: list[str]
+) -> None:
+    (tmp_path / "completion").write_text(bash_completion, encoding="utf-8")
+    (tmp_path / "a_run_of_mine").mkdir()
+    line = " ".join(["lstsd", *words])
+    code = f"source completion; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_lstsd; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == expected
 
 
 @pytest.mark.parametrize("name", ["train", "glue"])

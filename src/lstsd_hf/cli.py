@@ -15,6 +15,8 @@ from .store import LogitsStore, StoreError
 # another library answers a wrong input with something else, whoever calls it turns that into one of these.
 USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
 _LONGEST_LINE = 2000
+# What the names of arguments that are files or folders end in, for a shell to complete.
+_PATHS = ("_dir", "_file", "path", "run", "dataset", "decisions", "output")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_clean(commands)
     _add_store(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -94,7 +97,7 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
     train = commands.add_parser(
         "train",
         aliases=["glue"],
-        add_help=False,  # its own parser has the help, and knows every flag
+        add_help=False,  # its own parser knows every flag
         allow_abbrev=False,
         help="fine-tune on a GLUE task, or on your own files",
     )
@@ -102,6 +105,11 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _train(parsed: argparse.Namespace) -> None:
+    if {"-h", "--help"} & set(parsed.flags):
+        from .glue.help import SHORT_HELP
+
+        print(SHORT_HELP, end="")
+        raise SystemExit(0)
     require("train")
     try:
         # Imported here: torch and transformers take seconds, which nothing else needs.
@@ -269,6 +277,41 @@ def info(store: LogitsStore) -> str:
             for change in changes
         )
     return "\n".join(printable(f"{name + ':':15}{fact}") for name, fact in facts.items())
+
+
+# ---- completion
+
+
+def _add_completion(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = commands.add_parser(
+        "completion", allow_abbrev=False, help="print a script that makes a shell complete flags and file names"
+    )
+    command.add_argument(
+        "shell",
+        choices=["bash", "zsh", "tcsh"],
+        help="for bash: lstsd completion bash > ~/.local/share/bash-completion/completions/lstsd",
+    )
+    command.set_defaults(run=_completion)
+
+
+def _completion(parsed: argparse.Namespace) -> None:
+    require("train")
+    import shtab
+
+    from .glue.arguments import flag_parser
+
+    parser = _parser()
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    train, flags = commands["train"], flag_parser()[0]
+    for action in flags._actions:
+        train._add_action(action)
+    for command in {id(found): found for found in commands.values()}.values():
+        for action in command._actions:
+            if len(action.option_strings) > 1:  # of two spellings the one that the documentation uses
+                action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+            if action.dest.endswith(_PATHS) and not action.choices:
+                action.complete = shtab.FILE
+    print(shtab.complete(parser, parsed.shell))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from importlib import import_module
 
 EXTRAS = {
     "report": ("itables", "jinja2", "plotly"),
-    "train": ("scipy", "sklearn", "yaml"),
+    "train": ("scipy", "shtab", "sklearn", "yaml"),
 }
 
 

@@ -199,12 +199,8 @@ class _Parser(HfArgumentParser):
         return [action.dest for action in self._actions if action.nargs == "+"]
 
 
-def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConfig]:
-    """Reads the arguments: a config first, if there is one, then flags, which override it.
-
-    Raises:
-        ValueError: a flag or key is unknown (the nearest is named), a value is not allowed, or one is missing.
-    """
+def flag_parser() -> tuple[_Parser, list[str]]:
+    """The parser of every flag, and the names of all that a config may set."""
     kinds: tuple[Any, ...] = (ModelArguments, DataArguments, LSTSDConfig)
     names = [entry.name for kind in kinds for entry in fields(kind) if entry.init]
     parser = _Parser(
@@ -214,9 +210,21 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConf
         description="Fine-tunes on a GLUE task, or on your own files. CONFIG is the path of a YAML file, or the name "
         "of a config that the package carries, such as mrpc. Flags override it.",
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("--help-all", action="help", help="Show every flag.")
     # Otherwise every process of a run reports which weights the checkpoint lacks.
     parser.set_defaults(log_level_replica="error")
+    return parser, names
+
+
+def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConfig]:
+    """Reads the arguments: a config first, if there is one, then flags, which override it.
+
+    Raises:
+        ValueError: a flag or key is unknown (the nearest is named), a value is not allowed, or one is missing.
+    """
+    parser, names = flag_parser()
     flags = list(argv)
     if not flags:
         raise ValueError("Nothing to do: expected a CONFIG, or flags. See lstsd train --help.")
