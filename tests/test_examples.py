@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -295,6 +297,22 @@ def test_several_processes(small_models, tmp_path):
     store = LogitsStore.open(tmp_path / "out" / "_logits")
     assert store.sealed_epochs[-1] == 2
     assert np.isfinite(store.read(2, store.sample_ids)).all(axis=1).sum() == ROWS - 4  # the others are held out
+
+
+def test_the_notebook_finds_labels(small_models, tmp_path, monkeypatch):
+    """Executed as it stands there, with the cell of its parameters replaced."""
+    book = nbformat.read(EXAMPLES / "find_wrong_labels.ipynb", as_version=4)
+    given = {"MODEL": small_models("bert"), "DATA": str(reviews(tmp_path)), "OUT": str(tmp_path / "out")}
+    given |= {"CHANGED": 0.1, "EPOCHS": 2}
+    cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ()))
+    assert all(f"{name} = " in cell.source for name in given)
+    cell.source = "".join(f"{name} = {value!r}\n" for name, value in given.items())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    nbclient.NotebookClient(book, timeout=120, kernel_name="python3").execute(cwd=str(tmp_path))
+    printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
+    assert re.search(r"\d of the 4 most suspicious, by chance 0\.4", printed)
+    assert (tmp_path / "out" / "_report" / "report.html").exists()
+    assert len((tmp_path / "out" / "clean.csv").read_text(encoding="utf-8").splitlines()) <= ROWS + 1
 
 
 # ---- the list of them

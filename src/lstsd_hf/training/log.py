@@ -81,6 +81,8 @@ class LossParts:
             return {}
         parts = [self._base.new_full((), self._samples), self._base, *(s.flatten() for s in self._terms.values())]
         samples, base, *rest = accelerator.reduce(torch.hstack(parts), "sum").tolist()
+        if not samples:  # of micro-batches in which no token has a label
+            return {}
         terms = []
         for teachers in self._terms:
             size = _COLUMNS * len(teachers)

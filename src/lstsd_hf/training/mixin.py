@@ -241,6 +241,8 @@ class LSTSDMixin(BaseLossMixin):
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """What the Trainer gets of a micro-batch: base loss and divergences, as a part of the mean over the step."""
+        if not items:  # no token has a label, and a mean over nothing is NaN
+            base_loss, num_items_in_batch = base_loss.nan_to_num(0.0), None
         if self._plain_items is not None and num_items_in_batch is not None:
             base_loss = base_loss * (own_items / self._plain_items * (num_items_in_batch / max(items, 1)))
         loss = base_loss
