@@ -64,7 +64,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = make_store(folder / "_logits")
     checkpoint = folder / f"checkpoint-{STEP}"
     checkpoint.mkdir()
-    store.copy(checkpoint / "_logits", {"steps_per_epoch": 3, "epoch": 2, "log": {}, "problem_type": None})
+    note = {"steps_per_epoch": 3, "epoch": 2, "keeps_all": True, "log": {}, "problem_type": None}
+    store.copy(checkpoint / "_logits", note)
     for place in (folder, checkpoint):
         log = [{"epoch": 1.0, "loss": 0.5, "step": 3}]
         TrainerState(global_step=STEP, log_history=log).save_to_json(str(place / "trainer_state.json"))
@@ -98,7 +99,8 @@ def resume(run: Path) -> None:
         output_dir=run,
         training_set=known,
         dtype=saved.dtype,
-        keeps_all=True,
+        retention=None,
+        history_budget=1 << 20,
         resumes_without_logits=False,
         accepts_new_labels=False,
         skips_seen_batches=True,

@@ -20,7 +20,7 @@ _CHOICES = {
     "teacher_trust": get_args(TeacherTrust),
     "lone_teacher": get_args(LoneTeacher),
     "logits_dtype": get_args(LogitsDtype),
-    "logits_retention": get_args(LogitsRetention),
+    "logits_retention": (None, *get_args(LogitsRetention)),
     "problem_type": (None, *get_args(ProblemType)),
 }
 
@@ -60,7 +60,9 @@ class DistillationArguments(TeacherArguments):
         logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
         logits_dtype: "float16" or "float32".
         logits_top_k: Of a language model: how many of the vocabulary's classes to keep of each predicted token. 8.
-        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch.
+        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch. None: all, where the
+            whole history takes at most `history_budget` bytes. The report finds wrong labels better with all.
+        history_budget: Bytes that the history may take where `logits_retention` is None. 256 MiB.
         num_samples: The largest sample id plus 1, for a streamed training set.
         push_logits: Whether to upload the store with the model. False.
         resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
@@ -145,9 +147,16 @@ class DistillationArguments(TeacherArguments):
             "the mass of all others."
         },
     )
-    logits_retention: LogitsRetention = field(
-        default="needed",
-        metadata={"help": "'needed': keep the epochs that can still teach. 'all': keep every epoch, for the report."},
+    logits_retention: LogitsRetention | None = field(
+        default=None,
+        metadata={
+            "help": "'needed': keep the epochs that can still teach. 'all': keep every epoch, for the report. "
+            "Default: all, where the whole history takes at most history_budget bytes."
+        },
+    )
+    history_budget: int = field(
+        default=256 << 20,
+        metadata={"help": "How many bytes the history may take where logits_retention is not set."},
     )
     num_samples: int | None = field(
         default=None,
@@ -246,6 +255,9 @@ class DistillationArguments(TeacherArguments):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _refuse(name, getattr(self, name), "one of " + ", ".join(map(repr, allowed)))
+        budget = self.history_budget
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+            raise _refuse("history_budget", budget, "a number of bytes, an integer of at least 0")
         k = self.logits_top_k
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise _refuse("logits_top_k", k, "an integer of at least 1")
@@ -278,7 +290,9 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
         logits_dtype: "float16" or "float32".
         logits_top_k: Of a language model: how many of the vocabulary's classes to keep of each predicted token. 8.
-        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch.
+        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch. None: all, where the
+            whole history takes at most `history_budget` bytes. The report finds wrong labels better with all.
+        history_budget: Bytes that the history may take where `logits_retention` is None. 256 MiB.
         num_samples: The largest sample id plus 1, for a streamed training set.
         push_logits: Whether to upload the store with the model. False.
         resume_without_logits: Whether to resume from a checkpoint that holds no store. False.

@@ -53,8 +53,8 @@ def write_report(
     """Writes the report of a run into the `_report` in its output_dir, over an earlier one.
 
     Args:
-        run_dir: The run's output_dir, or a checkpoint in it. `logits_retention="all"` keeps all epochs for the report;
-            of fewer it shows what it can, and says what it cannot.
+        run_dir: The run's output_dir, or a checkpoint in it. Of a run that kept only some of its
+            epochs (`logits_retention`, `history_budget`) the report shows what it can, and says what it cannot.
         dataset: What holds the texts: the training set, or its file; see `texts.read_texts`. None: the page shows ids.
         text_columns: The column to show, or several; None: all columns of text but the label's.
         logits_dir: Where the store is, if not in `<run_dir>/_logits`.

@@ -42,8 +42,8 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
     `suggested_label` are class ids, with the classes' names as their feature.
 
     Args:
-        run_dir: The run's output_dir, or a checkpoint in it. `PredictionRecorder` and `logits_retention="all"` keep
-            every epoch.
+        run_dir: The run's output_dir, or a checkpoint in it. Of a run that kept only some of its
+            epochs (`logits_retention`, `history_budget`) it has these.
         logits_dir: Where the store is, if not in `<run_dir>/_logits`.
 
     Raises:

@@ -40,7 +40,7 @@ class Run:
         ids: (N,) the samples that have a label, ascending.
         labels: (N,) their labels: class ids, or scores.
         classes: The names of the C classes; empty for a regression.
-        log: The Trainer's log, of numbers by name; empty where there is none.
+        log: The run's log, of numbers by name; empty where there is none.
     """
 
     name: str
@@ -125,7 +125,7 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
         ids=ids,
         labels=labels,
         classes=() if classes == 1 else _class_names([run_dir, *checkpoints], classes),
-        log=_newest_log(run_dir, checkpoints),
+        log=_log_of(store, run_dir, checkpoints),
     )
 
 
@@ -170,6 +170,12 @@ def _class_names(folders: list[Path], classes: int) -> tuple[str, ...]:
     return tuple(str(known.get(name, name)).encode("utf-8", "replace").decode() for name in numbers)
 
 
+def _log_of(store: LogitsStore, run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]]:
+    """The log that the store keeps; stores of before 0.2 keep none, and the Trainer's own is looked for."""
+    kept = store.read_log()
+    return _newest_log(run_dir, checkpoints) if kept is None else _numbers(kept)
+
+
 def _newest_log(run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]]:
     """The log of a run, or of its newest readable checkpoint where that is of a later step; empty where there is none.
 
@@ -194,7 +200,12 @@ def _log(path: Path) -> tuple[int, list[dict[str, float]]]:
     step, entries = state.get("global_step", 0), state.get("log_history", [])
     if not is_whole(step) or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} is damaged: expected a number as global_step, and a list of objects as log_history.")
-    return step, [{name: value for name, value in entry.items() if _is_logged(name, value)} for entry in entries]
+    return step, _numbers(entries)
+
+
+def _numbers(entries: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """A log without what cannot be drawn."""
+    return [{name: value for name, value in entry.items() if _is_logged(name, value)} for entry in entries]
 
 
 def _is_logged(name: str, value: Any) -> bool:

@@ -152,9 +152,7 @@ def curves(run: Run, measures: Measures) -> tuple[dict[str, figures.Figure], lis
     plots, missing = {}, []
     losses = figures.loss_curves(run.log)
     if losses is None:
-        missing.append(
-            "There is no loss curve: trainer_state.json, in the run's folder or its checkpoints, has no log."
-        )
+        missing.append("There is no loss curve: neither the store nor a trainer_state.json of the run has a log.")
     else:
         plots["losses"] = losses
     if run.is_regression:

@@ -113,6 +113,10 @@ class StoreFolder:
         """Where each sample's labels begin, in a store with a label for each row of a sample."""
         return self.path / "labels.offsets.npy"
 
+    def log_path(self, entries: int) -> Path:
+        """The file of the run's log, when it has so many entries."""
+        return self.path / f"log-{entries:06d}.json"
+
     def unchanging_files(self, manifest: Manifest) -> dict[Path, str]:
         """The files that never change again, with the checksums that the manifest has of them."""
         files = {self.epoch_path(int(epoch)): checksum for epoch, checksum in manifest["sealed"].items()}
@@ -122,6 +126,7 @@ class StoreFolder:
         for key, checksum in manifest["statistics"].items():
             name, epoch = key.split()
             files[self.statistic_path(name, int(epoch))] = checksum
+        files |= {self.log_path(int(entries)): checksum for entries, checksum in manifest["log"].items()}
         if manifest["labels"] is not None:
             files[self.labels_path] = manifest["labels"]
         if manifest["label_offsets"] is not None:
@@ -199,9 +204,9 @@ def check_file(path: Path, checksum: str, rows: int | None = None) -> None:
     """Raises StoreCorruptionError where a file is missing, or not what its checksum and its number of rows say."""
     try:
         # First, so that no more is read than what the header says.
-        if rows is None:
+        if path.suffix == ".npy" and rows is None:
             map_array(path)
-        else:
+        elif path.suffix == ".npy":
             map_rows(path, rows)
         found = checksum_of(path)
     except FileNotFoundError as error:

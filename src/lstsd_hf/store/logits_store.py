@@ -8,6 +8,7 @@
                             epoch-0000.offsets.npy does, where those of each sample begin
       epoch-0000.npy        sealed: (rows, *row_shape), plain .npy, NaN: no prediction
       margin-0000.npy       optional: a statistic of the epochs up to this one, by row
+      log-000037.json       the log of the run that fills it: see `training_log`
       open/
         epoch-0001.rank-00000.journal    the epoch under way, appended to by one process: see `journal`
 
@@ -249,6 +250,7 @@ class LogitsStore(SealedEpochs):
         """
         self._verify_files()
         self.read_row_labels()
+        self.read_log()
         for epoch in self.sealed_epochs:
             self._rows.open_sealed(self.part_paths(epoch))
         for journal in self.journals():

@@ -11,6 +11,7 @@ source            in a store of another model's predictions: what made them: see
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
 statistics        by "<name> <epoch>": the checksum of <name>-<epoch>.npy
+log               by its number of entries: the checksum of log-<entries>.json; at most one
 open              in a copy, by "<epoch> <rank>": the size of each journal
 note              in a copy: what `LogitsStore.copy` was told
 aside             in a store that was moved aside: true
@@ -51,6 +52,7 @@ _OPTIONAL: dict[str, Any] = {
     "layout": {},
     "source": {},
     "parts": {},
+    "log": {},
     "label_changes": [],
     "aside": False,
 }
@@ -72,6 +74,7 @@ class Manifest(TypedDict):
     sealed: dict[str, str]
     parts: dict[str, str]
     statistics: dict[str, str]
+    log: dict[str, str]
     open: dict[str, int]
     note: dict[str, Any]
     aside: bool
@@ -104,6 +107,7 @@ def new_manifest(
         sealed={},
         parts={},
         statistics={},
+        log={},
         open={},
         note={},
         aside=False,
@@ -262,6 +266,10 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
     "parts": (_is_table(rf"(?:offsets|classes|rest) {_NUMBER}", _is_checksum), "checksums by part and epoch"),
     "statistics": (_is_table(rf"(?!epoch )[a-z_]+ {_NUMBER}", _is_checksum), "checksums by name and epoch"),
+    "log": (
+        lambda value: _is_table(_NUMBER, _is_checksum)(value) and len(value) <= 1,
+        "at most one checksum, by the number of entries",
+    ),
     "open": (_is_table(f"{_NUMBER} {_NUMBER}", is_whole), "sizes by epoch and process"),
     "note": (lambda value: isinstance(value, dict), "an object"),
     "aside": (lambda value: isinstance(value, bool), "true or false"),

@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 from .errors import StoreCorruptionError, StoreMismatchError
 from .files import replacing
-from .folder import StoreFolder
 from .journal import Journal
 from .manifest import Manifest, read_manifest, write_manifest
 from .npy import map_rows, reason_of, write_array
 from .ragged import RaggedRows, RowLabels, open_labels
+from .training_log import TrainingLog
 
 _NO_LABEL = -100  # which losses ignore
 _STATISTIC_NAME = re.compile(r"(?!epoch$)[a-z_]+")
 
 
-class PerSampleFiles(StoreFolder):
+class PerSampleFiles(TrainingLog):
     """The files with a row for each sample that are not an epoch's predictions."""
 
     # ---- labels

@@ -27,6 +27,7 @@ _FEW = 5
 _NOTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps_per_epoch": (lambda value: value is None or is_whole(value, 1), "a number of steps, or null"),
     "epoch": (lambda value: is_whole(value, -1), "an epoch"),
+    "keeps_all": (lambda value: isinstance(value, bool), "true or false"),
     "steps_per_pass": (lambda value: value is None or is_whole(value, 1), "a number of steps, or null"),
     "steps_before_pass": (is_whole, "a number of steps"),
     "problem_type": (lambda value: value in (None, *HEADS), f"null, or one of {', '.join(HEADS)}"),

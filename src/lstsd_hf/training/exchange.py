@@ -41,6 +41,12 @@ class Processes:
         """Waits until all processes are here."""
         self.accelerator.wait_for_everyone()
 
+    def first_says(self, answer: bool) -> bool:
+        """What the first process answers; all processes call this together."""
+        if self.count == 1:
+            return answer
+        return bool(broadcast(torch.tensor(answer, device=self.accelerator.device).int(), 0).item())
+
     def gather_journals(self, store: LogitsStore, epoch: int) -> None:
         """Waits for all processes; where nodes share no disk, gives each node the journals of all."""
         self.wait()

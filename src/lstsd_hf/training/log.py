@@ -1,4 +1,4 @@
-"""The parts of the loss in the log: sums since the last one, kept on the device."""
+"""The parts of the loss in the log: sums since the last one, kept on the device; and the log in the store."""
 
 import re
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ..method.loss import TeacherTerms
+from ..store import LogitsStore
 
 # What is summed over samples for each teacher: trust times divergence, trust, agreement, presence; and in how many the
 # teacher's part of the loss was not finite, and the base loss was.
@@ -143,6 +144,12 @@ class LossParts:
             if present and decides:
                 means[f"{name}_agreement"] = agreement / present
         return means
+
+
+def keep_log(store: LogitsStore, entries: Sequence[dict[str, Any]]) -> None:
+    """Keeps the Trainer's log with the predictions, but for times, which differ from node to node."""
+    times = ("_runtime", "_per_second")
+    store.write_log([{name: v for name, v in entry.items() if not name.endswith(times)} for entry in entries])
 
 
 def _refuse_damage(teachers: tuple[str, ...], samples: npt.NDArray[Any]) -> None:

@@ -24,7 +24,8 @@ from . import place
 from .checkpoint import refuse_live, refuse_other
 from .collator import COUNTS, SAMPLE_IDS, TeachingEpochs
 from .exchange import Processes
-from .forecast import refuse_full_disk
+from .forecast import Forecast
+from .log import keep_log
 from .on_its_way import OnItsWay
 from .sample_ids import SampleIdError
 from .stream import StreamPasses
@@ -42,7 +43,9 @@ class Plan:
         output_dir: The folder of the run's checkpoints.
         training_set: What is known of the samples.
         dtype: "float16" or "float32".
-        keeps_all: Whether every epoch is kept; else those that can still teach.
+        retention: "all": every epoch is kept; "needed": those that can still teach; None: as before in a run that is
+            resumed, else all where they take at most `history_budget` bytes.
+        history_budget: In bytes.
         resumes_without_logits: Whether to go on where the store lacks epochs that should teach.
         accepts_new_labels: Whether to resume where the labels, and nothing else, have changed.
         skips_seen_batches: Whether a resumed run passes over the batches that its checkpoint had seen.
@@ -53,7 +56,8 @@ class Plan:
     output_dir: Path
     training_set: TrainingSet
     dtype: str
-    keeps_all: bool
+    retention: str | None
+    history_budget: int
     resumes_without_logits: bool
     accepts_new_labels: bool
     skips_seen_batches: bool
@@ -103,6 +107,7 @@ class Recorder:
         self._pending = OnItsWay()
         self._seen: npt.NDArray[np.bool_] | None = None
         self._is_sealed = False  # the epoch under way
+        self._keeps_all = False  # until the size of a row is known
         self._held: list[BaseFileLock] = []
         has_new_labels = False
         if saved is not None:
@@ -120,7 +125,7 @@ class Recorder:
             has_new_labels = refuse_other(
                 saved, plan.training_set, plan.dtype, steps_per_epoch, self.epoch, plan.accepts_new_labels
             )
-            self._refuse_full_disk(rows_in(saved), saved.row_shape, saved.vocabulary, len(saved.sealed_epochs))
+            self._decide_retention(rows_in(saved), saved.row_shape, saved.vocabulary, saved)
         try:
             if processes.owns_store:
                 self._held = place.lock(plan.path, plan.output_dir)
@@ -216,10 +221,12 @@ class Recorder:
             self._store.seal(self.epoch)
             if self.head is not None:
                 fold_statistics(self._store, self.epoch, self.head)
-            if not self._plan.keeps_all:
+            if not self._keeps_all:
                 needed = epochs_needed(self._teachers, self.epoch + 1)
                 for old in set(self._store.sealed_epochs) - needed:
                     self._store.drop(old)
+        if self._processes.owns_store:  # what was logged since the epoch was sealed as well
+            keep_log(self._store, self._state.log_history)
         self._processes.wait()
 
     # ---- recording
@@ -272,23 +279,25 @@ class Recorder:
 
     def _create(self, compared: Compared, counts: torch.Tensor | None) -> None:
         """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
+        known, row_shape = self._plan.training_set, tuple(compared.recorded[VALUES].shape[1:])
+        rows = SampleIndex.of(known.num_samples, known.ids).num_rows
+        if counts is not None:  # as many for each sample as this batch has
+            rows = math.ceil(rows * counts.float().mean().item())
+        self._decide_retention(rows, row_shape, compared.vocabulary)
         if self._processes.owns_store:
-            known, row_shape = self._plan.training_set, tuple(compared.recorded[VALUES].shape[1:])
-            rows = SampleIndex.of(known.num_samples, known.ids).num_rows
-            if counts is not None:  # as many for each sample as this batch has
-                rows = math.ceil(rows * counts.float().mean().item())
-            self._refuse_full_disk(rows, row_shape, compared.vocabulary)
             new_store(self._plan, row_shape, is_ragged=counts is not None, vocabulary=compared.vocabulary)
         self._processes.wait()
         self._open_store()
 
-    def _refuse_full_disk(
-        self, rows: int, row_shape: tuple[int, ...], vocabulary: int | None, sealed: int = 0
+    def _decide_retention(
+        self, rows: int, row_shape: tuple[int, ...], vocabulary: int | None, saved: LogitsStore | None = None
     ) -> None:
-        plan = self._plan
-        keeps_all = plan.keeps_all and self.steps_per_epoch is not None
-        epochs = self._state.num_train_epochs
-        refuse_full_disk(plan.path, rows, row_shape, vocabulary, plan.dtype, epochs, keeps_all, sealed)
+        epochs = None if self.steps_per_epoch is None else self._state.num_train_epochs
+        sealed = 0 if saved is None else len(saved.sealed_epochs)
+        forecast = Forecast(self._plan.path, rows, row_shape, vocabulary, self._plan.dtype, epochs, sealed)
+        self._keeps_all = keeps_all(self._plan, forecast, saved, self._processes)
+        if saved is not None or self._processes.owns_store:
+            forecast.refuse_full_disk(self._keeps_all)
 
     # ---- saving and restoring
 
@@ -300,7 +309,8 @@ class Recorder:
         self._processes.gather_journals(self._store, self.epoch)
         if self._processes.owns_store:
             checkpoint.mkdir(parents=True, exist_ok=True)
-            own = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
+            keep_log(self._store, self._state.log_history)
+            own = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch, "keeps_all": self._keeps_all}
             own |= {} if self._passes is None else self._passes.note()
             self._store.copy(checkpoint / LOGITS_FOLDER, own | note)
         self._processes.wait()
@@ -321,6 +331,16 @@ def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabu
     )
     if known.labels is not None and not is_ragged:
         store.write_labels(known.labels, known.ids)
+
+
+def keeps_all(plan: Plan, forecast: Forecast, saved: LogitsStore | None, processes: Processes) -> bool:
+    """Whether a run keeps every epoch, which is decided once: `saved` is the store that it goes on with."""
+    if plan.retention is not None:
+        return plan.retention == "all"
+    noted = None if saved is None else saved.note.get("keeps_all")
+    if noted is not None:
+        return bool(noted)
+    return processes.first_says(processes.rank == 0 and forecast.keeps_all(plan.history_budget))
 
 
 def rows_in(store: LogitsStore) -> int:
