@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/python scripts/demo.py
@@ -15,6 +15,11 @@ lint: $(VENV)/test.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(MAKE) docs
+
+# The documentation as a site in build/site, with every link between its pages checked.
+docs: $(VENV)/test.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # One environment for both: the demo's packages are also what a test trains on.
 $(VENV)/%.installed: setup.cfg pyproject.toml constraints.txt
