@@ -1,7 +1,6 @@
 """The command `lstsd`."""
 
 import io
-import json
 import re
 import subprocess
 import sys
@@ -12,8 +11,9 @@ import demo
 import numpy as np
 import pytest
 
-from lstsd_hf import LogitsStore, StoreError, __version__, cli
+from lstsd_hf import LogitsStore, StoreError, __version__, cli, read_history
 from lstsd_hf.glue.arguments import flag_parser
+from toys import BAD, GOOD
 
 
 def leave(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[object, str, str]:
@@ -185,24 +185,37 @@ def test_report_says_where_it_goes(capsys: pytest.CaptureFixture) -> None:
     assert "or a checkpoint in it; the report goes to _report in the output_dir" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("where", [["--output_dir", "{}"], ["--output_dir={}"]])
-def test_demo_takes_its_folder_and_hands_the_other_flags_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: list[str]
-) -> None:
+def test_the_demo(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """All of it but the packaged reviews and model, and without a process for each run."""
+    config = ["text_columns: [text]", "do_train: true", "save_strategy: 'no'", "learning_rate: 1e-2"]
+    (tmp_path / "demo.yaml").write_text("\n".join([f"model_name_or_path: {model}", *config]), encoding="utf-8")
+    wrong = np.arange(40) % 11 == 0
+
+    def draw(root: Path) -> np.ndarray:
+        rows = [(f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]}", i % 2 ^ wrong[i % 40]) for i in range(40)]
+        for name in ("train.csv", "validation.csv"):
+            lines = [f"{text},{('negative', 'positive')[label]}\n" for text, label in rows]
+            (root / name).write_text("text,label\n" + "".join(lines), encoding="utf-8")
+        return wrong
+
     commands = []
 
-    def run(command: list[str], check: bool) -> None:
-        commands.append(command)
-        out = Path(command[command.index("--output_dir") + 1])
-        out.mkdir()
-        results = {"eval_accuracy": 0.9, "eval_loss": 0.1, "train_runtime": 7}
-        (out / "all_results.json").write_text(json.dumps(results))
+    def run(command: list[str], **options: object) -> None:
+        assert command[1:4] == ["-m", "lstsd_hf", "train"]
+        commands.append(command[4:])
+        cli.main(command[3:])
 
-    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(demo, "CONFIG", tmp_path / "demo.yaml")
+    monkeypatch.setattr(demo, "draw_reviews", draw)
     monkeypatch.setattr(demo, "device_flags", lambda: ["--use_cpu"])
-    given = ["--seed", "3", *(part.format(tmp_path) for part in where), "--max_steps=2"]
-    monkeypatch.setattr(sys, "argv", ["demo.py", *given])
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["demo.py", f"--output_dir={tmp_path / 'out'}", "--seed", "3", "--max_steps=60"])
     demo.main()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lstsd", "plain"]
-    for command in commands:
-        assert command[-4:] == ["--use_cpu", "--seed", "3", "--max_steps=2"]
+    assert all(command[-3:] == ["--seed", "3", "--max_steps=60"] for command in commands)
+    out = capsys.readouterr().out
+    for title in ("transformers.Trainer", "LSTSDTrainer", "LSTSDTrainer, wrong labels dropped"):
+        assert re.search(rf"^{title} +\d+\.\d% +\d+\.\d%$", out, re.MULTILINE), title
+    flagged = read_history(tmp_path / "out" / "lstsd").filter(lambda row: row["noise_score"] > 0.5)["sample_id"]
+    found = sum(wrong[i] for i in flagged)
+    assert f"found {found} of the 4 wrong labels, among the {len(flagged)} that look wrong" in out
+    assert (tmp_path / "out" / "lstsd" / "_report" / "report.html").is_file()

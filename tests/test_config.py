@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from lstsd_hf import DistillationArguments, LSTSDConfig
 from lstsd_hf.method.heads import Classes, Scores
 
-README = Path(__file__).parents[1] / "README.md"
+SETTINGS = Path(__file__).parents[1] / "docs" / "settings.md"
 
 
 @dataclass
@@ -106,7 +106,7 @@ def test_every_field_is_a_flag_with_help(tmp_path):
 
 
 def test_the_readme_states_the_defaults(tmp_path):
-    table = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    table = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", SETTINGS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     stated = {
         name: ast.literal_eval(value)
         for names, values in table

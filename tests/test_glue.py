@@ -370,3 +370,27 @@ def test_two_processes(model: str, tmp_path: Path) -> None:
     assert len((tmp_path / "MRPC.tsv").read_text().splitlines()) == 6
     state = results(tmp_path, "trainer_state.json")
     assert state["global_step"] == 6  # 24 rows, 3 epochs, 2 processes of 8 rows: two steps an epoch
+
+
+def test_it_says_what_it_will_do_and_what_it_found(
+    model: str, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "true")
+    glue.main(argv)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "BertForSequenceClassification learns 48 rows (24 negative, 24 positive).",
+        "3 epochs. Teachers: long-term from epoch 2, short-term from epoch 1.",
+        f"Predictions: {tmp_path}/_logits, 0 kB for each epoch that is kept.",
+    ]
+    assert re.fullmatch(rf"\d+ of 48 labels look wrong. To see them: lstsd report {tmp_path}", lines[-1])
+
+    glue.main([*argv, "--trainer", "plain", "--max_steps", "2"])
+    assert "2 steps, with transformers.Trainer." in capsys.readouterr().out.splitlines()
+    glue.main(
+        [*argv[:-4], "--task_name", "stsb", "--data_dir", layout, "--do_train", "true", "--short_term_weight", "0"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "BertForSequenceClassification learns 48 rows (scores from 0 to 5)."
+    assert lines[1] == "3 epochs. Teachers: long-term from epoch 2."
+    assert re.fullmatch(rf"\d+ of 48 scores look wrong. To see them: lstsd report {tmp_path}", lines[-1])

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from ..training.trainer import LSTSDTrainer
+from . import words
 from .arguments import DataArguments, ModelArguments
 from .callbacks import LateInterruptCallback, LossProgressCallback
 from .checks import check_metric, check_tokens
@@ -120,6 +121,8 @@ def _run(job: Job, progress: LossProgressCallback, interrupts: LateInterruptCall
     results: dict[str, float] = {}
     if data.train is not None:
         refuse_no_batch(args, len(data.train))
+        if trainer.is_world_process_zero():
+            print(words.plan(job, model), flush=True)
         results |= train(trainer, data.train, job.checkpoint)
     if data.evaluation:
         results |= evaluate(trainer, data.evaluation)
@@ -132,6 +135,8 @@ def _run(job: Job, progress: LossProgressCallback, interrupts: LateInterruptCall
     card = model_card_arguments(model_args, data_args)
     if data.train is not None:
         trainer.create_model_card(**card)
+    if isinstance(trainer, LSTSDTrainer) and data.train is not None and trainer.is_world_process_zero():
+        print(words.found(job))
     if model_args.report and trainer.is_world_process_zero():
         report(job)
     if args.push_to_hub:  # last: all else is on disk, whatever the network does

@@ -1,0 +1,59 @@
+"""What `lstsd train` says of a run: at its begin what it will do, at its end what it found."""
+
+import math
+import shlex
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ..method import dynamics
+from ..method.heads import Classes, Scores
+from ..method.teachers import teachers_of
+from ..report.history import open_run
+from ..report.measures import measure
+from ..store import StoreError
+from .prepare import Job
+
+_MOST_CLASSES = 6  # whose sizes fit a line
+
+
+def plan(job: Job, model: PreTrainedModel) -> str:
+    """Three lines: rows and classes; epochs and teachers; where the predictions go, and their size."""
+    args, rows = job.args, job.data.train
+    assert rows is not None
+    labels = np.asarray(rows["label"])
+    if not job.data.labels:
+        kinds = f"scores from {labels.min():g} to {labels.max():g}"
+    else:
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        counts = np.bincount(labels, minlength=len(names))
+        sizes = ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True))
+        kinds = sizes if len(names) <= _MOST_CLASSES else f"{len(names)} classes"
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    lines = [f"{type(model).__name__} learns {len(rows):,} rows ({kinds}).", f"{length}, with transformers.Trainer."]
+    if job.model_args.trainer == "lstsd":
+        head = Classes if job.data.labels else Scores
+        teachers, epochs = teachers_of(args.resolve(head.default_weight)), math.ceil(args.num_train_epochs)
+        speaks = {t.name: [e for e in range(epochs) if t.teaching_epoch(e, epochs) is not None] for t in teachers}
+        firsts = [f"{name.replace('_', '-')} from epoch {found[0]}" for name, found in speaks.items() if found]
+        size = len(rows) * (len(job.data.labels) or 1) * np.dtype(args.logits_dtype).itemsize
+        lines[1] = f"{length}. Teachers: {', '.join(firsts) or 'none'}."
+        lines.append(f"Predictions: {args.logits_dir}, {size / 1000:,.0f} kB for each epoch that is kept.")
+    return "\n".join(lines)
+
+
+def found(job: Job) -> str:
+    """How many labels look wrong, and the command that shows them where no report does."""
+    args = job.args
+    try:
+        run = open_run(str(args.output_dir), args.logits_dir)
+        measures = measure(run)
+    except StoreError as error:  # of a run that diverged; what it trained is saved, and this is no reason to fail
+        return f"What the model learnt of each row cannot be told: {error}"
+    flagged = int(dynamics.flags(measures.samples["noise_score"]).sum())
+    what = "scores" if run.is_regression else "labels"
+    sentence = f"{flagged:,} of {measures.seen.sum():,} {what} look wrong."
+    if job.model_args.report:
+        return sentence
+    texts = [] if job.data_args.train_file is None else ["--dataset", job.data_args.train_file]
+    return f"{sentence} To see them: {shlex.join(['lstsd', 'report', str(args.output_dir), *texts])}"
