@@ -34,6 +34,7 @@ from lstsd_hf.store.journal import ID, JournalWriter, journal_head
 from lstsd_hf.training.checkpoint import last_complete_checkpoint, read_state, saved_store
 from lstsd_hf.training.collator import TeachingEpochs
 from lstsd_hf.training.exchange import Processes
+from lstsd_hf.training.memory_log import MemoryLog
 from lstsd_hf.training.recorder import Plan, Recorder
 from lstsd_hf.training.training_set import TrainingSet
 
@@ -108,7 +109,8 @@ def resume(run: Path) -> None:
     )
     state = TrainerState(global_step=STEP, max_steps=12, num_train_epochs=4)
     processes = Processes(Accelerator(cpu=True), TrainingArguments(str(run), use_cpu=True, report_to=[]))
-    Recorder(plan, (), processes, state, 3, saved).release()
+    memory = MemoryLog(processes, 3, log=lambda values: None)
+    Recorder(plan, (), processes, state, 3, memory, saved).release()
 
 
 def report(run: Path) -> None:

@@ -44,9 +44,10 @@ def train(trainer_class: Any, folder: Path, head: str = "classes", **options: An
 
 
 def entries(trainer: Any) -> list[dict[str, float]]:
-    """The log without what a clock measures."""
+    """The log without what a clock measures, and without the entries of what is memorised, which are ours."""
     clocked = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
-    return [{k: v for k, v in entry.items() if k not in clocked} for entry in trainer.state.log_history]
+    plain = [entry for entry in trainer.state.log_history if "memorised" not in entry]
+    return [{k: v for k, v in entry.items() if k not in clocked} for entry in plain]
 
 
 def class_weighted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -49,10 +49,12 @@ class Head(ABC):
     Attributes:
         default_weight: What each teacher weighs where the user gives no weight.
         decides: Whether a prediction is a decision, so that student and teacher can agree.
+        judged: The parts of a row that `scores` reads.
     """
 
     default_weight: ClassVar[float] = 0.4
     decides: ClassVar[bool] = True
+    judged: ClassVar[tuple[str, ...]] = ("values",)
 
     def items(self, samples: int, rows: int) -> int:
         """How many items a micro-batch's base loss is the mean of, by its numbers of samples and of rows."""
@@ -74,6 +76,28 @@ class Head(ABC):
             settings: Those in force.
             index: Where the rows stand in the grid; None for one row for each sample.
         """
+
+    def targets(self, labels: Any) -> torch.Tensor | None:
+        """A batch's labels in a form that `scores` takes; None: predictions cannot be compared with them.
+
+        Heads with many rows have a label for each row instead.
+        """
+        return None
+
+    def scores(
+        self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        """How good predictions are: 1 for a hit, 0 for a miss, a share of labels; of a regression the squared error.
+
+        Args:
+            recorded: The `judged` parts of n rows that were recorded, on the CPU.
+            labels: (n, ...).
+            counts: (B,) how many rows each sample has; None: one.
+
+        Returns:
+            (n,), or (n, 2) of start and end; NaN: no label, or no prediction.
+        """
+        raise NotImplementedError
 
 
 class OneRow(Head):
@@ -120,6 +144,18 @@ class Classes(OneRow):
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
         return (MARGIN,) if labels.ndim == 1 and labels.dtype.kind == "i" else ()
 
+    def targets(self, labels: Any) -> torch.Tensor | None:
+        is_class = isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+        return labels if is_class else None
+
+    def scores(
+        self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        values = recorded["values"].float()
+        hits = (values.argmax(dim=-1) == labels).float()
+        known = (labels >= 0) & (labels < values.shape[-1]) & values.isfinite().all(dim=-1)
+        return torch.where(known, hits, torch.nan)
+
     def _terms(
         self, student: torch.Tensor, teachers: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -133,6 +169,16 @@ class Labels(OneRow):
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
         return ()
+
+    def targets(self, labels: Any) -> torch.Tensor | None:
+        return labels.float() if isinstance(labels, torch.Tensor) else None
+
+    def scores(
+        self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        values = recorded["values"].float()
+        right = ((values > 0) == (labels.reshape(values.shape) > 0.5)).float().mean(dim=-1)
+        return torch.where(values.isfinite().all(dim=-1), right, torch.nan)
 
     def _terms(
         self, student: torch.Tensor, teachers: torch.Tensor, temperature: float
@@ -151,6 +197,15 @@ class Scores(OneRow):
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
         return (ABSOLUTE_ERROR,) if labels.ndim == 1 and labels.dtype.kind == "f" else ()
+
+    def targets(self, labels: Any) -> torch.Tensor | None:
+        return labels.float() if isinstance(labels, torch.Tensor) else None
+
+    def scores(
+        self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        values = recorded["values"].float()
+        return (values - labels.reshape(values.shape)).square().mean(dim=-1)
 
     def _terms(
         self, student: torch.Tensor, teachers: torch.Tensor, temperature: float

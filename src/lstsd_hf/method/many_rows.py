@@ -13,7 +13,7 @@ import torch
 from .heads import Classes, Compared, Head
 from .loss import TeacherTerms
 from .rows import IGNORED, RowIndex, labelled_tokens, own_positions, predicted_tokens
-from .spans import span_terms
+from .spans import is_most, span_terms
 from .statistics import Statistic
 from .teachers import Settings
 from .vocabulary import TopK, student_events, vocabulary_terms
@@ -57,6 +57,11 @@ class Tokens(ManyRows):
     def items(self, samples: int, rows: int) -> int:
         return rows
 
+    def scores(
+        self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        return Classes().scores(recorded, labels, None)
+
     def compare(
         self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
     ) -> Compared:
@@ -90,6 +95,15 @@ class Spans(ManyRows):
         start, end = (within == batch[name].flatten()[samples] for name in _ENDS)
         return start.int() + 2 * end.int()
 
+    def scores(
+        self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert counts is not None
+        values = recorded[VALUES].float()
+        samples = torch.arange(len(counts)).repeat_interleave(counts)
+        known = torch.stack([labels & 1, labels & 2], dim=1).bool() & (labels >= 0)[:, None] & values.isfinite()
+        return torch.where(known, is_most(values, samples, len(counts)), torch.nan)
+
     def compare(
         self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
     ) -> Compared:
@@ -110,6 +124,8 @@ class Vocabulary(ManyRows):
         shifts: Whether position t predicts the label at t + 1.
     """
 
+    judged = (CLASSES,)
+
     def __init__(self, k: int, shifts: bool) -> None:
         self.k = k
         self.shifts = shifts
@@ -127,6 +143,12 @@ class Vocabulary(ManyRows):
 
     def items(self, samples: int, rows: int) -> int:
         return rows
+
+    def scores(
+        self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
+    ) -> torch.Tensor:
+        hits = (recorded[CLASSES][:, 0] == labels).float()  # the most probable is the first
+        return torch.where(labels >= 0, hits, torch.nan)
 
     def compare(
         self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None

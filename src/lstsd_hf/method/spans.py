@@ -58,11 +58,11 @@ def span_terms(
         rows = torch.zeros(count, device=student.device).index_add(0, samples, torch.ones_like(student[:, 0]))
         trust = present * (over_rows(log_q.exp() * log_q) / rows.clamp(min=2).log() + 1).clamp(0, 1)
     # The most probable start and the most probable end: as a row's log probability that no other one exceeds.
-    best = _is_most(log_p.detach(), samples, count) * _is_most(log_q, samples, count)
+    best = is_most(log_p.detach(), samples, count) * is_most(log_q, samples, count)
     return TeacherTerms(present, trust, distance, present * over_rows(best).clamp(max=1))
 
 
-def _is_most(log_p: torch.Tensor, samples: torch.Tensor, count: int) -> torch.Tensor:
+def is_most(log_p: torch.Tensor, samples: torch.Tensor, count: int) -> torch.Tensor:
     """(..., R, 2): 1 where a row is the most probable of its sample, else 0."""
     index = samples[:, None].expand(log_p.shape)
     most = torch.full((*log_p.shape[:-2], count, 2), -torch.inf, device=log_p.device)

@@ -31,6 +31,7 @@ _NOTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps_per_pass": (lambda value: value is None or is_whole(value, 1), "a number of steps, or null"),
     "steps_before_pass": (is_whole, "a number of steps"),
     "problem_type": (lambda value: value in (None, *HEADS), f"null, or one of {', '.join(HEADS)}"),
+    "memory": (lambda value: isinstance(value, dict), "counters of what is memorised"),
     "log": (lambda value: isinstance(value, dict), "sums of the log"),
 }
 

@@ -11,7 +11,7 @@ import torch
 from ..method.many_rows import ManyRows
 from ..method.teachers import PREDICTIONS, Teacher
 from ..store import LogitsStore, StoreError
-from ..store.ragged import EXTRA_PARTS, LABELS
+from ..store.ragged import EXTRA_PARTS
 from ..store.rows import VALUES
 from .sample_ids import SampleIdError
 
@@ -34,11 +34,6 @@ def teacher_parts(added: Mapping[str, torch.Tensor], names: Sequence[str]) -> di
         return {}
     parts = [part for part in (VALUES, *EXTRA_PARTS) if teacher_key(names[0], part) in added]
     return {part: torch.stack([added[teacher_key(name, part)] for name in names]) for part in parts}
-
-
-def row_labels(added: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The labels of a batch's rows, as a part of what is recorded; nothing where each sample has one row."""
-    return {LABELS: added[ROW_LABELS]} if ROW_LABELS in added else {}
 
 
 class TeachingEpochs:

@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -46,6 +48,14 @@ class Processes:
         if self.count == 1:
             return answer
         return bool(broadcast(torch.tensor(answer, device=self.accelerator.device).int(), 0).item())
+
+    def sum(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sums over all processes, which call it together."""
+        if self.count == 1:
+            return numbers.copy()
+        total = self.accelerator.reduce(torch.from_numpy(numbers).to(self.accelerator.device), "sum")
+        found: npt.NDArray[np.float64] = total.cpu().numpy()
+        return found
 
     def gather_journals(self, store: LogitsStore, epoch: int) -> None:
         """Waits for all processes; where nodes share no disk, gives each node the journals of all."""

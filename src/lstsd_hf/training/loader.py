@@ -8,6 +8,7 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
 
@@ -114,6 +115,11 @@ class LoaderMixin(HeadMixin):
             return sampler_fn(identified.wrapped)
         finally:
             self.train_dataset = replaced
+
+    def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # An evaluation set may have been given ids as well, which remove_unused_columns=False lets through to here.
+        inputs.pop(self.distillation.sample_id_column, None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def logits_path(self) -> str:
         """The folder of the run's store, absolute, and what it is a link to; in a search each trial has one."""

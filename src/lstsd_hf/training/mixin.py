@@ -21,9 +21,10 @@ from ..store import LogitsStore
 from .base_loss import BaseLossMixin
 from .callback import RecorderCallback
 from .checkpoint import last_complete_checkpoint, saved_store
-from .collator import COUNTS, POSITIONS, SAMPLE_IDS, TeachingEpochs, row_labels, teacher_key, teacher_parts
+from .collator import COUNTS, POSITIONS, ROW_LABELS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
 from .exchange import Processes
 from .log import LossParts
+from .memory_log import memory_log
 from .model_head import grid_with_gradient, refuse_no_loss, refuse_unsupported, rows_with_gradient
 from .overrides import (
     is_plain,
@@ -151,7 +152,9 @@ class LSTSDMixin(BaseLossMixin):
             if self.accelerator.is_main_process:
                 self._parts.restore(saved.note.get("log", {}), self.accelerator.device)
             self._restore_head(saved)
-        recorder = Recorder(plan, self._teachers, Processes(self.accelerator, self.args), state, steps, saved)
+        processes = Processes(self.accelerator, self.args)
+        memory = memory_log(self, processes, loader, saved)
+        recorder = Recorder(plan, self._teachers, processes, state, steps, memory, saved)
         recorder.head = self._head  # of the checkpoint, or of a try with a batch that was too large
         return recorder
 
@@ -226,8 +229,8 @@ class LSTSDMixin(BaseLossMixin):
         assert self._head is not None
         self._callback.taught = True
         compared = self._head.compare(student, teacher_parts(added, teachers), self.settings, index)
-        compared.recorded.update(row_labels(added))
-        recorder.record(sample_ids, compared, added.get(COUNTS))
+        targets = added.get(ROW_LABELS, self._head.targets(labels))
+        recorder.record(sample_ids, compared, added.get(COUNTS), targets)
         loss = self._whole_loss(base_loss, compared, teachers, items, own_items, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -276,11 +279,6 @@ class LSTSDMixin(BaseLossMixin):
             self.teacher_weights = torch.tensor(weights, device=self.accelerator.device)
             self._weighted_for = recorder.epoch, names
         return self.teacher_weights
-
-    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # An evaluation set may have been given ids as well, which remove_unused_columns=False lets through to here.
-        inputs.pop(self.distillation.sample_id_column, None)
-        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         # The training log, and that of the run's end, for the steps after the last one. All processes write these. In

@@ -76,8 +76,9 @@ def PredictionRecorder(trainer: type[AnyTrainer]) -> type[AnyTrainer]:  # noqa: 
     """Makes a trainer's class record what the model predicts for each training sample in each epoch.
 
     `Trainer = PredictionRecorder(Trainer)` is all that a script needs. The loss, the weights, the log and the
-    arguments are those of `trainer`, bit for bit. It needs a head that `LSTSDMixin` supports, and logits that the loss
-    is made of. A batch is recorded while it is trained on, so predictions are made with dropout.
+    arguments are those of `trainer`, bit for bit; in each epoch the log has an entry more: what is memorised. It
+    needs a head that `LSTSDMixin` supports, and logits that the loss is made of. A batch is recorded while it is
+    trained on, so predictions are made with dropout.
 
     Args:
         trainer: `Trainer`, a subclass of yours, or that of another library. Its `args` may be an `LSTSDConfig`, for

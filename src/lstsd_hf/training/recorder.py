@@ -19,6 +19,7 @@ from ..paths import LOGITS_FOLDER
 from ..store import LogitsStore, StoreError
 from ..store.files import writing
 from ..store.ids import SampleIndex
+from ..store.ragged import LABELS
 from ..store.rows import VALUES
 from . import place
 from .checkpoint import refuse_live, refuse_other
@@ -26,9 +27,9 @@ from .collator import COUNTS, SAMPLE_IDS, TeachingEpochs
 from .exchange import Processes
 from .forecast import Forecast
 from .log import keep_log
+from .memory_log import MemoryLog
 from .on_its_way import OnItsWay
-from .sample_ids import SampleIdError
-from .stream import StreamPasses
+from .stream import StreamPasses, refuse_repeated
 from .training_set import TrainingSet
 
 _VALUES_AT_ONCE = 4 << 20
@@ -75,6 +76,7 @@ class Recorder:
             `int(state.epoch)` is wrong after an early end of an epoch and after a resume with another batch size.
         steps_per_epoch: None for a stream, whose length is not known; see `StreamPasses`.
         head: What the logits stand for, once it is known; it says which statistics are folded.
+        memory: Counts what is memorised.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Recorder:
         processes: Processes,
         state: TrainerState,
         steps_per_epoch: int | None,
+        memory: MemoryLog,
         saved: LogitsStore | None = None,
     ) -> None:
         """Takes the run's folders; an earlier store there goes aside, and what a checkpoint saved takes its place.
@@ -94,6 +97,7 @@ class Recorder:
             processes: The run's.
             state: The Trainer's, which goes on to change.
             steps_per_epoch: See the attribute.
+            memory: See the attribute.
             saved: The store in the checkpoint that the run resumes from; None: the run starts anew.
 
         Raises:
@@ -101,6 +105,7 @@ class Recorder:
             StoreError: another run uses the folder, it holds something else, or the disk is too small.
         """
         self.head: Head | None = None
+        self.memory = memory
         self.steps_per_epoch = steps_per_epoch
         self._plan, self._teachers, self._processes, self._state = plan, teachers, processes, state
         self._store: LogitsStore | None = None
@@ -126,6 +131,8 @@ class Recorder:
                 saved, plan.training_set, plan.dtype, steps_per_epoch, self.epoch, plan.accepts_new_labels
             )
             self._decide_retention(rows_in(saved), saved.row_shape, saved.vocabulary, saved)
+        if has_new_labels:
+            self.memory.leave_out("labels have changed since the checkpoint")
         try:
             if processes.owns_store:
                 self._held = place.lock(plan.path, plan.output_dir)
@@ -169,7 +176,10 @@ class Recorder:
         """
         if self._passes is None or not self._passes.repeats():
             self._seal()  # not only at the epoch's end: that is skipped where an epoch was cut short
+            if self.steps_per_epoch and self._state.global_step % self.steps_per_epoch == 0:
+                self.memory.end_epoch(self.epoch, self.steps_per_epoch, self.head)  # of a checkpoint at its last step
             self.epoch += 1
+        self.memory.begin_epoch(self.epoch)
         if self._passes is not None:
             self._passes.begin(self.epoch)
         sealed = self._store.sealed_epochs if self._store is not None else []
@@ -201,11 +211,12 @@ class Recorder:
     def end_epoch(self) -> None:
         """Seals the epoch; one that max_steps cut short stays open, so that a resumed run can complete it."""
         if self._passes is not None:
-            complete = self._passes.end()
+            complete, steps = self._passes.end(), self._passes.steps
         else:
-            complete = self._state.global_step % (self.steps_per_epoch or 1) == 0
+            complete, steps = self._state.global_step % (self.steps_per_epoch or 1) == 0, self.steps_per_epoch
         if complete:
             self._seal()
+            self.memory.end_epoch(self.epoch, steps or 0, self.head)
 
     def end(self) -> None:
         """Seals the last epoch, complete or not."""
@@ -231,13 +242,20 @@ class Recorder:
 
     # ---- recording
 
-    def record(self, sample_ids: torch.Tensor, compared: Compared, counts: torch.Tensor | None = None) -> None:
+    def record(
+        self,
+        sample_ids: torch.Tensor,
+        compared: Compared,
+        counts: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> None:
         """Records a micro-batch of the epoch under way, without waiting for the device.
 
         Args:
             sample_ids: int64, (B,).
             compared: What is to be recorded, before the update of this step: (B, *row_shape), or ragged rows.
             counts: int64, (B,): how many of the ragged rows each sample has.
+            labels: (B, ...), or int32 (R,) of ragged rows; None: none that predictions can be compared with.
 
         Raises:
             StoreError, StoreMismatchError: see `LogitsStore.record`.
@@ -248,11 +266,9 @@ class Recorder:
         if self._store is None:
             self._create(compared, counts)
         tensors = {SAMPLE_IDS: sample_ids}
-        for part, rows in compared.recorded.items():
-            rows = rows.detach()
-            tensors[part] = rows.float() if rows.is_floating_point() else rows
-        if counts is not None:
-            tensors[COUNTS] = counts
+        for name, tensor in (*compared.recorded.items(), (COUNTS, counts), (LABELS, labels)):
+            if tensor is not None:
+                tensors[name] = tensor.detach().float() if tensor.is_floating_point() else tensor
         self._pending.put(self._state.global_step, tensors)
         for batch in self._pending.arrived():
             self._write(*batch)
@@ -260,22 +276,20 @@ class Recorder:
     def _flush(self) -> None:
         for batch in self._pending.all():
             self._write(*batch)
+        if self._store is not None:
+            self.memory.flush(self._store)
 
     def _write(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
         parts = {name: tensor.numpy() for name, tensor in tensors.items()}
-        ids, counts, logits = parts.pop(SAMPLE_IDS), parts.pop(COUNTS, None), parts.pop(VALUES)
+        ids, counts, labels = parts.pop(SAMPLE_IDS), parts.pop(COUNTS, None), parts.pop(LABELS, None)
         if self._seen is not None:
-            unique, count = np.unique(ids, return_counts=True)
-            repeated = unique[(count > 1) | self._seen[unique]]
-            if repeated.size:
-                raise SampleIdError(
-                    f"The streamed training set gave sample ids {repeated[:5].tolist()} a second time in epoch "
-                    f"{self.epoch}: expected each id once. Number the rows where the stream is made."
-                )
-            self._seen[unique] = True
+            refuse_repeated(ids, self._seen, self.epoch)
         assert self._store is not None
-        rank = self._processes.rank
-        self._store.record(self.epoch, ids, logits, counts=counts, step=step, rank=rank, **parts)
+        rows: dict[str, Any] = {"logits" if name == VALUES else name: part for name, part in parts.items()}
+        rows |= {} if counts is None else {"counts": counts, "labels": labels}
+        self._store.record(self.epoch, ids, step=step, rank=self._processes.rank, **rows)
+        step -= self._passes.began_at if self._passes else self.epoch * (self.steps_per_epoch or 0)
+        self.memory.add(step, ids, parts, labels, counts, self.head, self._store)
 
     def _create(self, compared: Compared, counts: torch.Tensor | None) -> None:
         """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
@@ -307,6 +321,7 @@ class Recorder:
             return
         self._flush()
         self._processes.gather_journals(self._store, self.epoch)
+        note = {"memory": self.memory.note(), **note}
         if self._processes.owns_store:
             checkpoint.mkdir(parents=True, exist_ok=True)
             keep_log(self._store, self._state.log_history)

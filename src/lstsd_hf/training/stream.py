@@ -4,7 +4,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from transformers import TrainerState
+
+from .sample_ids import SampleIdError
+
+
+def refuse_repeated(ids: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_], epoch: int) -> None:
+    """Notes which ids a stream gave in an epoch; raises SampleIdError where it gave one of them before.
+
+    Args:
+        ids: (B,).
+        seen: (num_samples,): whether an id was given; changed in place.
+        epoch: For the message.
+    """
+    unique, count = np.unique(ids, return_counts=True)
+    repeated = unique[(count > 1) | seen[unique]]
+    if repeated.size:
+        raise SampleIdError(
+            f"The streamed training set gave sample ids {repeated[:5].tolist()} a second time in epoch {epoch}: "
+            "expected each id once. Number the rows where the stream is made."
+        )
+    seen[unique] = True
 
 
 class StreamPasses:

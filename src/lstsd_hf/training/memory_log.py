@@ -1,0 +1,332 @@
+"""What a run has learnt and what it has by heart, counted in visiting order, measured at the end of each epoch.
+
+Predictions are on their way to the CPU anyway, to be recorded; their labels travel with them, and are compared there.
+So a step does not wait for the device, and nothing grows with the data set.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler
+from transformers.trainer_pt_utils import DistributedLengthGroupedSampler, LengthGroupedSampler
+from transformers.trainer_utils import has_length
+from transformers.utils import logging
+
+from ..method.heads import Head
+from ..method.memory import BINS, Counters, Measured, MemoryMeter
+from ..store import LogitsStore
+from .exchange import Processes
+
+logger = logging.get_logger(__name__)
+
+# Batches are compared together, because each comparison costs several small operations; up to so many values.
+_BATCHES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 20
+# A line through an epoch needs some windows.
+_LEAST_STEPS = 4
+# Of `group_by_length`: how many rows it sorts at once, in batches.
+_BATCHES_SORTED = 50
+
+Parts = Mapping[str, npt.NDArray[Any]]
+
+
+class _Batch(NamedTuple):
+    position: float
+    ids: npt.NDArray[np.int64]
+    parts: Parts
+    labels: npt.NDArray[Any]
+    counts: npt.NDArray[np.int64] | None
+
+
+class MemoryLog:
+    """The counters of the epoch under way, and the meter of the run; see `method.memory`.
+
+    Of decisions hits are counted, of a regression squared errors, of a multi-label head the share of a sample's labels
+    that are right. A sample that an evenly padding sampler gives twice in an epoch may count twice.
+
+    Attributes:
+        meter: What it says of the epochs so far; None where the run is left out.
+        left_out: Why the run has no such measures; None: it has.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        steps_per_epoch: int,
+        log: Callable[[dict[str, float]], None],
+        left_out: str | None = None,
+    ) -> None:
+        """Args:
+        processes: The run's.
+        steps_per_epoch: As many as are expected.
+        log: Writes to the Trainer's log.
+        left_out: See `reason_to_leave_out`.
+        """
+        self.meter: MemoryMeter | None = None
+        self.left_out: str | None = None
+        self._processes, self._steps, self._log = processes, steps_per_epoch, log
+        self._head: Head | None = None
+        self._counters: Counters | None = None
+        self._folded = 0  # epochs
+        self._rates, self._steps_made, self._highest = 0.0, 0, 0.0
+        self._waiting: list[_Batch] = []
+        self._values = 0
+        if left_out is None and steps_per_epoch < _LEAST_STEPS:
+            left_out = f"an epoch has {steps_per_epoch} steps, and the measures need {_LEAST_STEPS}"
+        if left_out is not None:
+            self.leave_out(left_out)
+
+    def leave_out(self, reason: str) -> None:
+        """Measures nothing more in this run, and says why."""
+        if self.left_out is None:
+            self.left_out, self.meter, self._counters, self._waiting = reason, None, None, []
+            if self._processes.accelerator.is_main_process:
+                logger.warning(f"What is memorised, and honest accuracy, are left out of the log: {reason}.")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Begins to count, or goes on where a checkpoint was saved within the epoch."""
+        if self.left_out is not None or epoch < self._folded:
+            return
+        if epoch > self._folded:
+            self.leave_out(f"epoch {self._folded} was cut short, or the checkpoint has no counters of it")
+        elif self._counters is None:
+            self._counters = Counters()
+
+    def see_rate(self, optimizer: Any) -> None:
+        """Notes the learning rate of a step."""
+        groups = getattr(optimizer, "param_groups", None)
+        rate = groups[0].get("lr") if groups else None
+        if isinstance(rate, (int, float)):  # a tensor may be on the device, which would be waited for
+            self._rates += rate
+            self._steps_made += 1
+            self._highest = max(self._highest, float(rate))
+
+    def add(
+        self,
+        step: int,
+        ids: npt.NDArray[np.int64],
+        parts: Parts,
+        labels: npt.NDArray[Any] | None,
+        counts: npt.NDArray[np.int64] | None,
+        head: Head | None,
+        store: LogitsStore,
+    ) -> None:
+        """Adds what was recorded of a micro-batch.
+
+        Args:
+            step: Of the epoch, from 0.
+            ids: (B,).
+            parts: What was recorded, by part of a row.
+            labels: Of the samples or of the rows; None: they are not known.
+            counts: (B,) how many rows each sample has; None: one.
+            head: What the parts stand for.
+            store: Holds the predictions of the epoch before.
+        """
+        if self._counters is None:
+            return
+        if labels is None or head is None:
+            self._counters.sums[:] = np.nan  # at the end of the epoch all processes will know
+            return
+        self._head = head
+        judged = {name: parts[name] for name in head.judged}
+        position = min((step + 0.5) / self._steps, 1 - 1e-9)
+        self._waiting.append(_Batch(position, ids, judged, labels, counts))
+        self._values += sum(part.size for part in judged.values())
+        if len(self._waiting) == _BATCHES_AT_ONCE or self._values > _VALUES_AT_ONCE:
+            self.flush(store)
+
+    def flush(self, store: LogitsStore) -> None:
+        """Counts what is waiting."""
+        if not self._waiting or self._counters is None:
+            return
+        assert self._head is not None
+        batches, self._waiting, self._values = self._waiting, [], 0
+        labels = np.concatenate([batch.labels for batch in batches])
+        counts = None
+        if batches[0].counts is not None:
+            counts = np.concatenate([batch.counts for batch in batches if batch.counts is not None])
+        parts = {name: np.concatenate([batch.parts[name] for batch in batches]) for name in self._head.judged}
+        found = _scores(self._head, parts, labels, counts)
+        before, epoch = None, self._folded
+        if epoch - 1 in store.sealed_epochs:
+            ids = np.concatenate([batch.ids for batch in batches])
+            past: Parts = {"values": store.read(epoch - 1, ids)} if counts is None else {}
+            if counts is not None:
+                past = store.read_rows(epoch - 1, ids).aligned(counts)
+            # Any number will do for a sample without one, as long as it does not depend on the position.
+            before = np.nan_to_num(_scores(self._head, past, labels, counts))
+        position = np.repeat([batch.position for batch in batches], [len(batch.labels) for batch in batches])
+        position = np.repeat(position, found.size // max(len(labels), 1))
+        found = found.ravel()
+        known = np.isfinite(found)
+        self._counters.add(position[known], found[known], None if before is None else before.ravel()[known])
+
+    def end_epoch(self, epoch: int, steps: int, head: Head | None) -> None:
+        """Logs what is measured of a complete epoch, once; all processes call it together.
+
+        Args:
+            epoch: The epoch.
+            steps: How many it had.
+            head: What the predictions were.
+        """
+        if self._counters is None or epoch != self._folded or head is None:
+            return
+        if abs(steps - self._steps) * BINS > self._steps:
+            self.leave_out(f"an epoch had {steps} steps, where num_samples made {self._steps} expected")
+            return
+        counters = self._total()
+        if counters is None:
+            return
+        if np.count_nonzero(counters.items) < 2:
+            self.leave_out("too few labels can be compared with predictions")
+            return
+        if self.meter is None:
+            self.meter = MemoryMeter(of_losses=not head.decides)
+        rate = self._rates / self._steps_made / self._highest if self._highest > 0 else 1.0
+        measured = self.meter.fold(counters, rate)
+        self._counters, self._folded = None, epoch + 1
+        self._rates, self._steps_made = 0.0, 0
+        self._log(logged(measured, head))
+
+    def _total(self) -> Counters | None:
+        """The counters of all processes; None: there is one that cannot count."""
+        if self._counters is None:
+            return None
+        total = Counters(self._processes.sum(self._counters.sums))
+        if np.isnan(total.sums).any():
+            self.leave_out("the batches have no labels that predictions can be compared with")
+            return None
+        return total
+
+    def note(self) -> dict[str, Any]:
+        """Plain values for a checkpoint, when all that was recorded is counted; all processes call it together."""
+        counters = self._total()
+        return {
+            "left_out": self.left_out,
+            "folded": self._folded,
+            "counters": None if counters is None else counters.state(),
+            "meter": None if self.meter is None else self.meter.state(),
+            "rates": [self._rates, self._steps_made, self._highest],
+        }
+
+    def restore(self, note: dict[str, Any] | None) -> None:
+        """Goes on from what `note` gave; None: the checkpoint has none.
+
+        Raises:
+            ValueError: it is not what `note` gives.
+        """
+        if self.left_out is not None:
+            return
+        if note is None:
+            self.leave_out("the checkpoint has no counters")
+            return
+        try:
+            reason, folded, (rates, made, highest) = note["left_out"], note["folded"], note["rates"]
+            counters = None if note["counters"] is None else Counters.of_state(note["counters"])
+            meter = None if note["meter"] is None else MemoryMeter.of_state(note["meter"])
+            fits = type(folded) is int and folded >= 0 and type(made) is int and made >= 0
+            fits = fits and all(type(rate) is float and np.isfinite(rate) for rate in (rates, highest))
+            fits = fits and (reason is None or type(reason) is str)
+            fits = fits and (folded == 0 if meter is None else folded == meter.epochs)
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError("The counters of what is memorised are damaged in the checkpoint. Resume from another.")
+        if reason is not None:
+            self.leave_out(reason)
+            return
+        self._folded, self.meter = folded, meter
+        self._rates, self._steps_made, self._highest = rates, made, highest
+        # The note has the sums over all processes: one of them goes on from these.
+        if counters is not None:
+            self._counters = counters if self._processes.accelerator.is_main_process else Counters()
+
+
+def _scores(
+    head: Head, parts: Parts, labels: npt.NDArray[Any], counts: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.float64]:
+    tensors = {name: _tensor(parts[name]) for name in head.judged}
+    rows = None if counts is None else torch.from_numpy(counts)
+    return head.scores(tensors, torch.from_numpy(labels), rows).double().numpy()
+
+
+def _tensor(part: npt.NDArray[Any]) -> torch.Tensor:
+    # torch knows no arithmetic of unsigned integers.
+    return torch.from_numpy(part.astype(np.int64) if part.dtype.kind == "u" else part)
+
+
+def logged(measured: Measured, head: Head) -> dict[str, float]:
+    """The names in the log: shares from 0 to 1, or of a regression squared errors."""
+    honest = "honest_accuracy" if head.decides else "honest_loss"
+    names = (honest, f"{honest}_error", "memorised", "memorised_error")
+    return dict(zip(names, map(float, measured), strict=True))
+
+
+def memory_log(trainer: Any, processes: Processes, loader: Any, saved: LogitsStore | None) -> MemoryLog:
+    """That of a run which begins.
+
+    Args:
+        trainer: The Trainer.
+        processes: The run's.
+        loader: Its training loader.
+        saved: The store in the checkpoint that it resumes from; None: there is none.
+
+    Raises:
+        ValueError: the checkpoint's counters are damaged.
+    """
+    args, dataset = trainer.args, trainer.train_dataset
+    reason = reason_to_leave_out(loader, dataset)
+    accumulated = args.gradient_accumulation_steps
+    if has_length(loader):
+        steps = math.ceil(len(loader) / accumulated)
+    else:
+        at_once = args.train_batch_size * accumulated * processes.count
+        steps = math.ceil((trainer.distillation.num_samples or 0) / at_once)
+    note = {} if saved is None else saved.note
+    is_resumed = trainer.state.global_step > 0
+    if is_resumed and reason is None:
+        if not has_length(loader) and note.get("epoch"):
+            reason = "the epoch of a stream that was under way begins anew"
+        elif args.ignore_data_skip:
+            reason = "ignore_data_skip begins the epoch anew that was under way"
+    found = MemoryLog(processes, steps, trainer.log, reason)
+    if is_resumed:
+        found.restore(note.get("memory"))
+    return found
+
+
+def reason_to_leave_out(loader: Any, dataset: Any) -> str | None:
+    """Why windows of an epoch cannot be compared: its order is not random. None: it is.
+
+    Args:
+        loader: The training loader.
+        dataset: The training set as the user gave it.
+    """
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return None if _is_shuffled(dataset) else "the training set is a stream that is not shuffled"
+    sampler: Any = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+    while (inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)) is not None:
+        sampler = inner
+    if isinstance(sampler, (LengthGroupedSampler, DistributedLengthGroupedSampler)):
+        sorted_at_once = _BATCHES_SORTED * sampler.batch_size
+        if len(sampler.lengths or ()) >= BINS * sorted_at_once:
+            return None
+        return f"group_by_length sorts up to {sorted_at_once} rows by length, a large part of the training set"
+    if isinstance(sampler, RandomSampler) and not sampler.replacement:
+        return None
+    if isinstance(sampler, SubsetRandomSampler) or (isinstance(sampler, DistributedSampler) and sampler.shuffle):
+        return None
+    return f"the order of an epoch is that of {type(sampler).__name__}, which is not known to be random"
+
+
+def _is_shuffled(stream: Any) -> bool:
+    """Whether a `datasets.IterableDataset` is shuffled in a buffer; of other streams nobody knows."""
+    source = getattr(stream, "_ex_iterable", None)
+    while source is not None:
+        if type(source).__name__ == "BufferShuffledExamplesIterable":
+            return True
+        source = getattr(source, "ex_iterable", None)
+    return False

@@ -1,0 +1,195 @@
+"""What is memorised, in the log of real runs: with and without teachers, accumulated, resumed, out of order."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from lstsd_hf import LSTSDTrainer, PredictionRecorder, add_sample_ids
+from toys import HEADS, config, rows, tiny_bert, weights
+
+NAMES = ("honest_accuracy", "honest_accuracy_error", "memorised", "memorised_error")
+OF_LOSS = ("honest_loss", "honest_loss_error", "memorised", "memorised_error")
+EPOCHS = 4
+
+
+def run(folder: Path, head: str = "classes", dataset: Any = None, kind: Any = LSTSDTrainer, **changes: Any) -> Any:
+    changes = {"num_train_epochs": EPOCHS, "learning_rate": 0.1, "logging_strategy": "no"} | changes
+    resumes = changes.pop("resumes", None)
+    dropout = changes.pop("dropout", 0.0)
+    data = rows(96, head) if dataset is None else dataset
+    trainer = kind(tiny_bert(head, dropout=dropout), config(folder, **changes), train_dataset=data)
+    trainer.train(resume_from_checkpoint=resumes)
+    return trainer
+
+
+def measured(trainer: Any) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "memorised" in entry]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_every_epoch_logs_what_is_memorised(tmp_path: Path, head: str, weight: float) -> None:
+    found = measured(run(tmp_path, head, long_term_weight=weight, short_term_weight=weight))
+    assert [entry["epoch"] for entry in found] == [1, 2, 3, 4]
+    for entry in found:
+        names = OF_LOSS if head == "regression" else NAMES
+        assert set(names) == set(entry) - {"epoch", "step"}
+        assert all(np.isfinite(entry[name]) for name in names)
+        assert entry[names[1]] > 0
+        if head != "regression":
+            assert 0 <= entry["honest_accuracy"] <= 1
+    assert found[0]["memorised"] == 0  # nothing was visited twice yet
+
+
+def test_the_counts_are_those_of_the_recorded_predictions(tmp_path: Path) -> None:
+    """From the sealed files and the order in which samples came, counted here once more."""
+    seen: list[list[int]] = []
+
+    class Watched(LSTSDTrainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            seen.append(inputs["lstsd_sample_ids"].tolist())
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    counted: list[Any] = []
+    from lstsd_hf.method.memory import MemoryMeter
+
+    class Meter(MemoryMeter):
+        def fold(self, counters: Any, rate: float) -> Any:
+            counted.append((counters.sums.copy(), rate))
+            return super().fold(counters, rate)
+
+    from lstsd_hf.training import memory_log
+
+    original, memory_log.MemoryMeter = memory_log.MemoryMeter, Meter
+    try:
+        trainer = run(tmp_path, kind=Watched, lr_scheduler_type="linear")
+    finally:
+        memory_log.MemoryMeter = original
+    store, labels = trainer._callback.recorder._store, np.array(trainer.train_dataset["label"])
+    steps = 12
+    highest = 0.0
+    for epoch in range(EPOCHS):
+        sums = np.zeros((24, 6))
+        for step, ids in enumerate(seen[epoch * steps : (epoch + 1) * steps]):
+            now = store.read(epoch, ids).argmax(-1) == labels[ids]
+            before = store.read(epoch - 1, ids).argmax(-1) == labels[ids] if epoch else np.zeros(len(ids), bool)
+            window = int((step + 0.5) / steps * 24)
+            sums[window] += [len(ids), now.sum(), now.sum(), before.sum(), before.sum(), (now & before).sum()]
+        found, rate = counted[epoch]
+        assert (found == sums).all()
+        rates = [0.1 * (1 - (epoch * steps + step) / (EPOCHS * steps)) for step in range(steps)]
+        highest = max(highest, *rates)
+        assert rate == pytest.approx(np.mean(rates) / highest)
+
+
+def test_accumulated_micro_batches_count_as_one_batch(tmp_path: Path) -> None:
+    # Without teachers: their trust is a mean over a micro-batch, so with them the weights are not quite the same.
+    changes = {"learning_rate": 0.01, "long_term_weight": 0.0, "short_term_weight": 0.0}
+    whole = run(tmp_path / "a", **changes)
+    parted = run(tmp_path / "b", per_device_train_batch_size=2, gradient_accumulation_steps=4, **changes)
+    assert torch.allclose(weights(whole.model), weights(parted.model), atol=1e-5)
+    for one, other in zip(measured(whole), measured(parted), strict=True):
+        assert one == pytest.approx(other, abs=1e-9)
+
+
+@pytest.mark.parametrize("step", [18, 24])  # within an epoch; at the end of one, before it is measured
+@pytest.mark.parametrize("head", ["classes", "regression"])
+def test_a_resumed_run_logs_the_same(tmp_path: Path, head: str, step: int) -> None:
+    changes = {"save_strategy": "steps", "save_steps": 6, "dropout": 0.1, "lr_scheduler_type": "linear"}
+    whole = run(tmp_path, head, **changes)
+    resumed = run(tmp_path, head, resumes=str(tmp_path / f"checkpoint-{step}"), **changes)
+    assert measured(resumed) == measured(whole)
+    assert len(measured(whole)) == EPOCHS
+
+
+def test_a_resumed_run_goes_on_after_a_save_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    whole = run(tmp_path, save_strategy="epoch")
+    resumed = run(tmp_path, resumes=str(tmp_path / "checkpoint-24"), save_strategy="epoch")
+    assert measured(resumed) == measured(whole)
+
+
+def test_any_trainers_run_is_measured(tmp_path: Path) -> None:
+    kind = PredictionRecorder(Trainer)
+    args = TrainingArguments(str(tmp_path), num_train_epochs=2, use_cpu=True, report_to=[], disable_tqdm=True)
+    trainer = kind(tiny_bert(), args, train_dataset=rows(96))
+    trainer.train()
+    assert [set(NAMES) <= set(entry) for entry in measured(trainer)] == [True, True]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    logger = logging.getLogger("lstsd_hf.training.memory_log")
+    monkeypatch.setattr(logger, "warning", lambda line, *args, **kwargs: lines.append(line))
+    return lines
+
+
+class InOrder(LSTSDTrainer):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def test_an_order_that_is_not_random_is_left_out_and_says_so_once(tmp_path: Path, told: list[str]) -> None:
+    trainer = run(tmp_path / "a", kind=InOrder)
+    assert not measured(trainer)
+    assert len(told) == 1
+    assert "SequentialSampler, which is not known to be random" in told[0]
+    assert not measured(run(tmp_path / "b", train_sampling_strategy="group_by_length"))
+    assert "group_by_length sorts up to" in told[1]
+
+
+def test_an_epoch_of_a_few_steps_is_left_out(tmp_path: Path, told: list[str]) -> None:
+    assert not measured(run(tmp_path, dataset=rows(24)))
+    assert "3 steps" in told[0]
+
+
+def stream(shuffled: bool) -> Any:
+    data = add_sample_ids(rows(96)).to_iterable_dataset()
+    return data.shuffle(seed=0, buffer_size=96) if shuffled else data
+
+
+def test_a_shuffled_stream_is_measured(tmp_path: Path, told: list[str]) -> None:
+    changes = {"max_steps": 36, "num_samples": 96}
+    found = measured(run(tmp_path / "a", dataset=stream(shuffled=True), **changes))
+    assert [entry["step"] for entry in found] == [12, 24, 36]
+    assert not told
+    assert not measured(run(tmp_path / "b", dataset=stream(shuffled=False), **changes))
+    assert "a stream that is not shuffled" in told[0]
+    # num_samples is the largest id plus 1, and the stream has fewer rows.
+    assert not measured(run(tmp_path / "c", dataset=stream(shuffled=True), max_steps=36, num_samples=200))
+    assert "12 steps, where num_samples made 25 expected" in told[1]
+
+
+def test_a_run_without_labels_that_can_be_compared_is_left_out(tmp_path: Path, told: list[str]) -> None:
+    class OwnLabels(LSTSDTrainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            inputs = dict(inputs)
+            target = inputs.pop("soft")
+            outputs = model(**inputs)
+            loss = -(target * outputs.logits.log_softmax(-1)).sum(-1).mean()
+            return (loss, outputs) if return_outputs else loss
+
+    data = rows(96)
+    soft = np.eye(3, dtype=np.float32)[data["label"]].tolist()
+    data = data.remove_columns("label").add_column("soft", soft)
+    trainer = run(tmp_path, kind=OwnLabels, dataset=data, remove_unused_columns=False, label_names=["none"])
+    assert not measured(trainer)
+    assert "no labels" in told[0]
+    assert len(told) == 1
+
+
+def test_random_labels_are_by_heart(tmp_path: Path) -> None:
+    """A model that fits labels of coin flips can do none of it."""
+    data = rows(240)
+    labels = np.random.default_rng(0).integers(0, 3, len(data))
+    data = data.remove_columns("label").add_column("label", labels, feature=datasets.Value("int64"))
+    args = {"optim": "adamw_torch", "learning_rate": 5e-3, "num_train_epochs": 25}
+    last = measured(run(tmp_path, dataset=data, **args))[-1]
+    assert last["honest_accuracy"] + last["memorised"] > 0.75
+    assert last["memorised"] > 0.2
