@@ -293,3 +293,61 @@ def _numbers(state: Any, shape: tuple[int, ...]) -> Array:
     if numbers.shape != shape or not np.isfinite(numbers).all():
         raise ValueError(f"expected finite numbers of shape {shape}, found shape {numbers.shape}")
     return numbers
+
+
+# Of `noise_share`: the surest predictions, which are nearly always right, so that what disagrees with them is wrong;
+_SUREST = 0.2
+# how far standardised logits are stretched, beside the logarithms of the classes' shares;
+_STRETCH = 1.4
+# the least share of a class whose logarithm is taken; and how many standard errors are "clearly above".
+_LEAST_SHARE, _CLEARLY = 1e-3, 3.0
+
+
+def noise_share(logits: npt.ArrayLike, labels: npt.ArrayLike, honest: float) -> tuple[float, float]:
+    """The share of labels that are wrong, estimated from an epoch's predictions, and its standard error.
+
+    The label's logit is lowered, by one number for all samples, until predictions agree with labels as often as the
+    model can do without memory. Of the surest fifth of these predictions nearly all are right, so the share of them
+    that differ from their labels is that of wrong labels. It is an upper bound where the surest predictions err, as in
+    a task that is hard for the model. The first epoch after epoch 0 that gives a number is the best: later ones hold
+    so much memory that one number for all samples is too coarse. The method is ours.
+
+    Args:
+        logits: (N, C), C at least 2. Rows that are not finite are left out.
+        labels: (N,) classes. Those outside of [0, C) are left out.
+        honest: The honest part of that epoch's agreement, `Measured.honest`.
+
+    Returns:
+        NaN twice where the surest predictions are not clearly more often right than the most frequent label is.
+
+    Raises:
+        ValueError: the shapes are others.
+    """
+    z, given = np.array(logits, np.float64), np.asarray(labels)
+    if z.ndim != 2 or z.shape[1] < 2 or given.shape != z.shape[:1]:
+        raise ValueError(f"expected logits (N, C) and labels (N,), found shapes {z.shape} and {given.shape}")
+    kept = np.isfinite(z).all(axis=1) & (given >= 0) & (given < z.shape[1])
+    z, given = z[kept], given[kept].astype(np.int64)
+    samples, classes = z.shape
+    surest = round(_SUREST * samples)
+    if not surest:
+        return np.nan, np.nan
+    shares = np.bincount(given, minlength=classes) / samples
+    z = z - z.mean(axis=0)
+    z = z - z.mean(axis=1, keepdims=True)
+    z = _STRETCH * z / max(z.std(), 1e-6) + np.log(np.maximum(shares, _LEAST_SHARE))
+    rows = np.arange(samples)
+    others = z.copy()
+    others[rows, given] = -np.inf
+    lead = z[rows, given] - others.max(axis=1)
+    misses = min(max(1 - max(honest, float((shares**2).sum())), 0.0), 1.0)  # at the most those of a guess
+    z[rows, given] -= max(float(np.quantile(lead, misses)), 0.0)
+    exponentials = np.exp(z - z.max(axis=1, keepdims=True))
+    sure = exponentials.max(axis=1) / exponentials.sum(axis=1)
+    chosen = np.argsort(-sure, kind="stable")[:surest]
+    wrong = float((z[chosen].argmax(axis=1) != given[chosen]).mean())
+    majority = float(shares.max())
+    if 1 - wrong - majority <= _CLEARLY * np.sqrt(majority * (1 - majority) / surest):
+        return np.nan, np.nan
+    smoothed = (wrong * surest + 1) / (surest + 2)  # no error of 0 where none is wrong
+    return wrong, float(np.sqrt(smoothed * (1 - smoothed) / surest))
