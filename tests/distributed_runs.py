@@ -9,12 +9,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback
+from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback
 
+import many_toys
 from lstsd_hf import LSTSDTrainer, add_sample_ids
 from toys import config, rows, tiny_bert, weights
 
@@ -52,6 +55,18 @@ VARIANTS = {
 }
 
 
+# Samples of many rows; name: kind, rows, settings. Batches are of 16 over all processes.
+MANY = {
+    "tokens": ("tokens", 32, {}),
+    "tokens accumulated": ("tokens", 48, {"gradient_accumulation_steps": 2}),
+    "spans": ("spans", 32, {}),
+    "vocabulary accumulated": ("vocabulary", 48, {"gradient_accumulation_steps": 2}),
+    "gpt2": ("gpt2", 32, {}),
+    "padding-free": ("vocabulary", 32, {"data_collator": DataCollatorWithFlattening(return_tensors="pt")}),
+    "tokens padded": ("tokens", 42, {}),
+    "vocabulary padded": ("vocabulary", 42, {"dataloader_num_workers": 1}),
+}
+
 FIRST_ID = 1_500_000_000_000_000_000  # of `resumable`
 
 
@@ -83,7 +98,59 @@ def resumable(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
     return LSTSDTrainer(tiny_bert(), settings, train_dataset=data, callbacks=[StopAfter(stop)])
 
 
-def interrupt_and_resume(folder: Path, world: int) -> None:
+def resumable_tokens(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
+    """The same of samples with many rows, a short last batch among them."""
+    settings = config(
+        folder, per_device_train_batch_size=16 // world, save_strategy="steps", save_steps=1, learning_rate=0.02
+    )
+    data = many_toys.data("tokens", 42).add_column("sample_id", [FIRST_ID + 5 * i for i in range(42)])
+    return LSTSDTrainer(
+        many_toys.make("tokens"),
+        settings,
+        train_dataset=data,
+        data_collator=many_toys.Pad(),
+        callbacks=[StopAfter(stop)],
+    )
+
+
+def train_many(folder: Path, world: int, name: str) -> None:
+    kind, count, changes = MANY[name]
+    collator = changes.get("data_collator", many_toys.Pad())
+    changes = {key: value for key, value in changes.items() if key != "data_collator"}
+    settings = BASE | {"per_device_train_batch_size": 16 // world, "logits_top_k": many_toys.K, "eval_strategy": "no"}
+    trainer = LSTSDTrainer(
+        many_toys.make(kind),
+        config(folder / name, **settings | {"num_train_epochs": 3} | changes),
+        train_dataset=add_sample_ids(many_toys.data(kind, count, length=many_toys.SPAN_LENGTH.get(kind))),
+        data_collator=collator,
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        torch.save(weights(trainer.model), folder / name / "weights.pt")
+        (folder / name / "log.json").write_text(json.dumps(trainer.state.log_history))
+    trainer.accelerator.wait_for_everyone()
+
+
+def stream_many(folder: Path) -> None:
+    """A stream of tokens: refused where the main process makes the batches, as it does by default; else trained on."""
+    data = add_sample_ids(many_toys.data("tokens", 32).to_iterable_dataset())
+    settings = BASE | {"num_samples": 32, "max_steps": 4, "per_device_train_batch_size": 8, "eval_strategy": "no"}
+
+    def trainer(**changes: Any) -> LSTSDTrainer:
+        return LSTSDTrainer(
+            many_toys.make("tokens"),
+            config(folder / "stream", **settings | changes),
+            train_dataset=data,
+            data_collator=many_toys.Pad(),
+        )
+
+    with pytest.raises(ValueError, match=r"Set accelerator_config=\{'dispatch_batches': False\}"):
+        trainer().train()
+    assert not (folder / "stream" / "_logits").exists()
+    trainer(accelerator_config={"dispatch_batches": False}).train()  # the advice, followed
+
+
+def interrupt_and_resume(folder: Path, world: int, resumable: Any = resumable) -> None:
     whole = resumable(folder / "whole", world)
     whole.train()
     for stop in (4, 6):
@@ -122,8 +189,14 @@ def main(folder: Path, world: int, only: str | None = None) -> None:
             torch.save(weights(trainer.model), folder / name / "weights.pt")
             (folder / name / "log.json").write_text(json.dumps(trainer.state.log_history))
         trainer.accelerator.wait_for_everyone()
-    if world == 2 and only is None:
+    if only is not None:
+        return
+    for name in MANY:
+        train_many(folder, world, name)
+    if world == 2:
+        stream_many(folder)
         interrupt_and_resume(folder, world)
+        interrupt_and_resume(folder / "many", world, resumable_tokens)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+import many_toys
 from lstsd_hf import LSTSDTrainer, add_sample_ids
 from toys import config, rows, tiny_bert, weights
 
@@ -34,6 +35,31 @@ def main(folder: Path, stop: int) -> None:
         seed=3,
     )
     trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=add_sample_ids(rows(48)), callbacks=[StopAfter(stop)])
+    trainer.train(resume_from_checkpoint=True if any(folder.glob("checkpoint-*")) else None)
+    if trainer.is_local_process_zero():
+        torch.save(weights(trainer.model), folder / "weights.pt")
+    many_rows(folder / "many", stop)
+
+
+def many_rows(folder: Path, stop: int) -> None:
+    """The same of a language model: rows of any number, the largest of a vocabulary."""
+    settings = config(
+        folder,
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        save_strategy="steps",
+        save_steps=2,
+        save_on_each_node=True,
+        learning_rate=0.02,
+        logits_top_k=many_toys.K,
+    )
+    trainer = LSTSDTrainer(
+        many_toys.make("vocabulary"),
+        settings,
+        train_dataset=add_sample_ids(many_toys.data("vocabulary", 48)),
+        data_collator=many_toys.Pad(),
+        callbacks=[StopAfter(stop)],
+    )
     trainer.train(resume_from_checkpoint=True if any(folder.glob("checkpoint-*")) else None)
     if trainer.is_local_process_zero():
         torch.save(weights(trainer.model), folder / "weights.pt")

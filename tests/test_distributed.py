@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from distributed_runs import FIRST_ID, VARIANTS, resumable
+import many_toys
+from distributed_runs import FIRST_ID, MANY, VARIANTS, resumable
 from lstsd_hf import LogitsStore, StoreMismatchError
 from toys import rows, tiny_bert
 
@@ -81,6 +82,40 @@ def test_two_processes_leave_the_predictions_that_one_does(runs, name):
         assert unseen == (count % 16 if name == "dropped" else cut)
 
 
+@pytest.mark.parametrize("name", MANY)
+def test_two_processes_and_samples_of_many_rows(runs, name):
+    """Each row and each label that one process records, once; and where nothing is padded, the same weights."""
+    stores = [LogitsStore.open(runs[world] / name / "_logits") for world in (1, 2)]
+    one, two = stores
+    assert one.sealed_epochs == two.sealed_epochs == [0, 1, 2]
+    for store in stores:
+        store.verify()
+        assert not list((store.path / "open").iterdir())
+    for part in (0, 1):
+        assert np.array_equal(one.read_row_labels()[part], two.read_row_labels()[part])
+    for epoch in two.sealed_epochs:
+        assert np.array_equal(*(store.epoch_parts(epoch)["offsets"] for store in stores))
+    if "padded" in name:
+        assert np.isfinite(two.epoch_rows(2)).all()
+        return
+    for epoch in two.sealed_epochs:
+        np.testing.assert_allclose(two.epoch_rows(epoch), one.epoch_rows(epoch), atol=1e-4)
+    weights = [torch.load(runs[world] / name / "weights.pt") for world in (1, 2)]
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=0)
+    logs = [json.loads((runs[world] / name / "log.json").read_text()) for world in (1, 2)]
+    for part in ("loss", "base_loss", "long_term_loss", "short_term_loss", "short_term_coverage"):
+        one_log, two_log = ([entry[part] for entry in log if part in entry] for log in logs)
+        assert two_log == pytest.approx(one_log, abs=1e-5), part
+        assert one_log, part
+
+
+def test_two_processes_read_a_stream_of_tokens(runs):
+    store = LogitsStore.open(runs[2] / "stream" / "_logits")
+    store.verify()
+    lengths = [len(tokens) - 1 for tokens in many_toys.data("tokens", 32)["input_ids"]]
+    assert [np.diff(store.epoch_parts(epoch)["offsets"]).tolist() for epoch in (0, 1)] == [lengths] * 2
+
+
 def test_of_a_sample_that_padding_repeats_the_first_record_stays(runs):
     """42 samples in batches of 2 x 8: the last batch is filled up with 6 of the first, whose prediction is older."""
     with torch.no_grad():
@@ -106,6 +141,12 @@ def test_two_processes_resume_exactly(runs, stop):
         for name in ("whole", f"cut {stop}")
     )
     assert len(whole) == 7  # four epochs, the ids, the labels, and the margin
+    assert whole == cut
+    whole, cut = (
+        {file.name: file.read_bytes() for file in (runs[2] / "many" / name / "_logits").glob("*.npy")}
+        for name in ("whole", f"cut {stop}")
+    )
+    assert len(whole) == 13  # five epochs and their offsets, the ids, the labels and theirs
     assert whole == cut
 
 

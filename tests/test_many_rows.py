@@ -1,9 +1,7 @@
 """Tokens, spans and vocabularies: the invariants of the method for samples with any number of rows."""
 
-import math
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,100 +9,16 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    BertForQuestionAnswering,
-    BertForTokenClassification,
     DataCollatorForLanguageModeling,
     DataCollatorWithFlattening,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     Trainer,
     TrainerCallback,
     set_seed,
 )
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, add_sample_ids
+from many_toys import BERT, KINDS, NO, SPAN_LENGTH, VOCABULARY, K, Pad, data, make
 from toys import config, logged, weights
-
-NO, VOCABULARY, K = -100, 40, 3
-BERT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.2,
-}
-LLAMA = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.2,
-}
-GPT = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
-KINDS = ("tokens", "spans", "vocabulary")
-# Where the padding must not matter to the base loss: BERT's own loss of spans is over padding too.
-SPAN_LENGTH = {"spans": 6}
-
-
-def make(kind: str) -> Any:
-    set_seed(0)
-    if kind == "tokens":
-        return BertForTokenClassification(BertConfig(**BERT, num_labels=4))
-    if kind == "spans":
-        return BertForQuestionAnswering(BertConfig(**BERT))
-    if kind == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(**GPT))
-    return LlamaForCausalLM(LlamaConfig(**LLAMA))
-
-
-def data(kind: str, count: int = 24, seed: int = 0, length: int | None = None) -> datasets.Dataset:
-    """Samples of 3 to 9 tokens, or of one length."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        tokens = rng.integers(1, VOCABULARY, length or rng.integers(3, 10)).tolist()
-        row: dict[str, Any] = {"input_ids": tokens}
-        if kind == "tokens":
-            row["labels"] = [NO, *(token % 4 for token in tokens[1:])]
-        elif kind == "spans":
-            start = int(np.argmax(tokens))
-            row |= {"start_positions": start, "end_positions": min(start + 1, len(tokens) - 1)}
-        else:
-            row["labels"] = tokens
-        rows.append(row)
-    return datasets.Dataset.from_list(rows)
-
-
-class Pad:
-    """Pads a batch, to a multiple and on a side."""
-
-    def __init__(self, side: str = "right", multiple: int = 1) -> None:
-        self.side, self.multiple = side, multiple
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(feature["input_ids"]) for feature in features)
-        longest = math.ceil(longest / self.multiple) * self.multiple
-        batch: dict[str, list[Any]] = {"input_ids": [], "attention_mask": []}
-        for feature in features:
-            length = len(feature["input_ids"])
-            left = longest - length if self.side == "left" else 0
-            right = longest - length - left
-            batch["input_ids"].append([0] * left + feature["input_ids"] + [0] * right)
-            batch["attention_mask"].append([0] * left + [1] * length + [0] * right)
-            if "labels" in feature:
-                batch.setdefault("labels", []).append([NO] * left + feature["labels"] + [NO] * right)
-            for name in ("start_positions", "end_positions"):
-                if name in feature:
-                    batch.setdefault(name, []).append(feature[name] + left)
-        return {name: torch.tensor(values) for name, values in batch.items()}
 
 
 def train(kind: str, folder: Any, rows: Any, trainer_class: Any = LSTSDTrainer, **options: Any) -> Any:
@@ -384,3 +298,27 @@ def test_of_padding_free_and_of_shifted_labels(tmp_path):
     for name, collator in (("flat", DataCollatorWithFlattening(return_tensors="pt")), ("shifted", shifted)):
         train("vocabulary", tmp_path / name, rows, data_collator=collator, settings={"num_train_epochs": 1})
         assert LogitsStore.open(tmp_path / name / "_logits").read_row_labels().labels.tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_change_are_told_of_once(tmp_path, kind):
+    """From epoch 1 on a sample has a row less, from epoch 2 on the next one too: one warning, of epoch 1."""
+    rows, seen = add_sample_ids(data(kind, 12, length=6)), {"epoch": 0}
+
+    def cut(features):
+        batch = Pad()(features)
+        where = "labels" if "labels" in batch else "attention_mask"
+        for sample in range(min(seen["epoch"], 2)):
+            batch[where][2 + sample, -1] = NO if where == "labels" else 0
+        return batch
+
+    class Watch(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            seen["epoch"] += 1
+
+    settings = {"num_train_epochs": 4, "train_sampling_strategy": "sequential"}
+    with pytest.warns(UserWarning, match="another number of rows") as caught:
+        train(kind, tmp_path, rows, settings=settings, data_collator=cut, callbacks=[Watch()])
+    (message,) = [str(warning.message) for warning in caught if "another number of rows" in str(warning.message)]
+    assert "In epoch 1 2 of 12 samples" in message  # one in each of two batches
+    assert "first sample ids [2, 10]" in message

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import many_toys
 from lstsd_hf import LogitsStore
 
 TESTS = Path(__file__).parent
@@ -77,6 +78,11 @@ def start(folders: list[Path], processes: int, stop: int = 0) -> None:
     assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)
 
 
+def mend(cut: list[Path]) -> None:
+    for name in ("model.safetensors", "config.json"):  # transformers 5.23 saves the model on the first node only
+        shutil.copy(cut[0] / "checkpoint-4" / name, cut[1] / "checkpoint-4" / name)
+
+
 def sealed(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("_logits/*.npy")}
 
@@ -101,10 +107,21 @@ def test_nodes_that_share_no_disk_end_with_the_same_files(network, tmp_path):
 
     cut = [tmp_path / "cut" / node for node in NODES]
     start(cut, processes=2, stop=4)
-    for name in ("model.safetensors", "config.json"):  # transformers 5.23 saves the model on the first node only
-        shutil.copy(cut[0] / "checkpoint-4" / name, cut[1] / "checkpoint-4" / name)
+    mend(cut)
+    mend([folder / "many" for folder in cut])
     start(cut, processes=2)
     assert sealed(cut[0]) == sealed(cut[1]) == first
     expected = torch.load(whole[0] / "weights.pt")
     for folder in cut:
         assert torch.equal(torch.load(folder / "weights.pt"), expected)
+
+    # Samples of many rows.
+    first, second = (sealed(folder / "many") for folder in whole)
+    assert len(first) == 14  # three epochs of values, classes, rest and offsets, the labels and theirs
+    assert first == second == sealed(cut[0] / "many") == sealed(cut[1] / "many")
+    for folder in whole:
+        store = LogitsStore.open(folder / "many" / "_logits")
+        store.verify()
+        lengths = [len(tokens) - 1 for tokens in many_toys.data("vocabulary", 48)["input_ids"]]
+        assert np.diff(store.epoch_parts(2)["offsets"]).tolist() == lengths
+        assert len(store.read_row_labels().labels) == sum(lengths)

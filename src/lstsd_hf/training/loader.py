@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
 
@@ -96,7 +97,10 @@ class LoaderMixin(HeadMixin):
             self.train_dataset, self.data_collator = dataset, cast(Any, teachers)
             self._signature_columns = cast(Any, [*signature, column])
             self._given_dataset = given[0]
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+            if head is not None:
+                _refuse_dispatched(loader, self.accelerator.num_processes)
+            return loader
         finally:
             self.train_dataset, self.data_collator, self._signature_columns = given
             self._given_dataset = None
@@ -167,6 +171,17 @@ class LoaderMixin(HeadMixin):
             batch: Any = cast(Any, self.data_collator)(examples)
         labels = next((batch[name] for name in self.label_names if name in batch), None)
         return labels is not None and bool(rows_with_labels_outside(np.asarray(labels), columns).size)
+
+
+def _refuse_dispatched(loader: DataLoader, processes: int) -> None:
+    """Raises ValueError where one process makes the batches of all, and cuts what it added to them at any row."""
+    if processes > 1 and isinstance(loader, DataLoaderDispatcher):
+        raise ValueError(
+            f"The main process makes the batches of all {processes} processes (dispatch_batches), and cuts them as if "
+            "each sample had one row: expected each process to make its own, because a sample's number of rows "
+            "varies. Set accelerator_config={'dispatch_batches': False}; of a stream, each process then reads all "
+            "samples, and keeps its own."
+        )
 
 
 def _refuse_many(dataset: Any) -> None:

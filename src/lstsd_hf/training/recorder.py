@@ -29,6 +29,7 @@ from .forecast import Forecast
 from .log import keep_log
 from .memory_log import MemoryLog
 from .on_its_way import OnItsWay
+from .row_counts import RowCounts
 from .stream import StreamPasses, refuse_repeated
 from .training_set import TrainingSet
 
@@ -109,7 +110,7 @@ class Recorder:
         self.steps_per_epoch = steps_per_epoch
         self._plan, self._teachers, self._processes, self._state = plan, teachers, processes, state
         self._store: LogitsStore | None = None
-        self._pending = OnItsWay()
+        self._pending, self._row_counts = OnItsWay(), RowCounts()
         self._seen: npt.NDArray[np.bool_] | None = None
         self._is_sealed = False  # the epoch under way
         self._keeps_all = False  # until the size of a row is known
@@ -230,11 +231,11 @@ class Recorder:
         self._processes.gather_journals(self._store, self.epoch)
         if self._processes.owns_store and self.epoch in self._store.open_epochs:
             self._store.seal(self.epoch)
+            self._row_counts.check(self._store, self.epoch, self._plan.teaching.get())
             if self.head is not None:
                 fold_statistics(self._store, self.epoch, self.head)
             if not self._keeps_all:
-                needed = epochs_needed(self._teachers, self.epoch + 1)
-                for old in set(self._store.sealed_epochs) - needed:
+                for old in set(self._store.sealed_epochs) - epochs_needed(self._teachers, self.epoch + 1):
                     self._store.drop(old)
         if self._processes.owns_store:  # what was logged since the epoch was sealed as well
             keep_log(self._store, self._state.log_history)
