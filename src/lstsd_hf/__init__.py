@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .report.history import read_history
     from .training.mixin import LSTSDMixin
     from .training.prediction_recorder import PredictionRecorder
+    from .training.record import record_predictions
     from .training.sample_ids import add_sample_ids
     from .training.trainer import LSTSDTrainer
 
@@ -29,6 +30,7 @@ __all__ = [
     "add_sample_ids",
     "clean",
     "read_history",
+    "record_predictions",
     "write_report",
 ]
 
@@ -43,6 +45,7 @@ _MODULES = {
     "add_sample_ids": "training.sample_ids",
     "clean": "report.clean",
     "read_history": "report.history",
+    "record_predictions": "training.record",
     "write_report": "report",
 }
 

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_report(commands)
     _add_clean(commands)
+    _add_record(commands)
     _add_store(commands)
     _add_completion(commands)
     return parser
@@ -237,6 +238,46 @@ def _clean(parsed: argparse.Namespace) -> None:
     print("\n".join(map(printable, str(cleaned).splitlines())))
 
 
+# ---- record
+
+
+def _add_record(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = commands.add_parser(
+        "record", allow_abbrev=False, help="keep what a model predicts for a data set, to teach others with it"
+    )
+    command.add_argument("--model", required=True, metavar="TEACHER", help="a model's folder, or its name on the Hub")
+    command.add_argument(
+        "--dataset",
+        required=True,
+        help="what others will train on: a CSV, TSV, JSON (lines) or parquet file or a GLUE task, tokenized as lstsd "
+        "train does; or a save_to_disk folder, with input_ids as it is",
+    )
+    command.add_argument("-o", "--output", required=True, metavar="STORE", help="the store's folder")
+    command.add_argument("--top_k", type=int, default=8, help="of a language model: classes to keep; default: 8")
+    command.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="default: float16")
+    command.add_argument("--batch_size", type=int, default=32, help="samples at once in a process; default: 32")
+    command.add_argument("--tokenizer", help="where it is not the model's")
+    command.add_argument("--max_seq_length", type=int, default=128, help="longer inputs are cut; default: 128")
+    command.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: as lstsd train")
+    command.add_argument("--label_column", default="label", help="default: label")
+    command.add_argument("--where", metavar="COLUMN=VALUE", help="use only the rows of a file where this holds")
+    command.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
+    command.add_argument("--data_dir", help="a folder in GLUE's own layout, to read a task from")
+    command.add_argument("--sample_id_column", default="sample_id", help="default: sample_id")
+    command.set_defaults(run=_record)
+
+
+def _record(parsed: argparse.Namespace) -> None:
+    require("train")
+    from .glue.record import command
+
+    try:
+        command(parsed)
+    except KeyboardInterrupt as stop:
+        stop.args = ("The same command goes on from here.",)
+        raise
+
+
 # ---- store
 
 
@@ -271,6 +312,8 @@ def info(store: LogitsStore) -> str:
         "open epochs": ", ".join(map(str, store.open_epochs)) or "none",
         "on disk": f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files",
     }
+    if store.source:
+        facts["made by"] = f"{store.source['model']}, inputs {', '.join(store.source['inputs']) or 'unknown'}"
     if changes:
         facts["new labels"] = ", ".join(
             f"{'some' if change['samples'] is None else change['samples']} from epoch {change['epoch']} on"

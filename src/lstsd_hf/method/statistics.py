@@ -94,7 +94,7 @@ def fold_ensemble(before: Array | None, rows: Array, labels: object) -> Array:
         float32 (n, C + 1): the mean, NaN where there was no epoch, and in the last column the number of epochs.
     """
     rows = rows.astype(np.float32)
-    known = ~np.isnan(rows).any(axis=1)
+    known = np.isfinite(rows.sum(axis=1))
     mean, count = (rows, np.zeros(len(rows), np.float32)) if before is None else (before[:, :-1], before[:, -1])
     first = known & (count == 0)
     count = count + known

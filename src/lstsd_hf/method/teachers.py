@@ -15,7 +15,7 @@ LongTermTeacher = Literal["epoch", "ensemble"]
 
 # What a teacher may be read from, beside the statistics of a store, which have names too.
 PREDICTIONS = "predictions"
-MEAN = "mean"
+MEAN = "mean of epochs"
 ENSEMBLE = "ensemble"
 
 

@@ -10,7 +10,7 @@ few rows at a time; only the gradient has their size.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,18 @@ class TopK(NamedTuple):
     log_probabilities: torch.Tensor
     classes: torch.Tensor
     log_rest: torch.Tensor
+
+
+def fewer_classes(teacher: Mapping[str, torch.Tensor], k: int) -> dict[str, torch.Tensor]:
+    """A teacher's rows with the first k of its classes, by part; what the others had is in the rest.
+
+    Args:
+        teacher: "values" (R, K) log probabilities, the largest first; "classes" (R, K); "rest" (R,).
+        k: At most K.
+    """
+    values = teacher["values"].float()
+    rest = torch.cat([values[:, k:], teacher["rest"].float()[:, None]], dim=1).logsumexp(dim=1)
+    return {"values": values[:, :k], "classes": teacher["classes"][:, :k], "rest": rest}
 
 
 def _chunks(positions: torch.Tensor, vocabulary: int) -> Iterator[slice]:

@@ -81,7 +81,7 @@ class SealedEpochs(PerSampleFiles):
 
     def checksum_of_epochs(self, epochs: Iterable[int]) -> str:
         """Names the content of sealed epochs: a hash of the checksums of their files."""
-        return xxhash.xxh3_128_hexdigest("\n".join(self._checksums(epochs).values()))
+        return xxhash.xxh3_128_hexdigest("\n".join(self._checksums(epochs).values()).encode())
 
     def verify_epochs(self, epochs: Iterable[int]) -> None:
         """As `LogitsStore.verify`, of the files of some sealed epochs alone."""

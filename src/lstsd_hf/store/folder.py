@@ -67,6 +67,7 @@ class StoreFolder:
         - inputs: the columns that it was given; the statistic "inputs" has a hash of each, (rows, columns)
         - tokenizer, max_length: what is known of how the inputs were made, or None
         - classes: what the model calls its classes, in their order, or None
+        - batch_size: how many samples were predicted at once
         """
         return read_manifest(self.path)["source"]
 
@@ -204,10 +205,8 @@ def check_file(path: Path, checksum: str, rows: int | None = None) -> None:
     """Raises StoreCorruptionError where a file is missing, or not what its checksum and its number of rows say."""
     try:
         # First, so that no more is read than what the header says.
-        if path.suffix == ".npy" and rows is None:
-            map_array(path)
-        elif path.suffix == ".npy":
-            map_rows(path, rows)
+        if path.suffix == ".npy":
+            _ = map_array(path) if rows is None else map_rows(path, rows)
         found = checksum_of(path)
     except FileNotFoundError as error:
         raise StoreCorruptionError(f"{path} is missing: the manifest of its store names it.") from error

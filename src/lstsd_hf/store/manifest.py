@@ -212,6 +212,7 @@ def _is_source(value: Any) -> bool:
     kinds: dict[str, Callable[[Any], bool]] = {"model": is_text, "inputs": are_texts}
     kinds["tokenizer"] = lambda found: found is None or is_text(found)
     kinds["max_length"] = lambda found: found is None or is_whole(found, 1)
+    kinds["batch_size"] = lambda found: is_whole(found, 1)
     kinds["classes"] = lambda found: found is None or are_texts(found)
     return value == {} or (
         isinstance(value, dict)
@@ -262,7 +263,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of epoch, step, number of samples, and fingerprint",
     ),
     "layout": (_is_layout, "nothing, ragged rows, or the largest of a vocabulary of at most 2^32"),
-    "source": (_is_source, "nothing, or a model, its inputs, tokenizer, largest length and classes"),
+    "source": (_is_source, "nothing, or a model, its inputs, tokenizer, largest length, classes and batch size"),
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
     "parts": (_is_table(rf"(?:offsets|classes|rest) {_NUMBER}", _is_checksum), "checksums by part and epoch"),
     "statistics": (_is_table(rf"(?!epoch )[a-z_]+ {_NUMBER}", _is_checksum), "checksums by name and epoch"),

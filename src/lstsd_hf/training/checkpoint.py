@@ -16,6 +16,7 @@ from ..store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatch
 from ..store.files import read_regular
 from ..store.manifest import is_whole, shortened
 from .fingerprint import differ_in_labels, is_same
+from .outside import is_noted
 from .training_set import TrainingSet
 
 logger = logging.get_logger(__name__)
@@ -33,6 +34,7 @@ _NOTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "problem_type": (lambda value: value in (None, *HEADS), f"null, or one of {', '.join(HEADS)}"),
     "memory": (lambda value: isinstance(value, dict), "counters of what is memorised"),
     "log": (lambda value: isinstance(value, dict), "sums of the log"),
+    "outside": (is_noted, "null, or a folder and a checksum"),
 }
 
 

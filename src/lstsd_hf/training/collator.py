@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 
 from ..method.many_rows import ManyRows
-from ..method.teachers import PREDICTIONS, Teacher
-from ..store import LogitsStore, StoreError
+from ..method.teachers import Teacher
+from ..method.vocabulary import fewer_classes
 from ..store.ragged import EXTRA_PARTS
 from ..store.rows import VALUES
 from .sample_ids import SampleIdError
+from .teacher_reader import TeacherReader
 
 # What the collator adds to a batch, and the trainer takes out before the model sees it, begins so.
 ADDED = "lstsd_"
@@ -33,7 +34,13 @@ def teacher_parts(added: Mapping[str, torch.Tensor], names: Sequence[str]) -> di
     if not names:
         return {}
     parts = [part for part in (VALUES, *EXTRA_PARTS) if teacher_key(names[0], part) in added]
-    return {part: torch.stack([added[teacher_key(name, part)] for name in names]) for part in parts}
+    found = [{part: added[teacher_key(name, part)] for part in parts} for name in names]
+    if len(parts) > 1 and len({teacher[VALUES].shape[-1] for teacher in found}) > 1:  # another k, of an outside store
+        fewest = min(teacher[VALUES].shape[-1] for teacher in found)
+        found = [fewer_classes(teacher, fewest) for teacher in found]
+    if len({teacher[VALUES].dtype for teacher in found}) > 1:
+        found = [{n: part.float() if part.is_floating_point() else part for n, part in t.items()} for t in found]
+    return {part: torch.stack([teacher[part] for teacher in found]) for part in parts}
 
 
 class TeachingEpochs:
@@ -42,11 +49,11 @@ class TeachingEpochs:
     The numbers lie in shared memory, so worker processes see them change, forked or spawned, persistent or not.
 
     Attributes:
-        sources: For each teacher: its name, the folder of its store (None: the run's own), its track.
+        sources: For each teacher: its name, the folder of its store (None: the run's own), its track, its columns.
     """
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
-        self.sources = tuple((teacher.name, teacher.store, teacher.track) for teacher in teachers)
+        self.sources = tuple((teacher.name, teacher.store, teacher.track, teacher.columns) for teacher in teachers)
         self._epochs = torch.full((len(self.sources),), -1, dtype=torch.int64).share_memory_()
 
     def set(self, epochs: Sequence[int | None]) -> None:
@@ -145,12 +152,12 @@ class TeacherCollator:
         self._num_samples = num_samples
         self._path = path
         self._teaching = teaching
-        self._stores: dict[str, LogitsStore] = {}
+        self._readers: dict[str, TeacherReader] = {}
         self._opened_for: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would be pickled as a full copy.
-        return {**self.__dict__, "_stores": {}, "_opened_for": []}
+        return {**self.__dict__, "_readers": {}, "_opened_for": []}
 
     def __getattr__(self, name: str) -> Any:
         if name == "collator":  # not there yet, while this object is unpickled
@@ -188,36 +195,20 @@ class TeacherCollator:
         batch[SAMPLE_IDS] = to_tensor(sample_ids)
         epochs = self._teaching.get()
         if epochs != self._opened_for:  # anew: the maps of epochs that were dropped would hold on to their disk space
-            self._stores, self._opened_for = {}, epochs
-        for (name, store, track), epoch in zip(self._teaching.sources, epochs, strict=True):
-            if epoch >= 0:
-                found = self._read(store or self._path, track, epoch, sample_ids, counts)
-                for part, values in found.items():
-                    batch[teacher_key(name, part)] = to_tensor(values)
+            self._readers, self._opened_for = self._open(epochs), epochs
+        for name, reader in self._readers.items():
+            for part, values in reader.read(sample_ids, counts).items():
+                batch[teacher_key(name, part)] = to_tensor(values)
         return batch
 
-    def _read(
-        self,
-        path: str,
-        track: str,
-        epoch: int,
-        sample_ids: npt.NDArray[np.int64],
-        counts: npt.NDArray[np.int64] | None,
-    ) -> dict[str, npt.NDArray[Any]]:
-        """What a teacher says of (B,) samples, by part: (B, *row_shape), or as many rows as `counts` (B,) say."""
-        if path not in self._stores:
-            self._stores[path] = LogitsStore.open(path)
-        store = self._stores[path]
-        if track == PREDICTIONS and counts is not None:
-            parts = store.read_rows(epoch, sample_ids).aligned(counts)
-            # torch knows no arithmetic of unsigned integers.
-            return {n: part.astype(np.int64) if part.dtype.kind == "u" else part for n, part in parts.items()}
-        if track == PREDICTIONS:
-            return {VALUES: store.read(epoch, sample_ids)}
-        found = store.read_statistic(track)
-        if found is None or found[0] != epoch:
-            raise StoreError(f"{path} holds no statistic {track!r} of epoch {epoch}, which a teacher is read from.")
-        return {VALUES: np.take(found[1], store.index.rows_of(sample_ids, path), axis=0)}
+    def _open(self, epochs: list[int]) -> dict[str, TeacherReader]:
+        """The teachers that teach now, by name."""
+        readers = {}
+        for (name, store, track, columns), epoch in zip(self._teaching.sources, epochs, strict=True):
+            if epoch >= 0:
+                path, is_outside = store or self._path, store is not None
+                readers[name] = TeacherReader(path, track, epoch, columns, is_outside=is_outside)
+        return readers
 
     def _has_id(self, row: Any) -> bool:
         return isinstance(row, Mapping) and self._column in row

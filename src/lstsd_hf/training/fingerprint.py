@@ -1,7 +1,7 @@
 """The fingerprint of a training set: equal for equal rows, on every machine and in every order of the rows."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +45,13 @@ def fingerprint(
     return ", ".join([f"{len(ids)} rows", *(f"{kind} {total:016x}" for kind, total in totals.items())])
 
 
+def input_hashes(dataset: datasets.Dataset, columns: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """(N, columns): a hash of each cell of some columns, equal for equal cells on every machine."""
+    batches = dataset.with_format("arrow").select_columns(list(columns)).iter(_ROWS_AT_ONCE)
+    found = [np.column_stack([_row_hashes(table[name].combine_chunks()) for name in columns]) for table in batches]
+    return np.concatenate(found)
+
+
 def is_same(one: str, other: str) -> bool:
     """Whether two fingerprints are of equal rows; stores of before 0.2 have no hash of the inputs."""
     return _hashes(one)[0] == _hashes(other)[0]
@@ -54,6 +61,14 @@ def differ_in_labels(one: str, other: str) -> bool:
     """Whether two fingerprints are of rows that differ in their labels, and in nothing else."""
     (whole, inputs), (other_whole, other_inputs) = _hashes(one), _hashes(other)
     return whole != other_whole and inputs is not None and inputs == other_inputs
+
+
+def same_inputs(one: str, other: str) -> bool:
+    """Whether two fingerprints are of equal inputs, whatever the labels are."""
+    (whole, inputs), (other_whole, other_inputs) = _hashes(one), _hashes(other)
+    # Without labels, all columns are inputs, and their hash is that of the inputs.
+    of_whole, of_other = (tuple(name.split(", xxh3 ")) for name in (whole, other_whole))
+    return (inputs or of_whole) == (other_inputs or of_other)
 
 
 def _hashes(name: str) -> tuple[str, tuple[str, str] | None]:

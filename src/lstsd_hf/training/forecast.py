@@ -28,6 +28,7 @@ class Forecast:
         dtype: "float16" or "float32".
         epochs: How many the run has; None: a stream does not tell.
         sealed: The number of epochs that are on disk already, in the checkpoint that the run resumes from.
+        names: What the user calls the folder, the dtype and the number of classes that are kept.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Forecast:
     dtype: str
     epochs: int | None
     sealed: int = 0
+    names: tuple[str, str, str] = ("logits_dir", "logits_dtype", "logits_top_k")
 
     def keeps_all(self, budget: int) -> bool:
         """Whether to keep every epoch: all of them take at most `budget` bytes, and fit on the disk."""
@@ -59,13 +61,14 @@ class Forecast:
         free = self._free
         if self._needed(keeps_all) <= free:
             return
-        remedies = ["Free some space", "name a logits_dir on another disk"]
-        remedies += ["set logits_retention='needed'"] * (keeps_all and self.epochs is not None)
-        remedies += ["set logits_dtype='float16'"] * (self.dtype != "float16")
+        folder, dtype, top_k = self.names
+        remedies = ["Free some space", f"name a {folder} on another disk"]
+        remedies += ["set logits_retention='needed'"] * (keeps_all and self.epochs not in (None, 1))
+        remedies += [f"set {dtype}='float16'"] * (self.dtype != "float16")
         if self.vocabulary is not None:
             fewer = range(math.prod(self.row_shape) - 1, 0, -1)
             fitting = next((k for k in fewer if self._needed(keeps_all, k) <= free), None)
-            remedies += [] if fitting is None else [f"set logits_top_k={fitting}, which fits"]
+            remedies += [] if fitting is None else [f"set {top_k}={fitting}, which fits"]
         raise StoreError(
             f"The logits store at {self.path} will take about {self._needed(keeps_all) / 1e9:.3g} GB, and "
             f"{free / 1e9:.3g} GB are free: expected room for the whole run. {', or '.join(remedies)}."

@@ -12,7 +12,9 @@ from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.teachers import Teacher, teachers_of
 from ..store import LogitsStore
 from .hub import HubMixin
-from .model_head import Rows, known_columns, many_rows_problem
+from .model_head import Rows, known_columns, many_rows_problem, unwrapped
+from .outside import OutsideTeacher, refuse_other_teacher
+from .training_set import TrainingSet
 
 logger = logging.get_logger(__name__)
 
@@ -25,6 +27,7 @@ class HeadMixin(HubMixin):
     _head: Head | None = None
     # The training labels, until the head is known.
     _labels: npt.NDArray[Any] | None = None
+    _outside: OutsideTeacher | None = None
     _described_model: Any = None
     _described_problem: ProblemType | None = None
 
@@ -66,6 +69,11 @@ class HeadMixin(HubMixin):
         many = self._many_rows_head()
         if many is not None:
             self._take_head(many)
+            if self.settings.long_term_teacher == "ensemble" and self.settings.long_term_weight:
+                raise ValueError(
+                    f"long_term_teacher='ensemble' and {type(unwrapped(self.model)).__name__}, whose samples have "
+                    "many rows: expected a head with one row for each sample. Set long_term_teacher='epoch'."
+                )
             return
         self._labels = labels
         first = None if labels is None else torch.from_numpy(labels[:1])
@@ -73,7 +81,7 @@ class HeadMixin(HubMixin):
 
     def _settle(self, head: Head) -> None:
         self.settings = self.distillation.resolve(head.default_weight)
-        self._teachers = teachers_of(self.settings)
+        self._teachers = teachers_of(self.settings, None if self._outside is None else self._outside.source)
 
     def _take_head(self, head: Head) -> None:
         self._head, self._labels = head, None
@@ -93,15 +101,36 @@ class HeadMixin(HubMixin):
                 f"The training data has {choice.guessed_from}: the logits are taken for "
                 f"{type(choice.head).__name__.lower()}. If they are something else, set problem_type."
             )
+        if self._outside is not None:
+            self._outside.refuse_rows(tuple(rows.logits.shape[1:]))
         self._take_head(choice.head)
         return choice.head
 
+    def _open_outside(self, dataset: Any, training_set: TrainingSet) -> None:
+        """Opens the outside teacher, where there is one, and refuses one that does not go with the run."""
+        self._outside, given = None, self.distillation
+        if given.outside_teacher is None:
+            return
+        outside = OutsideTeacher.open(given.outside_teacher, str(given.outside_epoch))
+        outside.refuse_place(self.logits_path(), str(self.args.output_dir))
+        outside = outside.for_model(self.model, self._many_rows_head(), self._known_columns())
+        if self.is_world_process_zero():
+            outside.store.verify_epochs(outside.epochs)
+        outside.refuse_inputs(training_set, dataset, self.processing_class)
+        self._outside = outside
+
     def _head_note(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the head."""
-        return {"problem_type": next((name for name, head in HEADS.items() if head is self._head), None)}
+        """What a checkpoint keeps of the head, and of an outside teacher."""
+        note: dict[str, Any] = {} if self._outside is None else {"outside": self._outside.note}
+        return note | {"problem_type": next((name for name, head in HEADS.items() if head is self._head), None)}
 
     def _restore_head(self, saved: LogitsStore) -> None:
-        """Takes the head that a checkpoint was saved with, unless the user says another."""
+        """Takes the head that a checkpoint was saved with, unless the user says another.
+
+        Raises:
+            StoreMismatchError: it was saved by a run with another outside teacher.
+        """
+        refuse_other_teacher(saved.note.get("outside"), self._outside, saved.path)
         if self._many_rows_head() is not None:
             return  # known by the model's class
         said = self.distillation.problem_type

@@ -53,7 +53,9 @@ class LoaderMixin(HeadMixin):
         training_set = inspect_training_set(dataset, column, taken, distillation.num_samples, label_names)
         self._refuse_labels_outside(training_set)
         if self._head is None:  # else another loader is made in mid-training
+            self._open_outside(dataset, training_set)
             self._assume_head(training_set.labels)
+            self._teaching = TeachingEpochs(self._teachers)
 
         collator: Any = self.data_collator
         if isinstance(dataset, datasets.Dataset) and not has_sample_ids(dataset, column):

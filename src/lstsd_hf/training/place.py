@@ -10,6 +10,7 @@ checkpoint would else leave one at each start.
 import errno
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -35,16 +36,16 @@ def lock(logits_dir: Path, output_dir: Path) -> list[BaseFileLock]:
     warn_anew()
     held: list[BaseFileLock] = []
     try:
-        held += _lock(Path(f"{logits_dir}.lock"), f"the logits store at {logits_dir}")
-        held += _lock(output_dir / RUN_LOCK, f"the output_dir {output_dir}")
+        held += lock_file(Path(f"{logits_dir}.lock"), f"the logits store at {logits_dir}")
+        held += lock_file(output_dir / RUN_LOCK, f"the output_dir {output_dir}")
     except BaseException:
         unlock(held)
         raise
     return held
 
 
-def _lock(file: Path, what: str) -> list[BaseFileLock]:
-    """A lock of the file; none where the file system has no locks."""
+def lock_file(file: Path, what: str) -> list[BaseFileLock]:
+    """A lock of the file; none where the file system has no locks. Raises StoreError where another run has it."""
     lock = FileLock(file, timeout=0)
     while True:
         with writing(file):
@@ -108,7 +109,7 @@ def move_aside(path: Path) -> Path | None:
     return aside
 
 
-def tidy(path: Path, aside: Path, restored: LogitsStore | None) -> None:
+def tidy(path: Path, aside: Path, restored: LogitsStore | None, teachers: Collection[Path] = ()) -> None:
     """Removes what a store that was just moved aside, and older ones, hold a second time.
 
     A run that is interrupted again and again would else hold on to the disk space of all that it ever predicted.
@@ -117,13 +118,14 @@ def tidy(path: Path, aside: Path, restored: LogitsStore | None) -> None:
         path: The run's store.
         aside: Where the one before it is now.
         restored: The run's store, where it is a checkpoint's: what it holds need not be kept in another place.
+        teachers: Stores that teach in this run, which stay as they are.
     """
     kept = set() if restored is None else set(restored.epoch_checksums.values())
     asides = _asides(path)
     for number in sorted(asides, reverse=True):
         try:
             store = LogitsStore.open(asides[number])
-            if not store.is_aside:
+            if not store.is_aside or asides[number].resolve() in teachers:
                 continue
             checksums = store.epoch_checksums
             shared = [epoch for epoch, checksum in checksums.items() if checksum in kept]

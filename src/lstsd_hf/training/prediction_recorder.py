@@ -20,6 +20,7 @@ from transformers import Trainer
 
 from ..config import DistillationArguments
 from ..method.many_rows import Vocabulary
+from ..method.outside import LAST
 from .base_loss import BaseLossMixin
 from .hub import HubMixin
 from .mixin import LSTSDMixin
@@ -40,6 +41,7 @@ class RecordingMixin(LSTSDMixin):
         given = super()._given_settings()
         values = {field.name: getattr(given, field.name) for field in dataclasses.fields(DistillationArguments)}
         only_records = {"long_term_weight": 0.0, "short_term_weight": 0.0, "logits_retention": "all"}
+        only_records |= {"outside_teacher": None, "outside_weight": None, "outside_epoch": LAST}
         return DistillationArguments(**values | only_records)
 
     def _prepare_loss(self) -> None:

@@ -13,7 +13,7 @@ from filelock import BaseFileLock
 from transformers import TrainerState
 
 from ..method.heads import Compared, Head
-from ..method.statistics import Statistic
+from ..method.statistics import TAUGHT_FROM
 from ..method.teachers import Teacher, epochs_needed
 from ..paths import LOGITS_FOLDER
 from ..store import LogitsStore, StoreError
@@ -25,15 +25,15 @@ from . import place
 from .checkpoint import refuse_live, refuse_other
 from .collator import COUNTS, SAMPLE_IDS, TeachingEpochs
 from .exchange import Processes
+from .fold import fold_statistics
 from .forecast import Forecast
 from .log import keep_log
 from .memory_log import MemoryLog
 from .on_its_way import OnItsWay
 from .row_counts import RowCounts
 from .stream import StreamPasses, refuse_repeated
+from .teacher_reader import holds
 from .training_set import TrainingSet
-
-_VALUES_AT_ONCE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,10 @@ class Recorder:
         aside = place.move_aside(path)
         restored = None if saved is None else saved.copy(path, {})
         if restored is not None and has_new_labels:
-            restored.relabel(
-                known.labels, known.ids, known.fingerprint, epoch=self.epoch + 1, step=self._state.global_step
-            )
+            at = {"epoch": self.epoch + 1, "step": self._state.global_step}
+            restored.relabel(known.labels, known.ids, known.fingerprint, **at, kept=TAUGHT_FROM)
         if aside is not None:
-            place.tidy(path, aside, restored)
+            place.tidy(path, aside, restored, {Path(teacher.store) for teacher in self._teachers if teacher.store})
 
     def _open_store(self) -> LogitsStore:
         # What takes memory for each row is in the store from now on.
@@ -189,15 +188,16 @@ class Recorder:
             self._plan.teaching.set([None] * len(self._teachers))
             return
         teaching = [teacher.teaching_epoch(self.epoch, self.num_train_epochs) for teacher in self._teachers]
-        own = (e for e, teacher in zip(teaching, self._teachers, strict=True) if teacher.store is None)
-        missing = {epoch for epoch in own if epoch is not None} - set(sealed)
+        pairs = list(zip(self._teachers, teaching, strict=True))
+        held = [epoch is not None and holds(self._store, teacher, epoch, sealed) for teacher, epoch in pairs]
+        missing = {epoch for epoch, there in zip(teaching, held, strict=True) if epoch is not None and not there}
         if missing and not self._plan.resumes_without_logits:
             raise StoreError(
                 f"The predictions of epochs {sorted(missing)}, which teach in epoch {self.epoch}, are not in the "
                 f"store at {self._plan.path}. Is mini_generation_epochs still what it was? Set "
                 "resume_without_logits=True to train without the missing teachers."
             )
-        self._plan.teaching.set([None if epoch in missing else epoch for epoch in teaching])
+        self._plan.teaching.set([epoch if there else None for epoch, there in zip(teaching, held, strict=True)])
         if self._plan.training_set.streamed and self._processes.count == 1:
             self._seen = np.zeros(self._plan.training_set.num_samples, np.bool_)
 
@@ -233,7 +233,7 @@ class Recorder:
             self._store.seal(self.epoch)
             self._row_counts.check(self._store, self.epoch, self._plan.teaching.get())
             if self.head is not None:
-                fold_statistics(self._store, self.epoch, self.head)
+                fold_statistics(self._store, self.epoch, self.head, self._teachers)
             if not self._keeps_all:
                 for old in set(self._store.sealed_epochs) - epochs_needed(self._teachers, self.epoch + 1):
                     self._store.drop(old)
@@ -363,34 +363,3 @@ def rows_in(store: LogitsStore) -> int:
     """How many rows an epoch's file has; of ragged rows, as many as the last sealed one."""
     sealed = store.sealed_epochs
     return len(store.epoch_rows(sealed[-1])) if store.is_ragged and sealed else store.index.num_rows
-
-
-def fold_statistics(store: LogitsStore, epoch: int, head: Head) -> None:
-    """Publishes what a head keeps of the epochs up to this one, the last that was sealed; in chunks of samples."""
-    labels = store.read_labels()
-    if labels is None:
-        return
-    for statistic in head.statistics(labels):
-        found = store.read_statistic(statistic.name)
-        last, values = (-1, None) if found is None else found
-        if found is None and store.label_changes:
-            # Dropped with the old labels: folded anew, over the epochs that the store still has.
-            epochs = [sealed for sealed in store.sealed_epochs if sealed <= epoch]
-        elif last == epoch - 1:
-            epochs = [epoch]
-        else:
-            continue  # a gap: a run that was resumed without its logits, or from a store that has no statistics
-        for number in epochs:
-            values = _fold(statistic, values, store.epoch_rows(number), labels)
-        assert values is not None
-        store.write_statistic(statistic.name, epoch, values)
-
-
-def _fold(
-    statistic: Statistic, before: npt.NDArray[Any] | None, rows: npt.NDArray[Any], labels: npt.NDArray[Any]
-) -> npt.NDArray[Any]:
-    at_once = max(1, _VALUES_AT_ONCE // math.prod(rows.shape[1:]))
-    parts = (slice(start, start + at_once) for start in range(0, len(rows), at_once))
-    return np.concatenate(
-        [statistic.fold(None if before is None else before[part], rows[part], labels[part]) for part in parts]
-    )

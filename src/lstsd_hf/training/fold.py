@@ -1,0 +1,60 @@
+"""Folds the statistics of a run at the end of an epoch."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..method.heads import Head
+from ..method.statistics import TAUGHT_FROM, Statistic
+from ..method.teachers import Teacher
+from ..store import LogitsStore
+
+_VALUES_AT_ONCE = 4 << 20
+
+
+def fold_statistics(store: LogitsStore, epoch: int, head: Head, teachers: Iterable[Teacher] = ()) -> None:
+    """Publishes what is kept of the epochs up to this one, the last that was sealed; in chunks of samples.
+
+    Args:
+        store: The run's.
+        epoch: The epoch.
+        head: It keeps what the report is made of, where there are labels.
+        teachers: Those of the run's own past may be read from a statistic.
+    """
+    labels = store.read_labels()
+    kept = () if labels is None else head.statistics(labels)
+    tracks = {
+        teacher.track for teacher in teachers if teacher.store is None and teacher.weight_of(epoch + 1, epoch + 2)
+    }
+    for statistic in (*kept, *(TAUGHT_FROM[track] for track in sorted(tracks & TAUGHT_FROM.keys()))):
+        found = store.read_statistic(statistic.name)
+        last, values = (-1, None) if found is None else found
+        if found is None and store.label_changes:
+            # Dropped with the old labels: folded anew, over the epochs that the store still has.
+            epochs = [sealed for sealed in store.sealed_epochs if sealed <= epoch]
+        elif last == epoch - 1 or statistic.teaches:
+            epochs = [epoch]
+        else:
+            continue  # a gap: a run that was resumed without its logits, or from a store that has no statistics
+        for number in epochs:
+            values = _fold(statistic, values, store.epoch_rows(number), labels)
+        assert values is not None
+        store.write_statistic(statistic.name, epoch, values)
+
+
+def _fold(
+    statistic: Statistic,
+    before: npt.NDArray[Any] | None,
+    rows: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
+) -> npt.NDArray[Any]:
+    at_once = max(1, _VALUES_AT_ONCE // math.prod(rows.shape[1:]))
+
+    def chunk(array: npt.NDArray[Any] | None, start: int) -> Any:
+        return None if array is None else array[start : start + at_once]
+
+    starts = range(0, len(rows), at_once)
+    return np.concatenate([statistic.fold(chunk(before, at), chunk(rows, at), chunk(labels, at)) for at in starts])

@@ -1,0 +1,368 @@
+"""An outside teacher: its store, which is only read, and whether it goes with the run."""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+from transformers.utils import logging
+
+from ..method.many_rows import ManyRows, Spans, Vocabulary
+from ..method.outside import LAST, MEAN_OF_EPOCHS
+from ..method.teachers import MEAN, PREDICTIONS, OutsideSource
+from ..paths import CHECKPOINT_PREFIX
+from ..store import LogitsStore, StoreError, StoreMismatchError
+from ..store.manifest import is_text
+from ..store.ragged import OFFSETS
+from ..store.rows import VALUES
+from .fingerprint import input_hashes, is_same, same_inputs
+from .model_head import unwrapped
+from .training_set import TrainingSet
+
+logger = logging.get_logger(__name__)
+
+INPUT_HASHES = "inputs"  # the statistic of a recorded store: uint64 (rows, columns)
+_FEW = 5
+_SECONDARY = {"attention_mask", "token_type_ids", "position_ids", "special_tokens_mask"}
+
+
+@dataclass(frozen=True)
+class OutsideTeacher:
+    """A store that teaches.
+
+    Attributes:
+        store: Its store.
+        epochs: The epochs that teach: one, or those that the mean is of.
+        source: What the teacher is read from.
+        checksum: Names what is in these epochs.
+    """
+
+    store: LogitsStore
+    epochs: tuple[int, ...]
+    source: OutsideSource
+    checksum: str
+
+    @classmethod
+    def open(cls, path: str, epoch: str) -> "OutsideTeacher":
+        """Opens the store at `path`, of which `epoch` teaches: a number, "last" or "mean".
+
+        Raises:
+            StoreError: there is no store, or it does not have the epoch.
+        """
+        place = os.path.realpath(path)
+        try:
+            store = LogitsStore.open(place)
+            sealed = store.sealed_epochs
+        except StoreError as error:
+            if type(error) is not StoreError:  # damage, which has its own words
+                raise
+            raise StoreError(
+                f"outside_teacher={os.fspath(path)!r}: {error} Expected a store that `lstsd record` or "
+                "record_predictions has made, or an earlier run's <output_dir>/_logits."
+            ) from error
+        if not sealed:
+            raise StoreError(
+                f"outside_teacher={os.fspath(path)!r} holds no complete epoch: expected one at least. Where `lstsd "
+                "record` was interrupted, start it again with the same arguments, and it goes on."
+            )
+        epochs = tuple(sealed) if epoch == MEAN_OF_EPOCHS else ((sealed[-1] if epoch == LAST else int(epoch)),)
+        if epochs[0] not in sealed:
+            raise StoreError(
+                f"outside_epoch={epoch}: the store at {place} holds epochs {sealed}. Name one of them, {LAST!r} or "
+                f"{MEAN_OF_EPOCHS!r}."
+            )
+        if len(epochs) > 1 and store.vocabulary is not None:
+            raise StoreError(
+                f"outside_epoch={epoch!r}: the store at {place} keeps the largest classes of a vocabulary, others in "
+                f"each epoch, which have no mean: expected the number of an epoch, or {LAST!r}."
+            )
+        source = OutsideSource(place, epochs[-1], MEAN if len(epochs) > 1 else PREDICTIONS)
+        return cls(store, epochs, source, store.checksum_of_epochs(epochs))
+
+    @property
+    def note(self) -> dict[str, str]:
+        """What a checkpoint keeps of it."""
+        return {"path": str(self.store.path), "checksum": self.checksum}
+
+    # ---- does it go with the run?
+
+    def refuse_place(self, logits_dir: str, output_dir: str) -> None:
+        """Raises ValueError where the run would move, drop, overwrite or upload it."""
+        own, run, place = (Path(os.path.realpath(path)) for path in (logits_dir, output_dir, self.store.path))
+        inside = place.relative_to(run).parts[0] if place.is_relative_to(run) and place != run else ""
+        if place in (own, own.with_name(f"{own.name}.tmp"), run) or place.is_relative_to(own):
+            what = "is where this run keeps its own predictions: an earlier store there would be moved aside"
+        elif inside.startswith(f"{CHECKPOINT_PREFIX}-"):
+            what = "lies in a checkpoint of this run's output_dir, which the run may delete or write over"
+        elif inside and not inside.startswith("_"):
+            what = f"lies in output_dir under {inside!r}, which a push to the Hub would upload"
+        else:
+            return
+        raise ValueError(
+            f"outside_teacher={str(place)!r} {what}. Expected a folder that the run leaves alone: name another "
+            "output_dir, or move the store out of it."
+        )
+
+    def for_model(self, model: Any, head: ManyRows | None, columns: int | None) -> "OutsideTeacher":
+        """The same with its classes in the order of the model's.
+
+        Args:
+            model: The student.
+            head: Where its samples have many rows.
+            columns: How many columns its rows have, where that is known.
+
+        Raises:
+            StoreMismatchError: the store is of another kind of head, or of other classes.
+        """
+        store = self.store
+        is_top_k = isinstance(head, Vocabulary)
+        fits = store.is_ragged == (head is not None) and (store.vocabulary is not None) == is_top_k
+        if isinstance(head, Spans):
+            columns = 2
+        if not fits or (columns is not None and not is_top_k and store.row_shape != (columns,)):
+            raise StoreMismatchError(
+                f"The outside teacher's store at {store.path} holds {_rows_in_words(store)}: expected what "
+                f"{type(unwrapped(model)).__name__} predicts here"
+                + (f", rows of {columns} numbers" if columns is not None and not is_top_k else "")
+                + ". Record it with a teacher that has the same kind of head."
+            )
+        if is_top_k:
+            self._refuse_vocabulary(model)
+            return self
+        names, own = store.source.get("classes"), class_names(model, store.row_shape[-1])
+        if names is None or own is None or isinstance(head, Spans):
+            if (names is None) != (own is None) and store.source and len(store.row_shape) == 1:
+                logger.warning(
+                    f"The outside teacher's classes are {names or 'not named'}, and those of the model "
+                    f"{own or 'are not named (id2label)'}: they are taken to be in the same order."
+                )
+            return self
+        known = {name.lower(): column for column, name in enumerate(names)}
+        if sorted(known) != sorted(name.lower() for name in own):
+            raise StoreMismatchError(
+                f"The outside teacher's classes are {names}, in the store at {store.path}, and the model's are {own}: "
+                "expected the same names. Give the model the teacher's id2label, or record another teacher."
+            )
+        order = tuple(known[name.lower()] for name in own)
+        if order == tuple(range(len(order))):
+            return self
+        return replace(self, source=replace(self.source, columns=order))
+
+    def _refuse_vocabulary(self, model: Any) -> None:
+        size = vocabulary_of(model)
+        if size is None or size == self.store.vocabulary:
+            return
+        # Models of one tokenizer pad their vocabulary to different sizes.
+        largest = max(int(self.store.epoch_parts(epoch)["classes"].max(initial=0)) for epoch in self.epochs)
+        if largest >= size:
+            raise StoreMismatchError(
+                f"The outside teacher's store at {self.store.path} names class {largest} of a vocabulary of "
+                f"{self.store.vocabulary}, and the model's has {size}: expected the same tokenizer."
+            )
+
+    def refuse_rows(self, row_shape: tuple[int, ...]) -> None:
+        """Raises StoreMismatchError where the model's first rows have another shape."""
+        if self.store.row_shape != row_shape:
+            raise StoreMismatchError(
+                f"The outside teacher's store at {self.store.path} holds rows of shape {self.store.row_shape}, and "
+                f"the model's have {row_shape}: expected the same. Record a teacher of the same classes."
+            )
+
+    def refuse_inputs(self, training_set: TrainingSet, dataset: Any, tokenizer: Any) -> None:
+        """Raises StoreMismatchError where it was made on other inputs; warns of samples that it lacks.
+
+        Args:
+            training_set: What is known of the training set.
+            dataset: The training set.
+            tokenizer: The trainer's, for the message.
+        """
+        store, ids = self.store, training_set.ids
+        if ids is None:
+            if not training_set.streamed and store.fingerprint != training_set.fingerprint:
+                raise StoreMismatchError(
+                    f"The outside teacher's store at {store.path} was made on {store.fingerprint!r}, and the training "
+                    f"set is {training_set.fingerprint!r}: expected the same. Use a datasets.Dataset for both, whose "
+                    "rows can be compared."
+                )
+            if training_set.streamed:
+                logger.warning(
+                    "The training set is a stream: nobody looks whether the outside teacher saw its inputs."
+                )
+            return
+        present = self._has(ids)
+        if not present.any():
+            raise StoreMismatchError(
+                f"The outside teacher's store at {store.path} has none of the {len(ids)} training samples: expected "
+                "the same sample ids. Number the rows with add_sample_ids before both, and keep the column."
+            )
+        if not store.source:
+            self._refuse_run(training_set)
+        else:
+            self._refuse_columns(ids, present, dataset, tokenizer)
+        lacking = int((~present).sum())
+        if lacking:
+            logger.warning(
+                f"The outside teacher has no prediction for {lacking} of {len(ids)} training samples, first for "
+                f"sample ids {ids[~present][:_FEW].tolist()}: their labels count in full."
+            )
+
+    def _has(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """(N,): whether there is a prediction for each of these samples."""
+        present = np.zeros(len(ids), np.bool_)
+        known = self.store.index.knows(ids)
+        rows = self.store.index.rows_of(ids[known], self.store.path)
+        for epoch in self.epochs:
+            parts = self.store.epoch_parts(epoch)
+            if self.store.is_ragged:
+                present[known] |= np.diff(parts[OFFSETS])[rows] > 0
+            else:
+                first = parts[VALUES].reshape(len(parts[VALUES]), -1)[:, 0]
+                present[known] |= ~np.isnan(first)[rows]
+        return present
+
+    def _refuse_columns(
+        self, ids: npt.NDArray[np.int64], present: npt.NDArray[np.bool_], dataset: datasets.Dataset, tokenizer: Any
+    ) -> None:
+        """Compares each column of the inputs, sample by sample."""
+        store, source = self.store, self.store.source
+        compared = [name for name in source["inputs"] if name in dataset.column_names]
+        found = store.read_statistic(INPUT_HASHES)
+        if not set(compared) - _SECONDARY or found is None:
+            raise StoreMismatchError(
+                f"The outside teacher's store at {store.path} was made on columns {source['inputs']}, and the "
+                f"training set has {dataset.column_names}: expected the same inputs. Record the set as it is trained "
+                "on, tokenized."
+            )
+        hashes = input_hashes(dataset, compared)[present]
+        rows = store.index.rows_of(ids[present], store.path)
+        theirs = found[1][rows][:, [source["inputs"].index(name) for name in compared]]
+        differs = hashes != theirs
+        wrong = [name for name, column in zip(compared, differs.T, strict=True) if column.any()]
+        if wrong:
+            samples = differs.any(axis=1)
+            made = f"{source['tokenizer'] or 'no tokenizer'}, at most {source['max_length']} tokens"
+            here = f"{tokenizer_name(tokenizer) or 'no tokenizer'}, at most {longest_input(dataset)} tokens"
+            raise StoreMismatchError(
+                f"The outside teacher's store at {store.path} was made on other inputs: {', '.join(wrong)} "
+                f"{'differs' if len(wrong) == 1 else 'differ'} for {int(samples.sum())} of {len(rows)} samples, first "
+                f"for sample ids {ids[present][samples][:_FEW].tolist()} (the store: {made}; the training set: "
+                f"{here}). Tokenize the same rows in the same way, or record the teacher anew."
+            )
+
+    def _refuse_run(self, training_set: TrainingSet) -> None:
+        """Compares with the training set of an earlier run."""
+        store = self.store
+        if is_same(store.fingerprint, training_set.fingerprint):
+            return
+        if not same_inputs(store.fingerprint, training_set.fingerprint):
+            raise StoreMismatchError(
+                f"The outside teacher's store at {store.path} is a run's on {store.fingerprint!r}, and the training "
+                f"set is {training_set.fingerprint!r}: expected the same inputs, tokenized in the same way. Record "
+                "that run's model on this set with `lstsd record`."
+            )
+        order = _new_order(store, training_set)
+        if order is not None:
+            raise StoreMismatchError(
+                f"The labels of the outside teacher's store at {store.path} are in another order than those of the "
+                f"training set: its class {order[0]} is class {order[1]} here. Expected the same order. Encode the "
+                "labels as that run did."
+            )
+
+
+def refuse_other_teacher(noted: Any, outside: OutsideTeacher | None, checkpoint: Path) -> None:
+    """Raises StoreMismatchError where a run is resumed without the outside teacher that its checkpoint names.
+
+    Args:
+        noted: What the checkpoint keeps of its outside teacher, or None.
+        outside: The run's.
+        checkpoint: The store in the checkpoint.
+    """
+    if noted is None or (outside is not None and outside.checksum == noted["checksum"]):
+        return
+    found = "no outside_teacher" if outside is None else f"{outside.store.path} with checksum {outside.checksum}"
+    raise StoreMismatchError(
+        f"The run of {checkpoint} had an outside teacher, {noted['path']} with checksum {noted['checksum']}: "
+        f"expected the same, found {found}. Give that store as outside_teacher, with the same outside_epoch, wherever "
+        "it is now."
+    )
+
+
+def is_noted(value: Any) -> bool:
+    """Whether a value is what a checkpoint keeps of an outside teacher, or None."""
+    return value is None or (
+        isinstance(value, dict) and value.keys() == {"path", "checksum"} and all(map(is_text, value.values()))
+    )
+
+
+def class_names(model: Any, columns: int) -> list[str] | None:
+    """What a model calls its classes, in their order; None: it does not name them, or not that many."""
+    found = getattr(getattr(unwrapped(model), "config", None), "id2label", None)
+    if not isinstance(found, dict) or sorted(found) != list(range(columns)):
+        return None
+    names = [str(found[i]) for i in range(columns)]
+    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        return None
+    return names if len({name.lower() for name in names}) == columns and all(map(is_text, names)) else None
+
+
+def vocabulary_of(model: Any) -> int | None:
+    """How many classes a language model has, where it tells."""
+    inner = unwrapped(model)
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    return len(weight) if weight is not None else getattr(getattr(inner, "config", None), "vocab_size", None)
+
+
+def tokenizer_name(tokenizer: Any) -> str | None:
+    """A tokenizer's class and size; None: there is none."""
+    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
+        return None
+    return f"{type(tokenizer).__name__} of {len(tokenizer)} tokens"
+
+
+def longest_input(dataset: Any, names: Collection[str] = ("input_ids",)) -> int | None:
+    """The largest number of tokens in a row of a `datasets.Dataset`; None: its rows are not tokens."""
+    lengths = input_lengths(dataset, names)
+    return None if lengths is None or not len(lengths) else int(lengths.max())
+
+
+def input_lengths(dataset: Any, names: Collection[str] = ("input_ids",)) -> npt.NDArray[np.int64] | None:
+    """(N,) the number of tokens in each row; None: its rows are not tokens."""
+    name = next((name for name in names if name in getattr(dataset, "column_names", ())), None)
+    if name is None or not isinstance(dataset, datasets.Dataset):
+        return None
+    batches = dataset.with_format("arrow").select_columns([name]).iter(10_000)
+    parts = [np.array([len(value) for value in table[name].to_pylist()], np.int64) for table in batches]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _rows_in_words(store: LogitsStore) -> str:
+    if store.vocabulary is not None:
+        return f"the {store.row_shape[0]} most probable of {store.vocabulary} classes for each token"
+    many = "any number of rows for each sample" if store.is_ragged else "one row for each sample"
+    return f"{many}, each of {store.row_shape[0]} numbers"
+
+
+def _new_order(store: LogitsStore, training_set: TrainingSet) -> tuple[int, int] | None:
+    """A class of the store's and the other number that most of its samples have now, if all classes only changed
+    places; None: they did not."""
+    before, now, ids = store.read_labels(), training_set.labels, training_set.ids
+    if before is None or now is None or ids is None or before.ndim != 1 or now.ndim != 1 or now.dtype.kind != "i":
+        return None
+    if before.dtype.kind != "i":
+        return None
+    old = before[store.index.rows_of(ids, store.path)]
+    known = (old >= 0) & (now >= 0)
+    if not known.any():
+        return None
+    size = int(max(old[known].max(), now[known].max())) + 1
+    table = np.zeros((size, size), np.int64)
+    np.add.at(table, (old[known], now[known]), 1)
+    used = np.flatnonzero(table.sum(axis=1))
+    most = table[used].argmax(axis=1)
+    moved = used != most
+    return (int(used[moved][0]), int(most[moved][0])) if moved.any() and len(set(most)) == len(most) else None

@@ -1,0 +1,345 @@
+"""A store of what any model predicts for a data set: a teacher for others, or a history of one epoch."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from accelerate import PartialState
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, default_data_collator
+from transformers.utils import find_labels, logging
+
+from ..config import DistillationArguments, LogitsDtype
+from ..method.heads import ProblemType
+from ..method.many_rows import ManyRows, many_rows_head
+from ..method.rows import RowIndex
+from ..store import LogitsStore, StoreError, StoreMismatchError
+from ..store.files import writing
+from ..store.manifest import NAME
+from ..store.rows import VALUES
+from . import place
+from .collator import COUNTS, POSITIONS, SAMPLE_IDS, IdentifiedDataset, TeacherCollator, TeachingEpochs
+from .fingerprint import fingerprint, input_hashes
+from .forecast import Forecast
+from .model_head import grid_of, many_rows_problem, refuse_unsupported, rows_of, unwrapped
+from .outside import INPUT_HASHES, class_names, input_lengths, tokenizer_name
+from .overrides import take_added
+from .sample_ids import LABEL_COLUMNS, has_sample_ids, sample_ids_of
+
+logger = logging.get_logger(__name__)
+
+EPOCH = 0  # the only one
+
+
+def record_predictions(
+    model: nn.Module,
+    dataset: Any,
+    path: str | Path,
+    collator: Any = None,
+    *,
+    processing_class: Any = None,
+    batch_size: int = 32,
+    dtype: LogitsDtype = "float16",
+    top_k: int = 8,
+    problem_type: ProblemType | None = None,
+    sample_id_column: str = "sample_id",
+    disable_tqdm: bool = False,
+) -> LogitsStore:
+    """Records what a model predicts for each sample, in evaluation mode, as the one epoch of a store.
+
+    The store is an `outside_teacher` for any run on the same inputs. Batches are of samples of about the same length,
+    the longest first. A call that was interrupted goes on from where it was when it is made again, and leaves the same
+    bytes as one that was not. Of several processes (`accelerate launch`), which must share the disk, each does a part.
+
+    Args:
+        model: With one of the heads that `LSTSDTrainer` supports. It is moved to this process's device.
+        dataset: A `datasets.Dataset`, whose columns that `model.forward` does not take are left out, or a torch data
+            set with a length. It needs no labels, unless the head's rows are those of labelled tokens.
+        path: The store's folder: new, or that of an interrupted call.
+        collator: Makes a batch; None: the plain Trainer's, which pads with `processing_class`.
+        processing_class: The tokenizer, for padding and for the store's note of what it was made with.
+        batch_size: The samples that a process predicts at once.
+        dtype: How predictions are stored: "float16" or "float32".
+        top_k: Of a language model: how many classes of the vocabulary to keep of each predicted token.
+        problem_type: See `DistillationArguments`; None: as the model's class says.
+        sample_id_column: The column of integer ids; without it a row's position is its id.
+        disable_tqdm: Whether to show no progress bar.
+
+    Returns:
+        The store, sealed.
+
+    Raises:
+        ValueError: the model's head is not supported, an argument is out of its range, or sample ids are missing,
+            repeated or negative.
+        StoreMismatchError: the folder holds predictions that were made otherwise.
+        StoreError: the folder holds something else, another process records into it, or the disk is too small.
+    """
+    _refuse_arguments(dataset, batch_size, dtype, top_k)
+    refuse_unsupported(model)
+    state = PartialState()
+    given = problem_type or many_rows_problem(model)
+    recording = _Recording(
+        model, many_rows_head(given, top_k), dataset, collator, processing_class, batch_size, sample_id_column
+    )
+    place_of_store = Path(path).resolve()
+    with writing(place_of_store):
+        place_of_store.parent.mkdir(parents=True, exist_ok=True)
+    held = (
+        place.lock_file(Path(f"{place_of_store}.lock"), f"the store at {place_of_store}") if _is_first(state) else []
+    )
+    try:
+        if _is_first(state):
+            store = recording.begin(place_of_store, dtype)
+            if store.sealed_epochs:
+                logger.warning(f"{path} holds these predictions already: nothing was recorded.")
+        state.wait_for_everyone()
+        store = LogitsStore.open(place_of_store)
+        if not store.sealed_epochs:
+            recording.record(store, state, disable_tqdm)
+            state.wait_for_everyone()
+            if _is_first(state):
+                store.seal(EPOCH)
+        state.wait_for_everyone()
+    finally:
+        place.unlock(held)
+    return store
+
+
+def _is_first(state: PartialState) -> bool:
+    return state.process_index == 0
+
+
+def _refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int) -> None:
+    for name, value in (("batch_size", batch_size), ("top_k", top_k)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} is not allowed: expected an integer of at least 1.")
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype={dtype!r} is not allowed: expected 'float16' or 'float32'.")
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"dataset is a {type(dataset).__name__}: expected a data set with a length, whose rows can be taken by "
+            "their number. Make a datasets.Dataset of the stream first."
+        )
+    if not len(dataset):
+        raise ValueError("dataset is empty: expected at least one row.")
+
+
+class _Recording:
+    """What is recorded: a model's predictions for a data set, in batches that are the same in every call."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: ManyRows | None,
+        dataset: Any,
+        collator: Any,
+        processing_class: Any,
+        batch_size: int,
+        column: str,
+    ) -> None:
+        self._model, self._head = model, head
+        self._batch_size, self._processing_class = batch_size, processing_class
+        inner: Any = unwrapped(model)
+        self._taken = inspect.signature(inner.forward).parameters
+        self._label_names = {*find_labels(type(inner)), *LABEL_COLUMNS}
+        is_table = isinstance(dataset, datasets.Dataset)
+        self._dataset = dataset
+        self._inputs: list[str] = []
+        self._ids: npt.NDArray[np.int64] = np.arange(len(dataset))
+        rows = dataset
+        if is_table:
+            self._ids = np.asarray(sample_ids_of(dataset, column))
+            kept = self._kept(dataset, column)
+            self._inputs = sorted(name for name in kept if name not in {*self._label_names, column})
+            rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(kept)
+        if not is_table or not has_sample_ids(dataset, column):
+            rows = IdentifiedDataset(rows, self._ids)
+        self._rows = rows
+        if collator is None:
+            collator = DataCollatorWithPadding(processing_class) if processing_class else default_data_collator
+        nobody = TeachingEpochs(())
+        self._collator = TeacherCollator(collator, column, int(self._ids.max()) + 1, "", nobody, head)
+        lengths = input_lengths(dataset)
+        self._lengths = np.ones(len(dataset), np.int64) if lengths is None else lengths
+        self._unit = "row" if lengths is None else "token"
+        # By length, so that little is padding; the longest first: what needs too much memory fails at once.
+        order = np.argsort(-self._lengths, kind="stable")
+        self._batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def _kept(self, dataset: datasets.Dataset, column: str) -> list[str]:
+        names = dataset.column_names
+        kept = [name for name in names if name in self._taken or name in {*self._label_names, column}]
+        names_none = all(parameter.kind is parameter.VAR_KEYWORD for parameter in self._taken.values())
+        if dataset.format["type"] == "custom" or names_none:
+            return names
+        if not set(kept) - {*self._label_names, column}:
+            raise ValueError(
+                f"The data set has columns {names}, and {type(unwrapped(self._model)).__name__} takes none of them: "
+                "expected its inputs, such as input_ids. Tokenize the data set first."
+            )
+        return kept
+
+    def begin(self, path: Path, dtype: str) -> LogitsStore:
+        """The store at `path`: that of an interrupted call, or a new one.
+
+        Raises:
+            StoreMismatchError: its predictions were made otherwise.
+            StoreError: the folder holds something else, or the disk is too small.
+        """
+        source, name = self._source(), self._fingerprint()
+        if (path / NAME).exists():
+            store = LogitsStore.open(path)
+            found = {**store.source, "dtype": store.dtype, "inputs": store.fingerprint}
+            if not store.source:
+                raise StoreError(f"{path} holds the predictions of a run: expected a new folder. Name another one.")
+            expected = {**source, "dtype": dtype, "inputs": name}
+            if isinstance(self._head, ManyRows) and hasattr(self._head, "k"):
+                found["top_k"], expected["top_k"] = store.row_shape[0], self._head.k
+            wrong = [
+                f"{key} {expected[key]!r}, found {found.get(key)!r}"
+                for key in expected
+                if expected[key] != found.get(key)
+            ]
+            if wrong:
+                raise StoreMismatchError(
+                    f"{path} holds predictions that were made otherwise: expected {'; '.join(wrong)}. Give the same "
+                    "arguments to go on, or name a new folder."
+                )
+        else:
+            store = self._create(path, dtype, name, source)
+        if self._inputs and store.read_statistic(INPUT_HASHES) is None:
+            by_row = np.zeros((store.index.num_rows, len(self._inputs)), np.uint64)
+            by_row[store.index.rows_of(self._ids, path)] = input_hashes(self._dataset, self._inputs)
+            store.write_statistic(INPUT_HASHES, EPOCH, by_row)
+        return store
+
+    def _create(self, path: Path, dtype: str, name: str, source: dict[str, Any]) -> LogitsStore:
+        """A new store, with the layout of the first batch's predictions."""
+        first = self._batches[0]
+        with _in_evaluation(self._model):
+            self._model.to(self._device())
+            _, parts, counts = self._predict(self._collator(self._rows_at(first)))
+        row_shape = parts[VALUES].shape[1:]
+        rows = len(self._ids)
+        if counts is not None:
+            rows = round(counts.sum() / max(self._lengths[first].sum(), 1) * self._lengths.sum())
+        vocabulary = self._vocabulary if "classes" in parts else None
+        names = ("folder", "dtype", "top_k")
+        Forecast(path, rows, row_shape, vocabulary, dtype, 1, 0, names).refuse_full_disk(keeps_all=True)
+        samples = int(self._ids.max()) + 1
+        is_ragged = counts is not None
+        return LogitsStore.create(
+            path, samples, row_shape, dtype, name, self._ids, ragged=is_ragged, vocabulary=vocabulary, source=source
+        )
+
+    def record(self, store: LogitsStore, state: PartialState, disable_tqdm: bool) -> None:
+        """Records this process's part of what the store does not have yet."""
+        done = {block.step for journal in store.journals(EPOCH) for block in journal.blocks()}
+        state.wait_for_everyone()  # before anybody writes
+        left = [number for number in range(len(self._batches)) if number not in done]
+        mine = left[state.process_index :: state.num_processes]
+        sampler: Any = [self._batches[number].tolist() for number in mine]
+        loader = DataLoader(self._rows, batch_sampler=sampler, collate_fn=self._collator)
+        size = sum(int(self._lengths[self._batches[number]].sum()) for number in mine)
+        bar = logging.tqdm(
+            total=size,
+            unit=self._unit,
+            unit_scale=True,
+            desc="Recording",
+            disable=disable_tqdm or not state.is_local_main_process,
+        )
+        with bar, _in_evaluation(self._model):
+            self._model.to(self._device())
+            for number, batch in zip(mine, loader, strict=True):
+                ids, parts, counts = self._predict(batch)
+                values = parts.pop(VALUES)
+                store.record(EPOCH, ids, values, counts=counts, step=number, rank=state.process_index, **parts)
+                bar.update(int(self._lengths[self._batches[number]].sum()))
+        store.close()
+
+    def _device(self) -> Any:
+        is_placed = getattr(self._model, "hf_device_map", None) is not None
+        return next(self._model.parameters()).device if is_placed else PartialState().device
+
+    def _rows_at(self, positions: npt.NDArray[Any]) -> list[Any]:
+        if hasattr(self._rows, "__getitems__"):
+            return list(self._rows.__getitems__(positions.tolist()))
+        return [self._rows[int(position)] for position in positions]
+
+    def _predict(self, batch: Any) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]], npt.NDArray[Any] | None]:
+        """The sample ids of a batch, what is recorded of it, and how many rows each sample has."""
+        inputs, added = take_added(batch)
+        device = self._device()
+        inputs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+        outputs = self._model(**{key: value for key, value in inputs.items() if not self._is_left_out(key)})
+        ids, counts = added[SAMPLE_IDS].numpy(), None
+        if self._head is None:
+            found: Mapping[str, torch.Tensor] = {VALUES: rows_of(outputs, len(ids), inputs).logits}
+        else:
+            shape = next(inputs[name].shape[:2] for name in self._head.grid if name in inputs)
+            grid = grid_of(outputs, self._head.outputs, tuple(shape))
+            index = RowIndex(added[POSITIONS].to(device), added[COUNTS].to(device))
+            compared = self._head.compare(grid, {}, DistillationArguments().resolve(0.0), index)
+            found, counts = compared.recorded, added[COUNTS].numpy()
+            self._vocabulary = compared.vocabulary
+        parts = {n: part.float() if part.is_floating_point() else part for n, part in found.items()}
+        return ids, {name: part.cpu().numpy() for name, part in parts.items()}, counts
+
+    def _is_left_out(self, name: str) -> bool:
+        """Whether the model can do without an input: a loss is not needed, and its labels may be none of the classes.
+
+        Of models with a decoder the labels are inputs as well.
+        """
+        if name not in self._label_names or name not in self._taken:
+            return name in self._label_names and "labels" in self._taken
+        is_decoder = getattr(getattr(unwrapped(self._model), "config", None), "is_encoder_decoder", False)
+        return self._taken[name].default is None and not is_decoder
+
+    def _fingerprint(self) -> str:
+        if not self._inputs:
+            return f"torch data set of {len(self._ids)}"
+        return fingerprint(self._dataset, self._ids, self._inputs)
+
+    def _source(self) -> dict[str, Any]:
+        """See `LogitsStore.source`."""
+        inner = unwrapped(self._model)
+        columns = getattr(getattr(inner, "config", None), "num_labels", 0)
+        return {
+            "model": f"{type(inner).__name__}, weights {_weights_hash(self._model)}",
+            "inputs": self._inputs,
+            "tokenizer": tokenizer_name(self._processing_class),
+            "max_length": int(self._lengths.max()) if self._unit == "token" else None,
+            "classes": class_names(self._model, columns) if columns else None,
+            "batch_size": self._batch_size,
+        }
+
+
+def _weights_hash(model: nn.Module) -> str:
+    """A hash of all parameters and buffers, bit for bit."""
+    digest = xxhash.xxh3_64()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, without gradients, and each of its modules back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
