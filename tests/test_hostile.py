@@ -108,7 +108,8 @@ def resume(run: Path) -> None:
         teaching=TeachingEpochs(()),
     )
     state = TrainerState(global_step=STEP, max_steps=12, num_train_epochs=4)
-    processes = Processes(Accelerator(cpu=True), TrainingArguments(str(run), use_cpu=True, report_to=[]))
+    args = TrainingArguments(str(run), use_cpu=True, report_to=[])  # first: it resets what the accelerator knows
+    processes = Processes(Accelerator(cpu=True), args)
     memory = MemoryLog(processes, 3, log=lambda values: None)
     Recorder(plan, (), processes, state, 3, memory, saved).release()
 

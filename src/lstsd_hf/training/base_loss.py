@@ -1,6 +1,9 @@
 """The base loss of a micro-batch, and how many items it is the mean of."""
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from ..method.many_rows import Vocabulary
-from .collator import POSITIONS, SAMPLE_IDS
+from .collator import POSITIONS, SAMPLE_IDS, teacher_key
 from .loader import LoaderMixin
 from .overrides import count_own_items, items_in, taught
 
@@ -17,11 +20,30 @@ class BaseLossMixin(LoaderMixin):
     """The part of `LSTSDMixin` that asks the parent for the loss of a micro-batch.
 
     Attributes:
+        is_computing_base_loss: Whether the base loss of a training batch is being computed.
+        batch_sample_ids: int64 (B,), on the device: whose the rows of the batch are, while its base loss is computed;
+            else None. A `compute_loss_func` may weigh samples by them, one by one.
+        batch_teachers: Meanwhile what each teacher predicted for them, by its name: logits (B, C), NaN where it has no
+            prediction; (R, C) or (R, k) where samples have many rows. Empty in epochs without teachers.
         _plain_items: Of a language model: what the plain Trainer counts in the group of micro-batches under way. It
             may be more than what is predicted, and the sum over tokens is divided by it.
     """
 
+    is_computing_base_loss = False
+    batch_sample_ids: torch.Tensor | None = None
+    batch_teachers: Mapping[str, torch.Tensor] = MappingProxyType({})
     _plain_items: Any = None
+
+    @contextmanager
+    def _shown(self, added: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Shows what was added to a batch to whoever computes its base loss."""
+        keys = {teacher.name: teacher_key(teacher.name) for teacher in self._teachers}
+        self.is_computing_base_loss, self.batch_sample_ids = True, added[SAMPLE_IDS]
+        self.batch_teachers = {name: added[key] for name, key in keys.items() if key in added}
+        try:
+            yield
+        finally:
+            self.is_computing_base_loss, self.batch_sample_ids, self.batch_teachers = False, None, MappingProxyType({})
 
     def _prepare_loss(self) -> None:
         # What `compute_loss` returns is a part of the mean over all samples of the step already, whatever a subclass

@@ -62,7 +62,7 @@ class LSTSDMixin(BaseLossMixin):
         settings: The same as they are in force. Weights that were left open are numbers here, those of the head that
             the first batch shows.
         teacher_weights: float32 (T,), on the device: the weights of the T teachers of the last batch.
-        is_computing_base_loss: Whether the base loss of a training batch is being computed.
+        is_computing_base_loss, batch_sample_ids, batch_teachers: see `BaseLossMixin`; for a loss of your own.
 
     Raises:
         TypeError: when a subclass is made: another trainer stands before the mixin.
@@ -71,8 +71,6 @@ class LSTSDMixin(BaseLossMixin):
             step: logits that are not one row for each sample, or have no gradient.
         StoreError: the store's folder holds something else, or the disk is full.
     """
-
-    is_computing_base_loss = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -216,12 +214,8 @@ class LSTSDMixin(BaseLossMixin):
         index = RowIndex(added[POSITIONS], added[COUNTS]) if POSITIONS in added else None
         labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
         items, own_items = self._items_in(added), self._own_items(inputs, labels, num_items_in_batch)
-        self.is_computing_base_loss = True
-        try:
-            with watching(model, cast(nn.Module, self.model), self._has_own_loss) as seen:
-                found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=own_items, **kwargs)
-        finally:
-            self.is_computing_base_loss = False
+        with self._shown(added), watching(model, cast(nn.Module, self.model), self._has_own_loss) as seen:
+            found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=own_items, **kwargs)
         base_loss, outputs = found if isinstance(found, tuple) else (found, None)
         refuse_no_loss(base_loss, outputs, self._has_own_loss or self.compute_loss_func is not None)
         student = self._student([outputs, *seen], inputs, len(sample_ids), labels, recorder)
