@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import Trainer, TrainerCallback
 
-from lstsd_hf import LogitsStore, LSTSDTrainer, StoreError, StoreMismatchError, add_sample_ids
+from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, StoreError, StoreMismatchError, add_sample_ids
 from lstsd_hf.method.statistics import fold_ensemble
 from lstsd_hf.method.teachers import MEAN, Teacher
 from lstsd_hf.training.collator import teacher_key, teacher_parts
@@ -200,6 +200,17 @@ def test_the_store_is_only_read(tmp_path, data, store):
         run(tmp_path / "run", data, store, save_strategy="epoch")
     after = {path: (path.read_bytes(), path.stat().st_nlink) for path in Path(store).rglob("*") if path.is_file()}
     assert before == after
+
+
+def test_the_model_card_tells_of_it_and_not_where_it_lay(tmp_path, data, store):
+    trainer = run(tmp_path / "run", data, store)
+    trainer.create_model_card()
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "Beside the labels taught kept predictions of another model, or of an earlier run, with weight 0.5." in card
+    assert 'outside_teacher="STORE"' in card
+    assert str(tmp_path) not in card
+    settings = re.search(r"args = LSTSDConfig\(\n(.*?)\n\)", card, re.DOTALL)
+    assert eval(f"LSTSDConfig({settings[1]})", {"LSTSDConfig": LSTSDConfig}).outside_weight == 0.5
 
 
 def test_a_store_that_was_moved_aside_may_teach_and_stays(tmp_path, data):

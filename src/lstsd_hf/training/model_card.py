@@ -126,8 +126,17 @@ def describe(
         "the short-term teacher is its prediction in the previous epoch, the long-term teacher the one at the end of "
         "the previous mini-generation of `K` epochs. There was one model, and one training run."
     )
-    if not (settings.long_term_weight or settings.short_term_weight):
+    is_ensemble = settings.long_term_teacher == "ensemble"
+    if is_ensemble:
+        taught = taught.replace(
+            "the one at the end of the previous mini-generation of `K` epochs", "their running mean"
+        )
+    has_own = settings.long_term_weight or settings.short_term_weight
+    if not has_own:
         taught = "Both teachers' weights were 0: the labels alone taught, and predictions were only recorded."
+    if settings.outside_weight:
+        kept = f"kept predictions of another model, or of an earlier run, with weight {settings.outside_weight:g}"
+        taught = f"{taught} Beside them taught {kept}." if has_own else f"Beside the labels taught {kept}."
     lines = [
         "## Long Short-Term Sample Distillation",
         "",
@@ -137,7 +146,7 @@ def describe(
         "| | long-term teacher | short-term teacher |",
         "|---|---|---|",
         f"| weight | {settings.long_term_weight:g} | {settings.short_term_weight:g} |",
-        f"| teaches from epoch (counted from 0) | {k} | 1 |",
+        f"| teaches from epoch (counted from 0) | {1 if is_ensemble else k} | 1 |",
     ]
     for row, title in enumerate(("over the whole run", "in its last logged steps")):
         cells = ["not logged" if share is None else f"{share[row]:.1%}" for share in shares]
@@ -164,6 +173,10 @@ def _recipe(settings: Settings, distillation: DistillationArguments, args: Train
     names = [*_ALWAYS, *(name for name in _WHERE_CHANGED if getattr(args, name) != defaults[name])]
     lines = {name: getattr(args, name) for name in names}
     lines |= dataclasses.asdict(settings) | {"logits_dtype": distillation.logits_dtype}
+    if distillation.outside_teacher is None:
+        del lines["outside_weight"]
+    else:  # whose place is nobody else's business
+        lines |= {"outside_teacher": "STORE", "outside_epoch": str(distillation.outside_epoch)}
     plain = {name: getattr(value, "value", value) for name, value in lines.items()}  # of an enumeration
     written = [
         f"    {name}={json.dumps(value) if isinstance(value, str) else repr(value)}," for name, value in plain.items()
