@@ -18,7 +18,7 @@ from accelerate import PartialState
 from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback
 
 import many_toys
-from lstsd_hf import LSTSDTrainer, add_sample_ids
+from lstsd_hf import LSTSDTrainer, add_sample_ids, record_predictions
 from toys import config, rows, tiny_bert, weights
 
 
@@ -52,6 +52,8 @@ VARIANTS = {
     "fewer than a batch": (3, 8, "classes", {}),
     "grouped by length": (64, 32, "classes", {"train_sampling_strategy": "group_by_length"}),
     "cut short": (64, 16, "classes", {"max_steps": 14}),
+    "honest": (96, 16, "classes", {"teacher_trust": "honest", "num_train_epochs": 6}),
+    "outside teacher": (64, 32, "classes", {"outside_teacher": "recorded"}),
 }
 
 
@@ -170,10 +172,14 @@ def interrupt_and_resume(folder: Path, world: int, resumable: Any = resumable) -
 
 
 def main(folder: Path, world: int, only: str | None = None) -> None:
+    data, path = add_sample_ids(rows(64)), folder / "recorded"
+    record_predictions(tiny_bert(seed=5), data, path, batch_size=6, dtype="float32", disable_tqdm=True)
     for name, (count, batch, head, changes) in VARIANTS.items():
         if only not in (None, name):
             continue
         changes = dict(changes)
+        if "outside_teacher" in changes:
+            changes["outside_teacher"] = str(folder / changes["outside_teacher"])
         options = {"compute_loss_func": changes.pop("compute_loss_func", None)}
         settings = config(folder / name, **BASE | {"per_device_train_batch_size": batch // world} | changes)
         trainer = LSTSDTrainer(

@@ -82,6 +82,23 @@ def test_two_processes_leave_the_predictions_that_one_does(runs, name):
         assert unseen == (count % 16 if name == "dropped" else cut)
 
 
+def test_two_processes_record_the_bytes_that_one_does(runs):
+    one, two = (runs[world] / "recorded" for world in (1, 2))
+    names = sorted(path.name for path in one.iterdir())
+    assert names == ["epoch-0000.npy", "inputs-0000.npy", "open", "store.json"]
+    for name in names:
+        if name != "open":
+            assert (two / name).read_bytes() == (one / name).read_bytes()
+    assert not list((two / "open").iterdir())
+
+
+def test_two_processes_open_the_gate_as_far_as_one(runs):
+    logs = [json.loads((runs[world] / "honest" / "log.json").read_text()) for world in (1, 2)]
+    one, two = ([entry["honest_gate"] for entry in log if "honest_gate" in entry] for log in logs)
+    assert two == pytest.approx(one, abs=1e-6)
+    assert one[-1] > 0.5
+
+
 @pytest.mark.parametrize("name", MANY)
 def test_two_processes_and_samples_of_many_rows(runs, name):
     """Each row and each label that one process records, once; and where nothing is padded, the same weights."""

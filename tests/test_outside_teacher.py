@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import Trainer, TrainerCallback
 
-from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, StoreError, StoreMismatchError, add_sample_ids
+from lstsd_hf import (
+    LogitsStore,
+    LSTSDConfig,
+    LSTSDTrainer,
+    StoreError,
+    StoreMismatchError,
+    add_sample_ids,
+    record_predictions,
+)
 from lstsd_hf.method.statistics import fold_ensemble
 from lstsd_hf.method.teachers import MEAN, Teacher
 from lstsd_hf.training.collator import teacher_key, teacher_parts
@@ -256,6 +264,34 @@ def test_other_inputs_are_refused_and_the_difference_is_named(tmp_path, data, st
     run(
         tmp_path / "d", data.map(lambda row: {"label": 2 - row["label"]}).shuffle(1), store
     )  # labels and order may differ
+
+
+def test_of_a_stream_nothing_can_be_compared_and_that_is_said(tmp_path, data, store, caplog):
+    stream = data.to_iterable_dataset()
+    settings = config(tmp_path / "run", **ALONE, outside_teacher=store, num_samples=40, max_steps=5)
+    trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=stream)
+    trainer.train()
+    assert "nobody looks whether the outside teacher saw its inputs" in caplog.text
+    assert logged(trainer, "outside_coverage") == [1.0] * 5
+
+
+class Tokens(torch.utils.data.Dataset):
+    def __init__(self, count):
+        self.rows = rows(count)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def test_a_torch_data_set_is_recorded_and_taught_by_position(tmp_path):
+    made = record_predictions(tiny_bert(seed=5), Tokens(16), tmp_path / "s", batch_size=4, disable_tqdm=True)
+    trainer = run(tmp_path / "run", Tokens(16), str(made.path))
+    assert logged(trainer, "outside_coverage") == [1.0] * 4
+    with pytest.raises(StoreMismatchError, match="was made on 'torch data set of 16', and the training set is 'torch"):
+        run(tmp_path / "other", Tokens(12), str(made.path))
 
 
 def test_labels_of_an_earlier_run_in_another_order_are_refused(tmp_path, data):

@@ -198,6 +198,7 @@ class DistillationArguments(TeacherArguments):
         if isinstance(self, TrainingArguments):
             super().__post_init__()  # type: ignore[misc]
             self.check()
+            self.outside_teacher = self.outside_teacher and os.fspath(self.outside_teacher)  # a path is no JSON
             output_dir = str(self.output_dir)  # typed as optional, and never None by now
             if self.logits_dir is None:
                 self.logits_dir = os.path.join(output_dir, LOGITS_FOLDER)

@@ -231,7 +231,7 @@ class OutsideTeacher:
         store, source = self.store, self.store.source
         compared = [name for name in source["inputs"] if name in dataset.column_names]
         found = store.read_statistic(INPUT_HASHES)
-        if not set(compared) - _SECONDARY or found is None:
+        if not set(compared) - _SECONDARY or found is None or found[1].shape[1:] != (len(source["inputs"]),):
             raise StoreMismatchError(
                 f"The outside teacher's store at {store.path} was made on columns {source['inputs']}, and the "
                 f"training set has {dataset.column_names}: expected the same inputs. Record the set as it is trained "

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 import xxhash
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, default_data_collator
@@ -84,7 +85,8 @@ def record_predictions(
     """
     _refuse_arguments(dataset, batch_size, dtype, top_k)
     refuse_unsupported(model)
-    state = PartialState()
+    # Without an accelerator, of several processes each would else take itself for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     given = problem_type or many_rows_problem(model)
     recording = _Recording(
         model, many_rows_head(given, top_k), dataset, collator, processing_class, batch_size, sample_id_column
