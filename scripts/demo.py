@@ -117,7 +117,7 @@ def main() -> None:
         lines.append((title, *score(root / name, pd.read_csv(tested))))
 
     history = read_history(root / "lstsd").to_pandas()
-    is_flagged = history["noise_score"].to_numpy() > 0.5
+    is_flagged = history["looks_wrong"].to_numpy(bool)
     found = is_flagged & is_wrong[history["sample_id"]]
     print(
         f"\n{'tested on ' + str(TEST_ROWS) + ' reviews with true labels':40}{'accuracy':>10}{'calibration error':>20}"

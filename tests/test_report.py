@@ -117,6 +117,7 @@ def test_samples_are_what_a_slow_reference_finds(run: tuple[Path, datasets.Datas
     for row, reference in zip(found, expected, strict=True):
         higher = [other for other in expected if other["noise_score"] > reference["noise_score"]]
         assert row.pop("noise_rank") == 1 + len(higher)
+        assert row.pop("looks_wrong") == (reference["noise_score"] > 0.5)
         assert row == pytest.approx(reference, abs=1e-5)
 
 
@@ -606,7 +607,7 @@ def test_a_flipped_bit_in_an_epoch(tmp_path: Path) -> None:
 
 def test_several_labels_for_a_sample(tmp_path: Path) -> None:
     train(tmp_path, "multi_label")
-    with pytest.raises(ValueError, match="The report does not know multi-label heads"):
+    with pytest.raises(ValueError, match="is of a multi-label head: expected one label for each sample"):
         write_report(tmp_path)
 
 

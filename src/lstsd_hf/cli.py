@@ -209,7 +209,7 @@ def _add_clean(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command.add_argument("--relabel", action="store_true", help="give them the class that the run suggests")
     command.add_argument("--decisions", help="the report's decisions.csv, which alone says what becomes of which row")
     command.add_argument(
-        "--min_score", type=float, help="the noise_score from which on a label looks wrong; default: above 0.5"
+        "--min_score", type=float, help="the noise_score from which on a label looks wrong; default: set by the run"
     )
     command.add_argument("-o", "--output", required=True, help="the file or folder to write; it must not exist")
     command.add_argument("--split", default="train", help="which split of a folder that holds several; default: train")

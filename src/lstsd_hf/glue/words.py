@@ -6,7 +6,6 @@ import shlex
 import numpy as np
 from transformers import PreTrainedModel
 
-from ..method import dynamics
 from ..method.heads import Classes, Scores
 from ..method.teachers import teachers_of
 from ..report.history import open_run
@@ -50,9 +49,10 @@ def found(job: Job) -> str:
         measures = measure(run)
     except StoreError as error:  # of a run that diverged; what it trained is saved, and this is no reason to fail
         return f"What the model learnt of each row cannot be told: {error}"
-    flagged = int(dynamics.flags(measures.samples["noise_score"]).sum())
+    flagged = int(measures.samples["looks_wrong"].sum())
     what = "scores" if run.is_regression else "labels"
-    sentence = f"{flagged:,} of {measures.seen.sum():,} {what} look wrong."
+    about = "" if measures.wrong_labels is None else "About "
+    sentence = f"{about}{flagged:,} of {measures.seen.sum():,} {what} look wrong."
     if job.model_args.report:
         return sentence
     texts = [] if job.data_args.train_file is None else ["--dataset", job.data_args.train_file]

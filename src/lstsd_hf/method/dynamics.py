@@ -9,6 +9,7 @@ Mislabeled Data using the Area Under the Margin Ranking, NeurIPS 2020. Calibrati
 Modern Neural Networks, ICML 2017.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
+
+SUREST = 0.2  # see `contradicted`
 
 
 def softmax(logits: Floats) -> Floats:
@@ -115,6 +118,38 @@ def flags(noise_score: Floats) -> npt.NDArray[np.bool_]:
     score than the scores vary. False where the score is NaN.
     """
     return noise_score > 0.5
+
+
+def contradicted(top: Floats, hits: Floats) -> float:
+    """From 0 to 1: how many of an epoch's surest predictions are against the label, of the surest fifth.
+
+    Args:
+        top: (N,) the probability of the predicted class.
+        hits: (N,) 1 where it is the label, else 0. A NaN in either leaves the sample out.
+    """
+    known = np.flatnonzero(~(np.isnan(top) | np.isnan(hits)))
+    surest = known[np.argsort(-top[known], kind="stable")[: max(1, round(SUREST * len(known)))]]
+    return float(1 - hits[surest].mean())
+
+
+def wrong_share(contradictions: Sequence[float]) -> float:
+    """The share of labels that are wrong: about the geometric mean of `contradicted` over the epochs to `count_from`.
+
+    The surest predictions are nearly always right, and wrong labels are as frequent among them as elsewhere. In the
+    second epoch some are not right yet, so the share is too high; from then on wrong labels are learnt by heart, so
+    it is too low. Ours; how far off it is: docs/labels.md.
+    """
+    return float(np.prod(contradictions) ** (1 / len(contradictions)))
+
+
+def count_from(epochs: Sequence[int]) -> list[int]:
+    """The epochs that the wrong labels are counted from: the second, and of five or more the third; see `wrong_share`.
+
+    Args:
+        epochs: Those that there are. The result is empty where one of the two is not among them.
+    """
+    wanted = [1] if epochs and epochs[-1] < 4 else [1, 2]
+    return wanted if set(wanted) <= set(epochs) else []
 
 
 def suggested_label(probabilities: Floats, labels: Integers) -> Integers:

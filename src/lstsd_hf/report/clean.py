@@ -10,19 +10,19 @@ To train on it, as a new run with a folder of its own:
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..method import dynamics
-from .cells import Column, shown
+from .cells import Column, shown, tell
 from .decisions import Decisions, read_decisions
 from .files import UserFile, open_user_file
 from .history import open_run
 from .matching import Array, KeyColumns, SampleRows
 from .measures import measure
+from .multi_label import measure_labels
 from .rewrite import Edit, write_edited
 from .run import Run
 
@@ -94,11 +94,12 @@ def clean(
         dataset: What it was trained on: a CSV, TSV, JSON (lines) or parquet file, or a folder that `save_to_disk`
             wrote. Rows are matched to samples by ids, or by position and labels, as for the report.
         output: The file or folder to write, which must not exist; a file ends as `dataset` does.
-        drop: Whether to leave out the samples whose label looks wrong, by `dynamics.flags`.
+        drop: Whether to leave out the samples whose label looks wrong, by `looks_wrong` of `read_history`.
         relabel: Whether to give them the class with the highest mean probability over epochs.
         decisions: A file of decisions, see `report.decisions`, which alone chooses the rows and what becomes of them.
             Every row that it does not name stays as it is, whether `drop` or `relabel` is set or not.
-        min_score: A label looks wrong from this `noise_score` on, from 0 to 1; None: above 0.5. Not with `decisions`.
+        min_score: A label looks wrong from this `noise_score` on, from 0 to 1; None: as many as are wrong by
+            `dynamics.wrong_share`, and where that is not known, those above 0.5. Not with `decisions`.
         logits_dir: Where the store is, if not in `<run_dir>/_logits`.
         sample_id_column: The data set's id column. Where it has none, a row's position is its id.
         label_column: Its label column; None: "labels", "label" or "label_ids", where there is one.
@@ -118,7 +119,8 @@ def clean(
     path, output = Path(dataset), Path(output)
     file = open_user_file(path, split=split, tsv_quoting=tsv_quoting)
     _check_output(path, output)
-    run = open_run(run_dir, logits_dir)
+    run = open_run(run_dir, logits_dir, multi_label=True)
+    _check_head(run, relabel, decisions is not None)
     if relabel and run.is_regression:
         raise ValueError(
             f"{run.store.path} holds scores: expected classes to relabel. Drop what looks wrong (--drop)."
@@ -128,13 +130,13 @@ def clean(
         chosen = read_decisions(Path(decisions), run, rows.ids, rows.written())
         chosen_by = f"the decisions in {decisions}"
     else:
-        chosen = _by_score(run, rows.ids, drop, min_score)
-        chosen_by = "flags (noise_score above 0.5)" if min_score is None else f"noise_score of at least {min_score:g}"
+        chosen, chosen_by = _by_score(run, rows.ids, drop, min_score)
     edit, relabelled = rows.edit(chosen)
     if not edit.keep.any():
         raise ValueError(f"{path}: all of the {len(edit.keep):,} rows would be dropped: expected some to stay.")
     write_edited(path, output, edit, split=split, tsv_quoting=tsv_quoting)
-    dropped, unchanged = int((~edit.keep).sum()), len(chosen.relabel) - sum(relabelled.values())
+    dropped = int((~edit.keep).sum())
+    unchanged = len(chosen.relabel) - sum(relabelled.values()) - rows.unwritten
     return Cleaned(output, len(edit.keep), dropped, relabelled, unchanged if decisions is None else 0, chosen_by)
 
 
@@ -152,6 +154,21 @@ def _check_options(drop: bool, relabel: bool, has_decisions: bool, min_score: fl
         raise ValueError("min_score beside decisions: expected one of them, because decisions name the rows.")
     if not 0 <= min_score <= 1:
         raise ValueError(f"min_score={min_score} is not allowed: expected a number from 0 to 1.")
+
+
+def _check_head(run: Run, relabel: bool, has_decisions: bool) -> None:
+    if run.vectors is None:
+        return
+    if run.is_multi_label and has_decisions:
+        raise ValueError(
+            f"{run.store.path} is of a multi-label head: expected no decisions, which are about one label for each "
+            "sample. Use drop (--drop) or relabel (--relabel)."
+        )
+    if relabel and not run.is_multi_label:
+        raise ValueError(
+            f"{run.store.path} holds soft labels, which are probabilities: expected classes to relabel, because the "
+            "run suggests a class. Drop what looks wrong (--drop), or change those labels yourself (read_history)."
+        )
 
 
 def _check_output(path: Path, output: Path) -> None:
@@ -175,17 +192,20 @@ class _Rows:
 
     Attributes:
         ids: (n,) the samples that both have, ascending.
+        unwritten: Of a multi-label head: how many rows keep their labels, because no row has those to give.
     """
+
+    unwritten = 0
 
     def __init__(self, file: UserFile, run: Run, sample_id_column: str, label_column: str | None) -> None:
         self._run = run
-        keys = KeyColumns(file, sample_id_column, label_column)
+        keys = KeyColumns(file, sample_id_column, label_column, run=run)
         key_columns = [*keys.ids, *keys.labels]
-        cells = file.read(key_columns[-1:], key_columns, to_show=True)
+        cells = file.read(key_columns[-1:], keys.ids if keys.are_lists else key_columns, to_show=True)
         known, self._places = SampleRows(file.name, run, cells, keys).find(run.ids)
         self.ids, self._labels = run.ids[known], run.labels[known]
         self._file, self._count, self._column = file.name, len(cells.texts), next(iter(keys.labels), None)
-        self._cells: Column | None = None if self._column is None else cells.others[self._column]
+        self._cells: Column | None = None if self._column is None else cells.others.get(self._column)
 
     def written(self) -> dict[str, int]:
         """How the file writes classes, without spaces around them, with the class of each."""
@@ -203,6 +223,8 @@ class _Rows:
         keep, source = np.ones(self._count, np.bool_), np.arange(self._count)
         keep[self._rows_of(chosen.drop)] = False
         at = np.searchsorted(self.ids, chosen.relabel)
+        if self._run.is_multi_label:
+            return self._edit_vectors(keep, source, at, chosen.labels)
         differs = self._labels[at] != chosen.labels
         old, new = self._labels[at[differs]], chosen.labels[differs]
         if len(new):
@@ -211,6 +233,30 @@ class _Rows:
         return Edit(keep, source, self._column), Counter(
             (names[a], names[b]) for a, b in zip(old.tolist(), new.tolist(), strict=True)
         )
+
+    def _edit_vectors(
+        self, keep: Array, source: Array, at: Array, suggested: Array
+    ) -> tuple[Edit, dict[tuple[str, str], int]]:
+        """As `edit`, of a multi-label head. A row whose new labels no row of the file has keeps its own: there may be
+        many combinations, and how the file would write one is not known."""
+        places = {tuple(labels): place for labels, place in zip(self._labels.tolist(), self._places, strict=True)}
+        relabelled: Counter[tuple[str, str]] = Counter()
+        for i, labels in zip(at.tolist(), map(tuple, suggested.tolist()), strict=True):
+            old = tuple(self._labels[i].tolist())
+            if labels not in places:
+                self.unwritten += 1
+            elif labels != old:
+                source[self._places[i]] = places[labels]
+                relabelled[self._named(old), self._named(labels)] += 1
+        if self.unwritten:
+            tell(
+                f"{self._file}: {self.unwritten:,} rows keep their labels, because no row has those that the run "
+                "suggests, which would show how they are written. Change them yourself (read_history)."
+            )
+        return Edit(keep, source, self._column), relabelled
+
+    def _named(self, labels: Sequence[int]) -> str:
+        return " + ".join(name for name, holds in zip(self._run.classes, labels, strict=True) if holds) or "none"
 
     def _rows_of(self, sample_ids: Array) -> Array:
         return self._places[np.searchsorted(self.ids, sample_ids)]
@@ -232,13 +278,19 @@ class _Rows:
         return np.array([examples[label] for label in classes.tolist()])
 
 
-def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> Decisions:
-    """The samples whose label looks wrong, to drop, or to give the class that the run suggests."""
-    samples = measure(run).samples
-    score = samples["noise_score"]
-    wrong = dynamics.flags(score) if min_score is None else score >= min_score
-    wrong &= np.isin(run.ids, known)
+def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tuple[Decisions, str]:
+    """The samples whose label looks wrong, to drop, or to give the class that the run suggests; and what says so."""
+    measures = measure_labels(run) if run.is_multi_label else measure(run)
+    samples, count = measures.samples, measures.wrong_labels
+    if min_score is not None:
+        chosen_by = f"noise_score of at least {min_score:g}"
+    elif count is not None:
+        chosen_by = f"noise_score, the {count:,} highest, because about so many labels are wrong"
+    else:
+        chosen_by = "flags (noise_score above 0.5)"
+    wrong = samples["looks_wrong"] if min_score is None else samples["noise_score"] >= min_score
+    wrong = wrong & np.isin(run.ids, known)
     nothing = np.empty(0, np.int64)
     if drop:
-        return Decisions(run.ids[wrong], nothing, nothing, 0)
-    return Decisions(nothing, run.ids[wrong], samples["suggested_label"][wrong], 0)
+        return Decisions(run.ids[wrong], nothing, nothing, 0), chosen_by
+    return Decisions(nothing, run.ids[wrong], samples["suggested_label"][wrong], 0), chosen_by

@@ -184,6 +184,6 @@ def _tiles(pair: Pair) -> list[tuple[str, str, str]]:
             tiles.append((f"predicted as labelled, {letter}", f"{found.epochs['accuracy'][-1]:.1%}", "last epoch"))
     what = "scores" if b.is_regression else "labels"
     for letter, found in zip("AB", pair.measures, strict=True):
-        flagged = int(dynamics.flags(found.samples["noise_score"]).sum())
-        tiles.append((f"{what} that look wrong, {letter}", f"{flagged:,}", f"{_noise(b).title} above 0.5"))
+        flagged = int(found.samples["looks_wrong"].sum())
+        tiles.append((f"{what} that look wrong, {letter}", f"{flagged:,}", "by their predictions over all epochs"))
     return tiles

@@ -13,6 +13,8 @@ from ..method import dynamics
 from ..paths import LOGITS_FOLDER
 from .cells import in_memory
 from .measures import Measures, measure
+from .multi_label import losses as multi_label_losses
+from .multi_label import measure_labels
 from .run import Run, read_run
 
 Array = npt.NDArray[Any]
@@ -30,13 +32,19 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
     worst = history.sort("noise_score", reverse=True).select(range(20))
     ```
 
-    The columns are those of the report's samples.parquet, see `measures.of_classes` and `measures.of_scores`; and, as
-    lists with a value for each of the E sealed epochs, None where a sample has no prediction:
+    The columns are those of the report's samples.parquet, see `measures.of_classes` and `measures.of_scores`;
+    `looks_wrong`: as many labels as are about wrong, see `dynamics.wrong_share`, and where that is not known those
+    with a `noise_score` above 0.5; and, as lists with a value for each of the E sealed epochs, None where a sample
+    has no prediction:
 
     - `epochs`: the numbers of the epochs, from 0; the same in every row.
     - Of a classifier: `loss_by_epoch`, the cross-entropy of the label, in nats; `prediction_by_epoch`, the predicted
       class; `label_probability_by_epoch`, from 0 to 1.
     - Of a regression: `error_by_epoch`, the prediction less the label.
+    - Of a multi-label head: `loss_by_epoch`, the mean over labels of the binary cross-entropy. `label`,
+      `suggested_label` and `noise_score_by_label` are lists with a value for each label; see `multi_label`.
+
+    Of soft labels the class with the highest probability counts as the label, in `loss_by_epoch` too.
 
     A prediction is of the moment when the sample was trained on, dropout and all. `label`, `prediction` and
     `suggested_label` are class ids, with the classes' names as their feature.
@@ -51,29 +59,44 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
         StoreCorruptionError: the store is damaged: every byte of it is checked.
         ValueError: there is no such run; labels that are no classes, or a head with many rows or labels per sample.
     """
-    run = open_run(run_dir, logits_dir)
-    table = samples_table(measure(run))
+    run = open_run(run_dir, logits_dir, multi_label=True)
+    table = samples_table(measure_labels(run) if run.is_multi_label else measure(run))
     chunks = [_by_epoch(run, chunk) for chunk in run.chunks(len(run.ids))]
     for name in chunks[0]:
         table = table.append_column(name, pa.chunked_array([chunk[name] for chunk in chunks]))
     features = Features.from_arrow_schema(table.schema)
-    if len(set(run.classes)) == len(run.classes) > 0:
+    if len(set(run.classes)) == len(run.classes) > 0 and not run.is_multi_label:
         features |= {name: ClassLabel(names=list(run.classes)) for name in _CLASSES}
     return in_memory(table.cast(Features(features).arrow_schema), Features(features))
 
 
-def open_run(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None) -> Run:
-    """Reads all but the predictions of a run; see `run.read_run`. Raises ValueError where there is no such folder."""
+def open_run(
+    run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None, *, multi_label: bool = False
+) -> Run:
+    """Reads all but the predictions of a run; see `run.read_run`.
+
+    Raises ValueError also where there is no such folder, and for a multi-label head, unless that is welcome.
+    """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
-    return read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
+    run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
+    if run.is_multi_label and not multi_label:
+        raise ValueError(
+            f"{run.store.path} is of a multi-label head: expected one label for each sample, because the pages show "
+            "one. `read_history` and `lstsd clean` know several."
+        )
+    return run
 
 
 def samples_table(measures: Measures) -> pa.Table:
     """A row for each of N samples with its measures; null where nothing is known."""
     columns = {}
     for name, values in measures.samples.items():
+        if values.ndim == 2:  # of a multi-label head
+            known = measures.seen if name != "label" else np.ones(len(values), np.bool_)
+            columns[name] = _lists(values.T, np.tile(~known, (values.shape[1], 1)))
+            continue
         unknown = np.isnan(values) if values.dtype.kind == "f" else values == _NOTHING.get(name, np.nan)
         if name not in ("sample_id", "label"):
             unknown |= ~measures.seen
@@ -88,6 +111,9 @@ def _by_epoch(run: Run, chunk: slice) -> dict[str, pa.Array]:
     if run.is_regression:
         errors = logits[:, :, 0] - labels.astype(np.float32)
         return {"epochs": _lists(epochs), "error_by_epoch": _lists(errors)}
+    if run.is_multi_label:
+        losses = multi_label_losses(logits, labels)
+        return {"epochs": _lists(epochs), "loss_by_epoch": _lists(losses)}
     given = dynamics.given_probability(logits, labels)  # the label's logit
     largest = logits.max(axis=2)
     losses = np.log(np.exp(logits - largest[:, :, None]).sum(axis=2)) + largest - given

@@ -1,5 +1,6 @@
 """Which row of a user's data set is which sample of a run: by an id column, or by position, with labels that agree."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -25,18 +26,31 @@ class KeyColumns:
         ids: The id column; empty where there is none: a file that was trained on without ids has its rows in the order
             of their ids, if its labels say so.
         labels: The label column; empty where there is none.
+        are_lists: Whether it is read as lists of numbers.
     """
 
     def __init__(
-        self, file: UserFile, sample_id_column: str, label_column: str | None, wanted: Sequence[str] = ()
+        self,
+        file: UserFile,
+        sample_id_column: str,
+        label_column: str | None,
+        wanted: Sequence[str] = (),
+        *,
+        run: Run | None = None,
     ) -> None:
         """Chooses them: of labels the column that is named, else "labels", "label" or "label_ids".
+
+        `run`: where its labels are rows of numbers, the column may hold lists.
 
         Raises:
             ValueError: one of them, or of `wanted`, is missing.
         """
         self.id_column = sample_id_column
-        self.labels = [label_column] if label_column else file.value_columns(LABEL_COLUMNS)[:1]
+        there = [label_column] if label_column else [name for name in LABEL_COLUMNS if name in file.columns]
+        values = file.value_columns(there)
+        may_be_lists = label_column is not None or (run is not None and run.vectors is not None)
+        self.labels = (values or there if may_be_lists else values)[:1]
+        self.are_lists = run is not None and run.vectors is not None and (run.is_multi_label or not values)
         self.ids = [] if self.labels and sample_id_column not in file.columns else [sample_id_column]
         needed = [*self.ids, *wanted, *self.labels]
         missing = [name for name in needed if name not in file.columns]
@@ -73,7 +87,10 @@ class SampleRows:
         self._ids = ids[self._order]
         self._refuse_others(name, run, None if keys.ids else keys.id_column)
         for column in keys.labels:
-            self._refuse_other_labels(name, run, column, cells.others[column], keys)
+            if column in cells.others:
+                self._refuse_other_labels(name, run, column, cells.others[column], keys)
+            else:
+                self._refuse_other_vectors(name, run, column, list(cells.texts[column]))
 
     def _refuse_others(self, name: str, run: Run, missing_column: str | None) -> None:
         if missing_column is not None and len(self._ids) <= run.ids.max():
@@ -107,11 +124,35 @@ class SampleRows:
             "its labels are in another column, name that (label_column, --label_column)."
         )
 
+    def _refuse_other_vectors(self, name: str, run: Run, column: str, cells: Sequence[Any]) -> None:
+        assert run.vectors is not None
+        known, rows = self.find(run.ids)
+        stored = run.vectors[known]
+        found = np.array([as_vector(cells[row], stored.shape[1]) for row in rows.tolist()])
+        differ = np.flatnonzero(~np.isclose(found, stored, rtol=0, atol=1e-3).all(axis=1))
+        if len(differ):
+            first = differ[0]
+            raise ValueError(
+                f"{name}: {len(differ):,} of {len(stored):,} labels in {column!r} are not those that the run was "
+                f"trained on; the first is in data row {rows[first] + 1}, for sample id {run.ids[known][first]}: "
+                f"expected {stored[first].tolist()}, found {shown(str(cells[rows[first]]))}. Give the data set that "
+                "was trained on, as it was, with the ids that it had then (sample_id_column, --sample_id_column)."
+            )
+
     def find(self, sample_ids: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.bool_], Array]:
         """(n,) whether the data set has a sample, and the rows of those that it has."""
         place = np.minimum(np.searchsorted(self._ids, sample_ids), len(self._ids) - 1)
         known = self._ids[place] == sample_ids
         return known, self._order[place[known]]
+
+
+def as_vector(cell: Any, size: int) -> Array:
+    """(size,) the numbers in a cell that holds a list, or one as JSON; NaN where it holds none, or others."""
+    try:
+        vector = np.asarray(json.loads(cell) if isinstance(cell, str) else cell, np.float64)
+    except (ValueError, TypeError, RecursionError):
+        return np.full(size, np.nan)
+    return vector if vector.shape == (size,) else np.full(size, np.nan)
 
 
 def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run: Run) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,8 @@ from .run import Run
 
 Array = npt.NDArray[Any]
 
+_LEAST_COUNTED = 500  # samples: the surest fifth of fewer says little
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -21,12 +23,15 @@ class Measures:
     Attributes:
         samples: Columns of N rows, a row for each sample that has a label, by ascending id.
         epochs: Of each of the E sealed epochs the mean over samples, (E,): NaN where no sample has one.
+        wrong_labels: About how many labels are wrong, see `dynamics.wrong_share`; None where that cannot be told: of a
+            regression, of few samples, or where the store lacks the epochs to tell it from.
         noise_of_all_epochs: Whether the noise score, and the mean absolute error of a regression, are of all epochs,
             though the store holds only some of them; see `Run.mean_of_all_epochs`.
     """
 
     samples: dict[str, Array]
     epochs: dict[str, Array]
+    wrong_labels: int | None = None
     noise_of_all_epochs: bool = False
 
     @property
@@ -69,8 +74,13 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
                 suggested = np.where(mean < 0, 1 - run.labels, run.labels)
                 samples["suggested_label"] = np.where(np.isnan(mean), -1, suggested)
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
+    wrong_labels = None if run.is_regression else _count_wrong(run)
+    if wrong_labels is None:
+        samples["looks_wrong"] = dynamics.flags(samples["noise_score"])
+    else:
+        samples["looks_wrong"] = (samples["noise_rank"] > 0) & (samples["noise_rank"] <= wrong_labels)
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
-    measures = Measures(samples, over_samples, mean is not None)
+    measures = Measures(samples, over_samples, wrong_labels, mean is not None)
     if not measures.seen.any():
         raise StoreError(
             f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "
@@ -78,6 +88,22 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
             "learning rate, or without float16."
         )
     return measures
+
+
+def _count_wrong(run: Run) -> int | None:
+    """About how many labels are wrong; None where that cannot be told."""
+    epochs = dynamics.count_from(run.epochs)
+    shares = []
+    for epoch in epochs:
+        top, hits = np.full(len(run.ids), np.nan), np.full(len(run.ids), np.nan)
+        for chunk in run.chunks(len(run.ids)):
+            logits = run.logits(run.ids[chunk], [epoch])
+            top[chunk] = dynamics.softmax(logits)[0].max(axis=1)
+            hits[chunk] = dynamics.correct(logits, run.labels[chunk])[0]
+        if np.isfinite(hits).sum() < _LEAST_COUNTED:
+            return None
+        shares.append(dynamics.contradicted(top, hits))
+    return round(dynamics.wrong_share(shares) * len(run.ids)) if shares else None
 
 
 def _ratio(total: Array, count: Array) -> Array:

@@ -165,7 +165,7 @@ def _rows(run: Run, measures: Measures, shown: tuple[PageColumn, ...], listed: A
     rows: dict[str, Any] = {column.name: column.cells(samples[column.name][listed]) for column in shown}
     rows |= {
         "id": page_columns.identifiers(ids),
-        "flagged": dynamics.flags(samples["noise_score"][listed]).astype(int).tolist(),
+        "flagged": samples["looks_wrong"][listed].astype(int).tolist(),
     }
     if run.is_regression:
         return rows | {"label": page_columns.scores(labels).tolist(), "suggested": [], **by_epoch}

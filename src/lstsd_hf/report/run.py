@@ -38,7 +38,10 @@ class Run:
         store: Its predictions.
         epochs: The sealed epochs, E of them.
         ids: (N,) the samples that have a label, ascending.
-        labels: (N,) their labels: class ids, or scores.
+        labels: (N,) their labels: class ids, or scores; of soft labels the class with the highest probability. Of a
+            multi-label head (N, C): 1 where a label holds, else 0.
+        vectors: (N, C) the labels as they were trained on, where that is a row for each sample: soft labels, which are
+            probabilities, and those of a multi-label head; else None.
         classes: The names of the C classes; empty for a regression.
         log: The run's log, of numbers by name; empty where there is none.
     """
@@ -50,6 +53,11 @@ class Run:
     labels: Array
     classes: tuple[str, ...]
     log: list[dict[str, float]]
+    vectors: Array | None = None
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.labels.ndim == 2
 
     @property
     def is_regression(self) -> bool:
@@ -115,8 +123,9 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
     if not epochs:
         raise StoreError(f"{logits_dir} has no sealed epoch yet: expected at least one. Train for an epoch first.")
     store.verify()
-    ids, labels = _labels(store)
     checkpoints = checkpoints_of(run_dir)
+    config = _config([run_dir, *checkpoints])
+    ids, labels, vectors = _labels(store, config.get("problem_type") == "multi_label_classification")
     classes = store.row_shape[0]
     return Run(
         name=run_dir.resolve().name,
@@ -124,25 +133,31 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
         epochs=epochs,
         ids=ids,
         labels=labels,
-        classes=() if classes == 1 else _class_names([run_dir, *checkpoints], classes),
+        classes=() if classes == 1 and vectors is None else _class_names(config, classes),
         log=_log_of(store, run_dir, checkpoints),
+        vectors=vectors,
     )
 
 
-def _labels(store: LogitsStore) -> tuple[Array, Array]:
-    """The samples that have a label, and their labels, (N,) each."""
+def _labels(store: LogitsStore, is_multi_label: bool) -> tuple[Array, Array, Array | None]:
+    """The samples that have a label, their labels, and the rows of these: see `Run`.
+
+    `is_multi_label`: whether the model's configuration says so; else rows that add up to 1 are soft labels.
+    """
     labels = store.read_labels()
     if labels is None:
         raise StoreError(
             f"{store.labels_path} is missing: expected the training labels. A stream, a torch data set, and labels "
             "that are no numbers have none in the store: the report needs a `datasets.Dataset` with labels."
         )
+    if labels.ndim == 2 and len(store.row_shape) == 1 and labels.shape[1] == store.row_shape[0]:
+        return _vectors(store, np.asarray(labels, np.float64), is_multi_label)
     are_scores = labels.dtype.kind == "f"
     if labels.ndim != 1 or len(store.row_shape) != 1 or (are_scores and store.row_shape[0] > 1):
         raise ValueError(
             f"{store.path} holds labels of shape {labels.shape} and type {labels.dtype}, for predictions of shape "
-            f"{store.row_shape}: expected one class or one score for each sample. The report does not know "
-            "multi-label heads and regressions with several columns."
+            f"{store.row_shape}: expected one class or one score for each sample, or a number for each class. The "
+            "report does not know regressions with several columns, and heads with many rows."
         )
     has_label = ~np.isnan(labels) if are_scores else labels != IGNORED
     ids, labels = store.sample_ids[has_label], labels[has_label]
@@ -154,15 +169,42 @@ def _labels(store: LogitsStore) -> tuple[Array, Array]:
         raise ValueError(f"The labels of sample ids {wrong} are no classes: expected 0 to {classes - 1}.")
     if classes == 1 and not np.abs(labels.astype(np.float64)).max() <= _LARGEST_SCORE:
         raise ValueError(f"{store.path} holds labels beyond {_LARGEST_SCORE:g}: expected scores.")
-    return ids, labels if are_scores else labels.astype(np.int64)
+    return ids, labels if are_scores else labels.astype(np.int64), None
 
 
-def _class_names(folders: list[Path], classes: int) -> tuple[str, ...]:
-    """What the model's configuration calls the classes, where it names so many; else their numbers."""
+def _vectors(store: LogitsStore, vectors: Array, is_multi_label: bool) -> tuple[Array, Array, Array]:
+    """As `_labels`, of (rows, C) labels."""
+    has_label = ~np.isnan(vectors).any(axis=1) & (vectors != IGNORED).all(axis=1)
+    ids, vectors = store.sample_ids[has_label], vectors[has_label]
+    if not ids.size:
+        raise StoreError(f"{store.path} holds no label: expected one for each sample.")
+    if not is_multi_label and vectors.shape[1] > 1 and (vectors >= 0).all() and _add_up_to_1(vectors):
+        return ids, vectors.argmax(axis=1), vectors
+    wrong = ids[~np.isin(vectors, (0, 1)).all(axis=1)][:5].tolist()
+    if wrong:
+        raise ValueError(
+            f"The labels of sample ids {wrong} in {store.path} are neither 0 or 1 for each class, nor probabilities "
+            "that add up to 1: expected one of them. The report does not know regressions with several columns."
+        )
+    return ids, vectors.astype(np.int64), vectors
+
+
+def _add_up_to_1(vectors: Array) -> bool:
+    return bool(np.abs(vectors.sum(axis=1) - 1).max() < 1e-2)  # float16's probabilities too
+
+
+def _config(folders: list[Path]) -> dict[str, Any]:
+    """The model's configuration in the first of the folders that has one."""
     path = next((folder / "config.json" for folder in folders if (folder / "config.json").exists()), None)
-    known = {} if path is None else _json(path).get("id2label") or {}
-    if not isinstance(known, dict):
+    config = {} if path is None else _json(path)
+    if not isinstance(config.get("id2label") or {}, dict):
         raise ValueError(f"{path} is damaged: expected the names of classes by number as id2label.")
+    return config
+
+
+def _class_names(config: dict[str, Any], classes: int) -> tuple[str, ...]:
+    """What the model's configuration calls the classes, where it names so many; else their numbers."""
+    known = config.get("id2label") or {}
     numbers = map(str, range(classes))
     if len(known) != classes:
         return tuple(numbers)

@@ -12,6 +12,7 @@ from .run import Run
 
 Array = npt.NDArray[Any]
 
+OFF_BY = 7  # percentage points: see docs/labels.md
 MATRIX_CLASSES = 12  # more do not fit a screen
 
 
@@ -25,11 +26,13 @@ class Headline(NamedTuple):
 
 def headline(run: Run, measures: Measures) -> Headline:
     """How many of the samples that have a prediction are flagged."""
-    flagged = int(dynamics.flags(measures.samples["noise_score"]).sum())
+    flagged = int(measures.samples["looks_wrong"].sum())
     what = "score" if run.is_regression else "label"
     title = (
         f"{f'{flagged:,}' if flagged else 'None'} of {measures.seen.sum():,} {what}s look{'s' * (flagged < 2)} wrong"
     )
+    if measures.wrong_labels is not None:
+        return _about(title, flagged, measures)
     them = "this one" if flagged == 1 else "these"
     if run.is_regression:
         reason = "the predictions were further from the given score than the scores vary"
@@ -41,6 +44,21 @@ def headline(run: Run, measures: Measures) -> Headline:
         return Headline(title, f"For no {what} {reason}, {when}.", "Review the least likely")
     advice = "Hard and unusual samples look like this too: read before you change one."
     return Headline(title, f"For {them} {reason}, {when}. {advice}", "Review it" if flagged == 1 else "Review them")
+
+
+def _about(title: str, count: int, measures: Measures) -> Headline:
+    """The headline where the number of wrong labels is an estimate."""
+    how = (
+        "An estimate, from how often the surest early predictions were against the label; in tests it was "
+        f"within {OFF_BY} percentage points"
+    )
+    if not count:
+        return Headline(title, f"{how}.", "Review the least likely")
+    title = f"About {title} ({count / measures.seen.sum():.0%})"
+    text = f"{how}. These are those that the model's predictions were most against, over all epochs."
+    return Headline(
+        title, f"{text} Hard and unusual samples look like this too: read before you change one.", "Review them"
+    )
 
 
 def data_map(run: Run, measures: Measures, rows: Array) -> tuple[figures.Figure, list[figures.Colouring]]:

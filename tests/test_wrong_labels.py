@@ -1,0 +1,94 @@
+"""How many labels look wrong: the estimate, on stores made by hand, and what follows it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstsd_hf import LogitsStore, clean, read_history, write_report
+from lstsd_hf.method import dynamics
+from lstsd_hf.report.history import open_run
+from lstsd_hf.report.measures import measure
+
+SAMPLES, CLASSES = 1000, 3
+
+
+def run_of(folder: Path, wrong: int, epochs: Any = 6, learnt: Any = (), samples: int = SAMPLES) -> Path:
+    """A run whose model predicts the true class; the first `wrong` labels are others, and some are `learnt` by heart.
+
+    Args:
+        learnt: By epoch the share of the wrong labels that the model has learnt by heart.
+    """
+    true = np.arange(samples) % CLASSES
+    given = np.where(np.arange(samples) < wrong, (true + 1) % CLASSES, true)
+    folder.mkdir(exist_ok=True)
+    store = LogitsStore.create(folder / "_logits", samples, (CLASSES,), "float32", "test")
+    store.write_labels(given)
+    order = np.random.default_rng(0).permutation(samples)
+    sureness = 1 + order / samples  # no prediction is as sure as another
+    for epoch in range(epochs) if isinstance(epochs, int) else epochs:
+        heart = learnt[epoch] if epoch < len(learnt) else 0
+        predicted = np.where(order % 100 < 100 * heart, given, true)
+        store.record(epoch, np.arange(samples), np.eye(CLASSES)[predicted] * sureness[:, None])
+        store.seal(epoch)
+    return folder
+
+
+def looking_wrong(run: Path) -> int:
+    return sum(read_history(run)["looks_wrong"])
+
+
+@pytest.mark.parametrize("wrong", [0, 50, 100, 400])
+def test_as_many_labels_look_wrong_as_the_surest_predictions_are_against(tmp_path, wrong):
+    run = run_of(tmp_path, wrong)
+    estimated = measure(open_run(run, None)).wrong_labels
+    # The surest fifth is a draw of 200 without replacement.
+    error = 3 * np.sqrt(wrong / SAMPLES * (1 - wrong / SAMPLES) / 200 * 0.8) * SAMPLES
+    assert abs(estimated - wrong) <= error
+    assert looking_wrong(run) == estimated
+    worst = [row["sample_id"] for row in read_history(run) if row["looks_wrong"]]
+    assert sum(i < wrong for i in worst) == min(estimated, wrong)
+
+
+def test_later_epochs_that_know_wrong_labels_by_heart_do_not_count(tmp_path):
+    early = measure(open_run(run_of(tmp_path / "a", 200, learnt=(0, 0, 0)), None)).wrong_labels
+    late = measure(open_run(run_of(tmp_path / "b", 200, learnt=(0, 0, 0, 0.9, 0.9, 0.9)), None)).wrong_labels
+    some = measure(open_run(run_of(tmp_path / "c", 200, learnt=(0, 0, 0.5)), None)).wrong_labels
+    assert early == late
+    assert some == pytest.approx(early * np.sqrt(0.5), rel=0.2)
+
+
+@pytest.mark.parametrize(("epochs", "counted"), [(1, []), (2, [1]), (4, [1]), (5, [1, 2]), (9, [1, 2])])
+def test_the_epochs_that_it_is_counted_from(epochs, counted):
+    assert dynamics.count_from(list(range(epochs))) == counted
+    assert dynamics.count_from([epochs + 8, epochs + 9]) == []
+    assert dynamics.count_from([]) == []
+
+
+def test_without_these_epochs_or_of_few_samples_the_score_alone_says(tmp_path):
+    for folder, options in {"few": {"samples": 499}, "late": {"epochs": [4, 5]}, "one": {"epochs": 1}}.items():
+        run = run_of(tmp_path / folder, 100, **options)
+        assert measure(open_run(run, None)).wrong_labels is None
+        assert looking_wrong(run) == 100
+
+
+def test_the_page_and_clean_say_how_many(tmp_path):
+    run = run_of(tmp_path / "run", 100)
+    count = looking_wrong(run)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"About {count} of 1,000 labels look wrong ({count / 10:.0f}%)" in page
+    names = [str(label) for label in read_history(run)["label"]]
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{name}\n" for i, name in enumerate(names)))
+    done = clean(run, path, tmp_path / "clean.csv", drop=True)
+    assert done.dropped == count
+    assert f"the {count} highest, because about so many labels are wrong" in str(done)
+
+
+def test_the_surest_fifth():
+    top = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, np.nan])
+    hits = np.array([0, 1, 1, 1, 1, 1, 1, 1, 1, 0], float)
+    assert dynamics.contradicted(top, hits) == 0.5
+    assert dynamics.wrong_share([0.2, 0.05]) == pytest.approx(0.1)
+    assert dynamics.wrong_share([0.2, 0.0]) == 0
