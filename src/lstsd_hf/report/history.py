@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features
 from ..method import dynamics
 from ..paths import LOGITS_FOLDER
 from .cells import in_memory
-from .measures import Measures, measure
+from .measures import Measures, measure, refuse_several_labels
 from .multi_label import losses as multi_label_losses
 from .multi_label import measure_labels
 from .run import Run, read_run
@@ -81,11 +81,8 @@ def open_run(
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
     run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
-    if run.is_multi_label and not multi_label:
-        raise ValueError(
-            f"{run.store.path} is of a multi-label head: expected one label for each sample, because the pages show "
-            "one. `read_history` and `lstsd clean` know several."
-        )
+    if not multi_label:
+        refuse_several_labels(run)
     return run
 
 

@@ -45,6 +45,7 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
 
     `with_kept_mean`: whether to take the mean over all epochs that the run kept; it is of the run's own labels.
     """
+    refuse_several_labels(run)
     scale = float(np.std(run.labels)) or 1.0 if run.is_regression else 0.0
     parts: list[dict[str, Array]] = []
     totals: dict[str, Array] = {}
@@ -74,7 +75,8 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
                 suggested = np.where(mean < 0, 1 - run.labels, run.labels)
                 samples["suggested_label"] = np.where(np.isnan(mean), -1, suggested)
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
-    wrong_labels = None if run.is_regression else _count_wrong(run)
+    # Tokens of one sentence are no independent draws, and mostly of one class: what counts samples is not for them.
+    wrong_labels = None if run.is_regression or run.store.is_ragged else _count_wrong(run)
     if wrong_labels is None:
         samples["looks_wrong"] = dynamics.flags(samples["noise_score"])
     else:
@@ -88,6 +90,15 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
             "learning rate, or without float16."
         )
     return measures
+
+
+def refuse_several_labels(run: Run) -> None:
+    """Raises ValueError where a run is of a multi-label head; `multi_label.measure_labels` measures that."""
+    if run.is_multi_label:
+        raise ValueError(
+            f"{run.store.path} is of a multi-label head: expected one label for each sample, because the pages show "
+            "one. `read_history` and `lstsd clean` know several."
+        )
 
 
 def _count_wrong(run: Run) -> int | None:
