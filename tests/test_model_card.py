@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from lstsd_hf import LSTSDTrainer
+from lstsd_hf import LogitsStore, LSTSDTrainer
 from lstsd_hf.training.model_card import coverage, evaluation_metrics, infer_task, is_public
 from toys import config, rows, tiny_bert
 
@@ -56,6 +56,19 @@ def test_a_run_without_named_data_has_a_valid_model_index(trainer):
     assert "trained on an unknown dataset" in text
 
 
+def test_the_first_lines_say_what_it_was_trained_on_and_how_to_load_it(trainer):
+    text = card_of(trainer).text
+    first = text[: text.index("\n## ")]
+    mean, _ = LogitsStore.open(Path(trainer.args.output_dir, "_logits")).read_statistic("margin")[1].T
+    assert f"It was trained on 40 rows. {(mean < 0).sum()} of their labels look wrong" in first
+    assert re.search(r"- Accuracy: \d", first)
+    code = re.search(r"```python\n(.*?)```", first, re.DOTALL).group(1)
+    assert code == (
+        "from transformers import BertForSequenceClassification\n\n"
+        'model = BertForSequenceClassification.from_pretrained("my-model")\n'
+    )
+
+
 def test_named_data_stays(trainer):
     card = card_of(trainer, dataset_tags="glue", dataset="GLUE MRPC", dataset_args="mrpc", language="en")
     assert card.data.datasets == ["glue"]
@@ -84,7 +97,7 @@ def test_the_section_tells_what_was_done(trainer):
 
 def test_the_recipe_makes_the_same_settings(trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
+    (block,) = re.findall(r"```python\n((?:(?!```).)*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
     made: dict[str, Any] = {}
     exec(block, made)
     # The recipe has the weights that were in force, where the run's own settings may leave them open.
@@ -113,7 +126,7 @@ def test_the_recipe_has_what_a_schedule_and_a_best_model_need(tmp_path):
         "metric_for_best_model": "accuracy",
     }
     trainer = trained(tmp_path, **changes)
-    (block,) = re.findall(r"```python\n(.*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
+    (block,) = re.findall(r"```python\n((?:(?!```).)*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
     made: dict[str, Any] = {}
     exec(block, made)
     for name in (*changes, "eval_strategy", "greater_is_better"):

@@ -24,7 +24,7 @@ def plan(job: Job, model: PreTrainedModel) -> str:
     if not job.data.labels:
         kinds = f"scores from {labels.min():g} to {labels.max():g}"
     else:
-        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        names = list((model.config.id2label or {}).values())
         counts = np.bincount(labels, minlength=len(names))
         sizes = ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True))
         kinds = sizes if len(names) <= _MOST_CLASSES else f"{len(names)} classes"

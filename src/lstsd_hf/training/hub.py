@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..config import DistillationArguments
+from ..method.statistics import MARGIN
 from ..method.teachers import Settings
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, PRIVATE_FOLDERS, checkpoints_of
 from ..store import LogitsStore, StoreError
@@ -59,14 +60,25 @@ class HubMixin(_Trainer):
         super().create_model_card(*given.args, **given.kwargs)
         log_history, rows = self.state.log_history, self.train_dataset
         num_samples = len(cast(Any, rows)) if has_length(rows) else None
-        path = output_dir / "README.md"
+        path, kind = output_dir / "README.md", type(unwrapped(self.model))
+        name = self.hub_model_id or given.arguments["model_name"]
         card = model_card.complete(
             path.read_text(encoding="utf-8"),
+            model_card.opening(num_samples, self._looks_wrong(), kind, name),
             model_card.describe(self.settings, self.distillation, self.args, log_history, num_samples),
             model_card.evaluation_metrics(log_history),
-            model_card.infer_task(type(unwrapped(self.model)).__name__),
+            model_card.infer_task(kind.__name__),
         )
         path.write_text(card, encoding="utf-8")
+
+    def _looks_wrong(self) -> int | None:
+        """How many labels had, on average over the epochs, another class that was more probable; None: not known."""
+        path = Path(self.logits_path())
+        found = LogitsStore.open(path).read_statistic(MARGIN.name) if path.is_dir() else None
+        if found is None:
+            return None
+        mean, epochs = found[1].T
+        return int(((mean < 0) & (epochs > 0)).sum())
 
     def push_to_hub(
         self,

@@ -102,6 +102,29 @@ def infer_task(model_class: str) -> str:
     )
 
 
+def opening(num_samples: int | None, looks_wrong: int | None, model_class: type, name: str) -> str:
+    """What a reader wants to know first: how many rows it was trained on, what their labels are worth, how to load it.
+
+    Args:
+        num_samples: The size of the training set; None where it is not known.
+        looks_wrong: How many labels look wrong; None where that is not known.
+        model_class: The model's.
+        name: Its name on the Hub, or in the folder that it lies in.
+    """
+    lines = []
+    if num_samples is not None:
+        lines.append(f"It was trained on {num_samples:,} rows.")
+    if looks_wrong is not None:
+        lines.append(
+            f"{looks_wrong:,} of their labels look wrong: on average over the epochs another class was more probable."
+        )
+    if model_class.__module__.startswith("transformers."):
+        kind = model_class.__name__
+        loading = f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("{name}")'
+        lines.append(f"\n\n```python\n{loading}\n```")
+    return " ".join(lines).replace(" \n", "\n").strip()
+
+
 def describe(
     settings: Settings,
     distillation: DistillationArguments,
@@ -209,11 +232,12 @@ def is_public(name: str) -> bool:
     return not os.path.isdir(name)
 
 
-def complete(card: str, section: str, metrics: Mapping[str, float], task: str) -> str:
+def complete(card: str, opening: str, section: str, metrics: Mapping[str, float], task: str) -> str:
     """The plain Trainer's model card with the distillation's section, tags and metrics, and without local paths.
 
     Args:
         card: The Trainer's card.
+        opening: What to say before the Trainer's sections.
         section: What to append to its text.
         metrics: Goes into the model-index, which the Hub shows; with the data set that the Trainer knows of, if any.
         task: The Hub's name of the task, where the Trainer's card does not tell.
@@ -239,5 +263,6 @@ def complete(card: str, section: str, metrics: Mapping[str, float], task: str) -
     ] or None
     if data.eval_results is None:  # else it becomes the model-index, with the name in it
         data.model_name = None
+    text = text.replace("\n## ", f"\n{opening}\n\n## ", 1)
     whole.text = text.rstrip("\n") + "\n\n" + section
     return str(whole)
