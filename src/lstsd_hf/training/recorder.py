@@ -31,7 +31,7 @@ from .log import keep_log
 from .memory_log import MemoryLog
 from .on_its_way import OnItsWay
 from .row_counts import RowCounts
-from .stream import StreamPasses, refuse_repeated
+from .stream import passes_of, refuse_repeated
 from .teacher_reader import holds
 from .training_set import TrainingSet
 
@@ -118,11 +118,8 @@ class Recorder:
         has_new_labels = False
         if saved is not None:
             refuse_live(saved, plan.path)
-        self._passes = StreamPasses(state, plan.skips_seen_batches) if steps_per_epoch is None else None
-        if steps_per_epoch is not None:
-            self.epoch = state.global_step // steps_per_epoch - 1
-        else:
-            self.epoch = self._passes.resume(saved.note, saved.sealed_epochs) if saved and self._passes else -1
+        self._passes = passes_of(state, steps_per_epoch, plan.skips_seen_batches)
+        self.epoch = self._passes.resume(saved.note if saved else {}, saved.sealed_epochs if saved else [])
         with writing(plan.path):
             plan.path.parent.mkdir(parents=True, exist_ok=True)
         if saved is not None:
@@ -155,11 +152,10 @@ class Recorder:
         if aside is not None:
             place.tidy(path, aside, restored, {Path(teacher.store) for teacher in self._teachers if teacher.store})
 
-    def _open_store(self) -> LogitsStore:
+    def _open_store(self) -> None:
         # What takes memory for each row is in the store from now on.
         self._plan = replace(self._plan, training_set=self._plan.training_set.without_rows())
         self._store = LogitsStore.open(self._plan.path)
-        return self._store
 
     def release(self) -> None:
         """Lets another run use the folders; from now on nobody teaches."""
@@ -174,14 +170,13 @@ class Recorder:
         Raises:
             StoreError: an epoch that should teach is not in the store.
         """
-        if self._passes is None or not self._passes.repeats():
+        if not self._passes.repeats():
             self._seal()  # not only at the epoch's end: that is skipped where an epoch was cut short
-            if self.steps_per_epoch and self._state.global_step % self.steps_per_epoch == 0:
-                self.memory.end_epoch(self.epoch, self.steps_per_epoch, self.head)  # of a checkpoint at its last step
+            if self.steps_per_epoch and self._passes.end():  # a checkpoint was saved at its last step
+                self.memory.end_epoch(self.epoch, self.steps_per_epoch, self.head)
             self.epoch += 1
         self.memory.begin_epoch(self.epoch)
-        if self._passes is not None:
-            self._passes.begin(self.epoch)
+        self._passes.begin(self.epoch)
         sealed = self._store.sealed_epochs if self._store is not None else []
         self._is_sealed = self.epoch in sealed
         if self._is_sealed:  # a stream that the Trainer passes over once more
@@ -204,20 +199,14 @@ class Recorder:
     @property
     def num_train_epochs(self) -> int:
         """How many epochs the whole run has."""
-        # The Trainer does not know how long a stream is; and no teacher is in epoch 0.
-        if self._passes is not None and self.epoch > 0:
-            return self._passes.num_epochs(self.epoch)
-        return self._state.num_train_epochs
+        # No teacher is in epoch 0, after which the length of a stream is known.
+        return self._passes.num_epochs(self.epoch) if self.epoch > 0 else self._state.num_train_epochs
 
     def end_epoch(self) -> None:
         """Seals the epoch; one that max_steps cut short stays open, so that a resumed run can complete it."""
-        if self._passes is not None:
-            complete, steps = self._passes.end(), self._passes.steps
-        else:
-            complete, steps = self._state.global_step % (self.steps_per_epoch or 1) == 0, self.steps_per_epoch
-        if complete:
+        if self._passes.end():
             self._seal()
-            self.memory.end_epoch(self.epoch, steps or 0, self.head)
+            self.memory.end_epoch(self.epoch, self._passes.steps or 0, self.head)
 
     def end(self) -> None:
         """Seals the last epoch, complete or not."""
@@ -266,11 +255,8 @@ class Recorder:
             return
         if self._store is None:
             self._create(compared, counts)
-        tensors = {SAMPLE_IDS: sample_ids}
-        for name, tensor in (*compared.recorded.items(), (COUNTS, counts), (LABELS, labels)):
-            if tensor is not None:
-                tensors[name] = tensor.detach().float() if tensor.is_floating_point() else tensor
-        self._pending.put(self._state.global_step, tensors)
+        tensors = {SAMPLE_IDS: sample_ids, COUNTS: counts, LABELS: labels, **compared.recorded}
+        self._pending.put(self._state.global_step, {n: _plain(t) for n, t in tensors.items() if t is not None})
         for batch in self._pending.arrived():
             self._write(*batch)
 
@@ -289,8 +275,7 @@ class Recorder:
         rows: dict[str, Any] = {"logits" if name == VALUES else name: part for name, part in parts.items()}
         rows |= {} if counts is None else {"counts": counts, "labels": labels}
         self._store.record(self.epoch, ids, step=step, rank=self._processes.rank, **rows)
-        step -= self._passes.began_at if self._passes else self.epoch * (self.steps_per_epoch or 0)
-        self.memory.add(step, ids, parts, labels, counts, self.head, self._store)
+        self.memory.add(step - self._passes.began_at, ids, parts, labels, counts, self.head, self._store)
 
     def _create(self, compared: Compared, counts: torch.Tensor | None) -> None:
         """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
@@ -327,9 +312,14 @@ class Recorder:
             checkpoint.mkdir(parents=True, exist_ok=True)
             keep_log(self._store, self._state.log_history)
             own = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch, "keeps_all": self._keeps_all}
-            own |= {} if self._passes is None else self._passes.note()
+            own |= self._passes.note()
             self._store.copy(checkpoint / LOGITS_FOLDER, own | note)
         self._processes.wait()
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Without gradient, in a type that numpy knows."""
+    return tensor.detach().float() if tensor.is_floating_point() else tensor
 
 
 def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabulary: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The passes of a stream, whose length nobody knows: which epoch one belongs to, and how many there will be."""
+"""The passes of a run: which epoch one belongs to, and how many there will be; nobody knows the length of a stream."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,47 @@ def refuse_repeated(ids: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_], epo
             "expected each id once. Number the rows where the stream is made."
         )
     seen[unique] = True
+
+
+class FixedPasses:
+    """The passes over a training set of known length: one is an epoch, and the Trainer resumes within it.
+
+    Attributes:
+        steps: Of an epoch.
+        began_at: The step at which the epoch under way began.
+    """
+
+    def __init__(self, state: TrainerState, steps: int) -> None:
+        """Args:
+        state: The Trainer's, which goes on to change.
+        steps: Of an epoch.
+        """
+        self.steps, self._state = steps, state
+        self.began_at = 0
+
+    def resume(self, note: Mapping[str, Any], sealed: Sequence[int]) -> int:
+        """The epoch before the one in which a checkpoint's run goes on."""
+        return self._state.global_step // self.steps - 1
+
+    def note(self) -> dict[str, Any]:
+        """Nothing: the step says all."""
+        return {}
+
+    def repeats(self) -> bool:
+        """Never."""
+        return False
+
+    def begin(self, epoch: int) -> None:
+        """Begins an epoch, or goes on in it."""
+        self.began_at = self._state.global_step // self.steps * self.steps
+
+    def end(self) -> bool:
+        """Whether the epoch under way is complete; one that max_steps cut short is not."""
+        return self._state.global_step % self.steps == 0
+
+    def num_epochs(self, epoch: int) -> int:
+        """How many epochs the run has."""
+        return self._state.num_train_epochs
 
 
 class StreamPasses:
@@ -104,3 +145,12 @@ class StreamPasses:
         """How many epochs the run has, seen from one after the first: those before it, and what max_steps allows."""
         steps = self.steps or self.began_at / epoch
         return epoch + math.ceil((self._state.max_steps - self.began_at) / steps)
+
+
+def passes_of(
+    state: TrainerState, steps_per_epoch: int | None, skips_seen_batches: bool
+) -> FixedPasses | StreamPasses:
+    """Those of a run with so many steps in an epoch; None: a stream. See `StreamPasses` for the rest."""
+    if steps_per_epoch is None:
+        return StreamPasses(state, skips_seen_batches)
+    return FixedPasses(state, steps_per_epoch)
