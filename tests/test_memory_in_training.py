@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from lstsd_hf import LSTSDTrainer, PredictionRecorder, add_sample_ids
+from lstsd_hf import LSTSDTrainer, MemoryStoppingCallback, PredictionRecorder, add_sample_ids
 from toys import HEADS, config, rows, tiny_bert, weights
 
 NAMES = ("honest_accuracy", "honest_accuracy_error", "memorised", "memorised_error")
@@ -184,12 +184,102 @@ def test_a_run_without_labels_that_can_be_compared_is_left_out(tmp_path: Path, t
     assert len(told) == 1
 
 
+def random_labels(count: int) -> datasets.Dataset:
+    labels = np.random.default_rng(0).integers(0, 3, count)
+    return rows(count).remove_columns("label").add_column("label", labels, feature=datasets.Value("int64"))
+
+
 def test_random_labels_are_by_heart(tmp_path: Path) -> None:
-    """A model that fits labels of coin flips can do none of it."""
-    data = rows(240)
-    labels = np.random.default_rng(0).integers(0, 3, len(data))
-    data = data.remove_columns("label").add_column("label", labels, feature=datasets.Value("int64"))
+    """What a model knows of labels that a die has cast is by heart."""
     args = {"optim": "adamw_torch", "learning_rate": 5e-3, "num_train_epochs": 25}
-    last = measured(run(tmp_path, dataset=data, **args))[-1]
+    last = measured(run(tmp_path, dataset=random_labels(240), **args))[-1]
     assert last["honest_accuracy"] + last["memorised"] > 0.75
     assert last["memorised"] > 0.2
+
+
+# ---- stopping
+
+
+def told_to_stop(callback: MemoryStoppingCallback, *epochs: dict[str, float]) -> int | None:
+    """After how many epochs of this log training was told to stop."""
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    callback.on_train_begin(None, state, control)  # type: ignore[arg-type]
+    for number, entry in enumerate(epochs, start=1):
+        state.log_history.append(entry)
+        callback.on_epoch_end(None, state, control)  # type: ignore[arg-type]
+        if control.should_training_stop:
+            return number
+    return None
+
+
+def epoch(honest: float, memorised: float, name: str = "honest_accuracy") -> dict[str, float]:
+    return {name: honest, f"{name}_error": 0.02, "memorised": memorised, "memorised_error": 0.02}
+
+
+def test_a_run_is_stopped_when_memory_alone_grows(told_by_stopping: list[str]) -> None:
+    learns = [epoch(0.5 + 0.1 * k, 0.05 * k) for k in range(4)]
+    assert told_to_stop(MemoryStoppingCallback(), *learns) is None
+    memorises = [*learns, epoch(0.81, 0.2), epoch(0.815, 0.25)]
+    assert told_to_stop(MemoryStoppingCallback(), *memorises) == 6
+    assert told_to_stop(MemoryStoppingCallback(patience=1), *memorises) == 5
+    assert told_to_stop(MemoryStoppingCallback(patience=6), *memorises) is None
+    # Nothing is learnt, and nothing memorised either: a plateau is not memory.
+    assert told_to_stop(MemoryStoppingCallback(), *[epoch(0.5, 0.01)] * 5) is None
+    losses = [epoch(1 - 0.1 * k, 0.05 * k, "honest_loss") for k in range(3)]
+    assert told_to_stop(MemoryStoppingCallback(), *losses) is None
+    worse = [*losses, epoch(0.81, 0.2, "honest_loss"), epoch(0.82, 0.3, "honest_loss")]
+    assert told_to_stop(MemoryStoppingCallback(), *worse) == 5
+    told_by_stopping.clear()
+    only_tells = MemoryStoppingCallback(stop=False)
+    assert told_to_stop(only_tells, *memorises, epoch(0.82, 0.3), epoch(0.82, 0.35)) is None
+    assert only_tells.stopped_at == 6
+    assert len(told_by_stopping) == 1
+    assert "buy memory alone" in told_by_stopping[0]
+    assert "Training ends" not in told_by_stopping[0]
+
+
+@pytest.fixture
+def told_by_stopping(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    logger = logging.getLogger("lstsd_hf.training.memory_stopping")
+    monkeypatch.setattr(logger, "warning", lambda line, *args, **kwargs: lines.append(line))
+    return lines
+
+
+@pytest.mark.parametrize("patience", [0, -1, 1.5, True, "2"])
+def test_a_patience_that_is_no_number_of_epochs_is_refused(patience: Any) -> None:
+    with pytest.raises(ValueError, match="whole number of epochs"):
+        MemoryStoppingCallback(patience=patience)
+
+
+def test_a_run_that_memorises_random_labels_is_stopped_and_one_that_learns_is_not(
+    tmp_path: Path, told_by_stopping: list[str]
+) -> None:
+    def trained(folder: Path, data: Any) -> tuple[Any, MemoryStoppingCallback]:
+        stopping = MemoryStoppingCallback()
+        changes = {"optim": "adamw_torch", "learning_rate": 5e-3, "num_train_epochs": 15, "logging_strategy": "no"}
+        trainer = LSTSDTrainer(
+            tiny_bert(dropout=0.0), config(folder, **changes), train_dataset=data, callbacks=[stopping]
+        )
+        trainer.train()
+        return trainer, stopping
+
+    honest, learnt = trained(tmp_path / "a", rows(960).select(range(480)))
+    assert learnt.stopped_at is None
+    assert honest.state.epoch == 15
+    memorised, stopped = trained(tmp_path / "b", random_labels(240))
+    assert stopped.stopped_at is not None
+    assert memorised.state.epoch == stopped.stopped_at < 15
+    assert "Training ends here" in told_by_stopping[0]
+
+
+def test_stopping_says_that_it_has_nothing_to_go_by(tmp_path: Path, told_by_stopping: list[str]) -> None:
+    trainer = Trainer(
+        tiny_bert(),
+        TrainingArguments(str(tmp_path), num_train_epochs=2, use_cpu=True, report_to=[], disable_tqdm=True),
+        train_dataset=rows(32).rename_column("label", "labels"),
+        callbacks=[MemoryStoppingCallback()],
+    )
+    trainer.train()
+    assert len(told_by_stopping) == 1
+    assert "nothing to go by" in told_by_stopping[0]

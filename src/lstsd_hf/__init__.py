@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .report import write_report
     from .report.clean import clean
     from .report.history import read_history
+    from .training.memory_stopping import MemoryStoppingCallback
     from .training.mixin import LSTSDMixin
     from .training.prediction_recorder import PredictionRecorder
     from .training.record import record_predictions
@@ -22,6 +23,7 @@ __all__ = [
     "LSTSDMixin",
     "LSTSDTrainer",
     "LogitsStore",
+    "MemoryStoppingCallback",
     "PredictionRecorder",
     "StoreCorruptionError",
     "StoreError",
@@ -41,6 +43,7 @@ _MODULES = {
     "LSTSDConfig": "config",
     "LSTSDMixin": "training.mixin",
     "LSTSDTrainer": "training.trainer",
+    "MemoryStoppingCallback": "training.memory_stopping",
     "PredictionRecorder": "training.prediction_recorder",
     "add_sample_ids": "training.sample_ids",
     "clean": "report.clean",

@@ -7,10 +7,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 LOSSES = ("loss", "base_loss", "long_term_loss", "short_term_loss")
+# At the end of each epoch; see `method.memory`.
+MEMORY = ("honest_accuracy", "honest_loss", "memorised")
 
 
 class LossProgressCallback(ProgressCallback):
-    """The progress bar, with the current losses at its end."""
+    """The progress bar, with the current losses at its end, and what the last epoch has learnt and memorised."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shown: dict[str, str] = {}
 
     def on_log(
         self,
@@ -21,9 +27,10 @@ class LossProgressCallback(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         super().on_log(args, state, control, logs=logs, **kwargs)
-        losses = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name in LOSSES}
-        if losses and self.training_bar is not None:
-            self.training_bar.set_postfix(losses)
+        values = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name in LOSSES + MEMORY}
+        if values and self.training_bar is not None:
+            self._shown |= values
+            self.training_bar.set_postfix(self._shown)
 
     def close(self) -> None:
         """Ends the line of a bar that an error left open, so that the next line on stderr is one of its own."""

@@ -1,0 +1,77 @@
+"""Ends a run, or says so, when further epochs buy memory alone."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+class MemoryStoppingCallback(TrainerCallback):
+    """Stops training when further epochs buy memory alone; it needs no held-out rows.
+
+    ```python
+    trainer = LSTSDTrainer(..., callbacks=[MemoryStoppingCallback(patience=2)])
+    ```
+
+    At the end of an epoch it reads what the log says of it and of the epoch `patience` epochs before, see
+    `method.memory`. It stops where what was learnt in between, in `honest_accuracy` or of a regression in
+    `honest_loss`, is not above its standard error, while `memorised` has grown by more than its own.
+
+    It works with every trainer that logs `memorised`: an `LSTSDTrainer`, with weights of 0 too, and what
+    `PredictionRecorder` makes. The weights at the end are those of the last epoch; with a learning rate that decays
+    over the whole run, fewer epochs from the start are better than a run that was stopped.
+
+    Attributes:
+        stopped_at: The number of epochs after which only memory was bought; None: that was never so.
+    """
+
+    def __init__(self, patience: int = 2, stop: bool = True) -> None:
+        """Args:
+            patience: How many epochs may go by in which nothing is learnt, at least 1.
+            stop: Whether to stop; else it only says so, once.
+
+        Raises:
+            ValueError: the patience is no such number.
+        """
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience={patience!r}: expected a whole number of epochs, at least 1.")
+        self.patience, self.stop = patience, stop
+        self.stopped_at: int | None = None
+        self._missed = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.stopped_at, self._missed = None, False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        epochs = [entry for entry in state.log_history if "memorised" in entry]
+        if not epochs and not self._missed:
+            self._missed = True
+            if state.is_world_process_zero:
+                logger.warning(
+                    "MemoryStoppingCallback has nothing to go by, because the log has no `memorised`: expected an "
+                    "LSTSDTrainer, or a trainer that PredictionRecorder made, and epochs in random order."
+                )
+        if self.stopped_at is not None or len(epochs) <= self.patience:
+            return
+        before, now = epochs[-1 - self.patience], epochs[-1]
+        name = "honest_accuracy" if "honest_accuracy" in now else "honest_loss"
+        learnt = (now[name] - before[name]) * (1 if name == "honest_accuracy" else -1)
+        grown = now["memorised"] - before["memorised"]
+        if learnt > now[f"{name}_error"] or grown <= now["memorised_error"]:
+            return
+        self.stopped_at = len(epochs)
+        if state.is_world_process_zero:
+            logger.warning(
+                f"Further epochs buy memory alone: in the last {self.patience}, up to epoch {self.stopped_at}, {name} "
+                f"went from {before[name]:.3g} to {now[name]:.3g} (standard error {now[f'{name}_error']:.2g}), and "
+                f"memorised from {before['memorised']:.3g} to {now['memorised']:.3g}."
+                + (" Training ends here." if self.stop else "")
+            )
+        if self.stop:
+            control.should_training_stop = True
