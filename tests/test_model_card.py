@@ -104,7 +104,8 @@ def test_the_recipe_makes_the_same_settings(trainer, tmp_path, monkeypatch):
     ours, theirs = trainer.args.to_dict() | asdict(trainer.settings), made["args"].to_dict()
     # Where and what is written; how often; this machine.
     elsewhere = {"output_dir", "logits_dir", "logits_retention", "report_to", "disable_tqdm", "use_cpu"} | {
-        "dataloader_pin_memory"
+        "dataloader_pin_memory",
+        "outside_weight",  # 0 in force where there is no outside teacher
     }
     often = {"logging_steps", "logging_nan_inf_filter"}
     assert {name for name in ours if ours[name] != theirs[name]} <= elsewhere | often
