@@ -51,7 +51,9 @@ class DistillationArguments(TeacherArguments):
         short_term_weight: The short-term teacher's, likewise. Both together at most 1.
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
-        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full.
+        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
+            "confidence" at first; as the model memorises labels, what it said of a sample before that takes the
+            label's place, see `method.honest`. For one class for each sample, and a training set in random order.
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
@@ -112,7 +114,8 @@ class DistillationArguments(TeacherArguments):
         default="confidence",
         metadata={
             "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
-            "nothing teaches nothing. 'constant': every teacher counts in full."
+            "nothing teaches nothing. 'constant': every teacher counts in full. 'honest': as 'confidence'; and as "
+            "the model memorises labels, its past with that memory taken out takes the label's place."
         },
     )
     lone_teacher: LoneTeacher = field(
@@ -282,7 +285,9 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         short_term_weight: The short-term teacher's, likewise. Both together at most 1.
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
-        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full.
+        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
+            "confidence" at first; as the model memorises labels, what it said of a sample before that takes the
+            label's place, see `method.honest`. For one class for each sample, and a training set in random order.
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the

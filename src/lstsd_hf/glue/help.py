@@ -26,7 +26,7 @@ the method
   --mini_generation_epochs   K: the long-term teacher speaks from epoch K on
   --long_term_weight, --short_term_weight
                              share of the loss of each teacher; 0 is off
-  --teacher_trust            confidence or constant
+  --teacher_trust            confidence, constant or honest
   --weight_schedule          constant or linear
   --logits_retention         all or needed: which epochs' predictions to keep
 

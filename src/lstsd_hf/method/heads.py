@@ -127,14 +127,14 @@ class OneRow(Head):
             teachers: The recorded logits, (T, B, C), of any floating-point type. A row with a NaN: that teacher is
                 absent.
             temperature: See `loss.divergence`; a regression has none.
-            teacher_trust: "constant": 1. "confidence": see `loss.confidence`; 1 for a regression.
+            teacher_trust: "constant": 1. "confidence", and "honest": see `loss.confidence`; 1 for a regression.
         """
         student, teachers = student.float(), teachers.float()
         total = teachers.sum(dim=-1)
         present = (total == total).float()  # a NaN, which a row's sum is if there is one in it, differs from itself
         # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
         distance, sure, same = self._terms(student, teachers.nan_to_num(0.0), temperature)
-        trust = present * sure if teacher_trust == "confidence" and sure is not None else present
+        trust = present if teacher_trust == "constant" or sure is None else present * sure
         return TeacherTerms(present, trust, distance, None if same is None else present * same)
 
 

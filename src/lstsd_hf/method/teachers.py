@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 WeightSchedule = Literal["constant", "linear"]
-TeacherTrust = Literal["constant", "confidence"]
+TeacherTrust = Literal["constant", "confidence", "honest"]
 LoneTeacher = Literal["label", "teacher"]
 LongTermTeacher = Literal["epoch", "ensemble"]
 

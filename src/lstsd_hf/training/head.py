@@ -1,5 +1,6 @@
 """The head of a run: assumed while its loader is made, chosen at the first batch, kept in checkpoints."""
 
+import warnings
 from typing import Any, cast
 
 import numpy as np
@@ -7,11 +8,14 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
+from ..config import DistillationArguments
 from ..method.heads import HEADS, Head, ProblemType, choose_head
 from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.teachers import Teacher, teachers_of
 from ..store import LogitsStore
+from .honesty import Honesty, refuse_other_heads
 from .hub import HubMixin
+from .memory_log import MemoryLog
 from .model_head import Rows, known_columns, many_rows_problem, unwrapped
 from .outside import OutsideTeacher, refuse_other_teacher
 from .training_set import TrainingSet
@@ -30,6 +34,10 @@ class HeadMixin(HubMixin):
     _outside: OutsideTeacher | None = None
     _described_model: Any = None
     _described_problem: ProblemType | None = None
+
+    def _given_settings(self) -> DistillationArguments:
+        """The method's settings in `args`, or their defaults."""
+        return self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
 
     def _problem_type(self) -> ProblemType | None:
         """What the user or the model's config says that the logits stand for.
@@ -118,6 +126,43 @@ class HeadMixin(HubMixin):
             outside.store.verify_epochs(outside.epochs)
         outside.refuse_inputs(training_set, dataset, self.processing_class)
         self._outside = outside
+
+    def _warn_of_few_epochs(self, num_train_epochs: int) -> None:
+        k, is_epoch = self.settings.mini_generation_epochs, self.settings.long_term_teacher == "epoch"
+        waits = is_epoch and self.settings.long_term_weight and num_train_epochs <= k
+        if waits and self.accelerator.is_main_process:
+            warnings.warn(
+                f"The long-term teacher would teach from epoch {k} on (epochs count from 0), and this run has only "
+                f"{num_train_epochs}: it will never teach. Train for at least {k + 1} epochs, or set "
+                "mini_generation_epochs lower.",
+                stacklevel=3,
+            )
+
+    def _honesty(
+        self, labels: npt.NDArray[Any] | None, memory: MemoryLog, saved: LogitsStore | None
+    ) -> Honesty | None:
+        """What takes memory out of the teachers of a run which begins; None: nothing does.
+
+        Raises:
+            ValueError: the run has no such measures, or labels or a head for which there is no rule; or the checkpoint
+                that is resumed from was not saved with this trust.
+        """
+        settings = self.settings
+        if settings.teacher_trust != "honest" or not (settings.long_term_weight or settings.short_term_weight):
+            return None
+        if settings.long_term_teacher == "ensemble" and not settings.short_term_weight:
+            raise ValueError(
+                "teacher_trust='honest' corrects predictions of single epochs: expected long_term_teacher='epoch', or "
+                "a short_term_weight above 0 beside an 'ensemble'."
+            )
+        first = None if labels is None else torch.from_numpy(labels[:1])
+        refuse_other_heads(
+            self._head or choose_head(self._problem_type(), first, self._known_columns() or 2).head, labels
+        )
+        honesty = Honesty(self._teachers, memory, self.accelerator)
+        if saved is not None:
+            honesty.restore(saved.note.get("honesty"))
+        return honesty
 
     def _head_note(self) -> dict[str, Any]:
         """What a checkpoint keeps of the head, and of an outside teacher."""

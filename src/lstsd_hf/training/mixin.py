@@ -1,7 +1,6 @@
 """A Trainer that records each sample's logits and distils from those of earlier epochs: as a mixin for any Trainer."""
 
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +10,13 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, has_length
 
-from ..config import DistillationArguments
 from ..method.heads import Compared
 from ..method.loss import distillation_loss
 from ..method.many_rows import ManyRows
 from ..method.rows import RowIndex
 from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE
 from ..store import LogitsStore
+from ..store.rows import VALUES
 from .base_loss import BaseLossMixin
 from .callback import RecorderCallback
 from .checkpoint import last_complete_checkpoint, saved_store
@@ -121,10 +120,6 @@ class LSTSDMixin(BaseLossMixin):
         with self._callback.listening(self.callback_handler):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _given_settings(self) -> DistillationArguments:
-        """The method's settings in `args`, or their defaults."""
-        return self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
-
     def _begin(self, state: TrainerState, loader: Any) -> Recorder:
         """Begins to record, when the Trainer begins to train."""
         plan, self._plan = self._plan, None
@@ -136,14 +131,7 @@ class LSTSDMixin(BaseLossMixin):
             )
         saved = self._saved if state.global_step else None
         steps = max(math.ceil(len(loader) / self.args.gradient_accumulation_steps), 1) if has_length(loader) else None
-        k = self.settings.mini_generation_epochs
-        if self.settings.long_term_weight and state.num_train_epochs <= k and self.accelerator.is_main_process:
-            warnings.warn(
-                f"The long-term teacher would teach from epoch {k} on (epochs count from 0), and this run has only "
-                f"{state.num_train_epochs}: it will never teach. Train for at least {k + 1} epochs, or set "
-                "mini_generation_epochs lower.",
-                stacklevel=2,
-            )
+        self._warn_of_few_epochs(state.num_train_epochs)
         self._parts, self.teacher_weights, self._weighted_for = LossParts(), torch.empty(0), None
         if saved is not None:
             if self.accelerator.is_main_process:
@@ -151,7 +139,9 @@ class LSTSDMixin(BaseLossMixin):
             self._restore_head(saved)
         processes = Processes(self.accelerator, self.args)
         memory = memory_log(self, processes, loader, saved)
+        honesty = self._honesty(plan.training_set.labels, memory, saved)
         recorder = Recorder(plan, self._teachers, processes, state, steps, memory, saved)
+        recorder.honesty = honesty
         recorder.head = self._head  # of the checkpoint, or of a try with a batch that was too large
         return recorder
 
@@ -221,9 +211,12 @@ class LSTSDMixin(BaseLossMixin):
         student = self._student([outputs, *seen], inputs, len(sample_ids), labels, recorder)
         assert self._head is not None
         self._callback.taught = True
-        compared = self._head.compare(student, teacher_parts(added, teachers), self.settings, index)
+        past = teacher_parts(added, teachers)
+        compared = self._head.compare(student, past, self.settings, index)
         targets = added.get(ROW_LABELS, self._head.targets(labels))
         recorder.record(sample_ids, compared, added.get(COUNTS), targets)
+        if recorder.honesty is not None:
+            compared, teachers = recorder.honesty.join(compared, past.get(VALUES), teachers, targets)
         loss = self._whole_loss(base_loss, compared, teachers, items, own_items, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -270,6 +263,8 @@ class LSTSDMixin(BaseLossMixin):
             epochs = recorder.num_train_epochs
             weights = [t.weight_of(recorder.epoch, epochs) for t in self._teachers if t.name in names]
             self.teacher_weights = torch.tensor(weights, device=self.accelerator.device)
+            if recorder.honesty is not None:
+                self.teacher_weights = recorder.honesty.weigh(self.teacher_weights)
             self._weighted_for = recorder.epoch, names
         return self.teacher_weights
 
@@ -279,5 +274,7 @@ class LSTSDMixin(BaseLossMixin):
         if "loss" in logs or "total_flos" in logs:
             k = self.settings.mini_generation_epochs  # from here on every teacher that is in use has its weight
             in_use = [teacher.name for teacher in self._teachers if teacher.weight_of(k, k + 1)]
+            honesty = self._callback.recorder.honesty if self._callback.recorder is not None else None
             logs.update(self._parts.means_since_last_log(self.accelerator, in_use))
+            logs.update({} if honesty is None else {"honest_gate": honesty.gate})
         super().log(logs, *args, **kwargs)

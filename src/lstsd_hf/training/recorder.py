@@ -27,6 +27,7 @@ from .collator import COUNTS, SAMPLE_IDS, TeachingEpochs
 from .exchange import Processes
 from .fold import fold_statistics
 from .forecast import Forecast
+from .honesty import Honesty
 from .log import keep_log
 from .memory_log import MemoryLog
 from .on_its_way import OnItsWay
@@ -78,6 +79,7 @@ class Recorder:
         steps_per_epoch: None for a stream, whose length is not known; see `StreamPasses`.
         head: What the logits stand for, once it is known; it says which statistics are folded.
         memory: Counts what is memorised.
+        honesty: Takes memory out of the teachers; None: nobody does.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Recorder:
             StoreError: another run uses the folder, it holds something else, or the disk is too small.
         """
         self.head: Head | None = None
+        self.honesty: Honesty | None = None
         self.memory = memory
         self.steps_per_epoch = steps_per_epoch
         self._plan, self._teachers, self._processes, self._state = plan, teachers, processes, state
@@ -193,6 +196,8 @@ class Recorder:
                 "resume_without_logits=True to train without the missing teachers."
             )
         self._plan.teaching.set([epoch if there else None for epoch, there in zip(teaching, held, strict=True)])
+        if self.honesty is not None:
+            self.honesty.begin_epoch(self.epoch, self._store, self._plan.teaching.get())
         if self._plan.training_set.streamed and self._processes.count == 1:
             self._seen = np.zeros(self._plan.training_set.num_samples, np.bool_)
 
@@ -308,6 +313,7 @@ class Recorder:
         self._flush()
         self._processes.gather_journals(self._store, self.epoch)
         note = {"memory": self.memory.note(), **note}
+        note |= {} if self.honesty is None else {"honesty": self.honesty.note()}
         if self._processes.owns_store:
             checkpoint.mkdir(parents=True, exist_ok=True)
             keep_log(self._store, self._state.log_history)

@@ -1,0 +1,177 @@
+"""Whom to believe: the label, or what the model said of a sample before it knew the label by heart.
+
+`method.memory` says how much of the model's agreement with the labels is memory. Here memory is taken out of past
+predictions again, and what remains, the honest past, teaches in the label's place: the more, the more is memorised.
+The idea and its formulas are ours; N samples, C classes, T teachers, B samples of a batch.
+
+    z_k   = 0.7 (q_k - mean over samples) / sd + log p - d_k [class = label]       p: the labels' shares
+    t     = softmax(2 mean_k z_k)                                                  the honest past
+    loss  = (1 - g) (the loss with trust by confidence) + g (0.05 L + 0.95 KL(t || student))
+    g     = surely * memorised / (memorised + skill)                               the gate: see `memory_gate`
+
+d_k lowers the label's logit by one number for all samples, until z_k agrees with the labels as often as the honest
+part of agreement says. Targets that follow the model's own past are those of self-adaptive training (Huang et al.,
+2020) and of early-learning regularisation (Liu et al., 2020), which know nothing of memory.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from .loss import TeacherTerms, divergence
+
+Array = npt.NDArray[Any]
+
+# How far apart the honest past's logits are, in standard deviations: a teacher's own scale says how long the model was
+# trained, and grows with what it has by heart. And how much sharper the mean of the teachers is: half or twice as much
+# made no difference beyond the error of small runs.
+SPREAD, SHARPNESS = 0.7, 2.0
+# What the label keeps where the gate is open: the model can go on to change its mind.
+LABEL_SHARE = 0.05
+# Less of a class than this, or less of an error, would divide by next to nothing.
+_LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6
+_VALUES_AT_ONCE = 4 << 20
+
+
+class Witness(NamedTuple):
+    """What takes the memory out of an epoch's predictions: z = scale * q + shift, less `lowered` at the label.
+
+    Attributes:
+        scale: A number above 0.
+        shift: float64 (C,).
+        lowered: What the label's z loses; 0 or more.
+    """
+
+    scale: float
+    shift: Array
+    lowered: float
+
+
+class LabelShares(NamedTuple):
+    """Of the training labels.
+
+    Attributes:
+        shares: float64 (C,), the share of each class.
+        chance: How often a prediction by these shares alone is right: the sum of their squares.
+    """
+
+    shares: Array
+    chance: float
+
+    @classmethod
+    def of(cls, labels: Array, classes: int) -> "LabelShares":
+        """Of (N,) integers; those outside of [0, classes) are no labels."""
+        known = labels[(labels >= 0) & (labels < classes)]
+        shares = np.bincount(known, minlength=classes) / max(len(known), 1)
+        return cls(shares, float((shares**2).sum()))
+
+
+def witness(rows: Array, labels: Array, priors: LabelShares, honest: float) -> Witness | None:
+    """Reads an epoch's predictions twice, in chunks; None: it has none.
+
+    Args:
+        rows: Logits (N, C) of any floating-point type, NaN where there is none; may be a memory map.
+        labels: (N,) integers; those outside of [0, C) are left out.
+        priors: Of the labels.
+        honest: The honest part of agreement in this epoch, from 0 to 1.
+    """
+    count, total, squares = 0, torch.zeros(rows.shape[1], dtype=torch.float64), 0.0
+    for chunk, _ in _chunks(rows, labels):
+        chunk = chunk.double() - chunk.double().mean(dim=1, keepdim=True)
+        count, total = count + len(chunk), total + chunk.sum(dim=0)
+        squares += float(chunk.square().sum())
+    if not count:
+        return None
+    mean = total / count
+    deviation = math.sqrt(max(squares / count - float(mean.square().sum()), 0.0) / len(mean))
+    scale = SPREAD / max(deviation, _LEAST_SPREAD)
+    shift = torch.from_numpy(np.log(np.maximum(priors.shares, _LEAST_SHARE))) - scale * mean
+    # One number for each sample, and nothing else that grows with their number.
+    ahead = np.concatenate([_ahead(scale * chunk.double() + shift, given) for chunk, given in _chunks(rows, labels)])
+    honest = min(max(honest, priors.chance), 1.0)
+    return Witness(scale, shift.numpy(), max(float(np.quantile(ahead, 1 - honest)), 0.0))
+
+
+def _chunks(rows: Array, labels: Array) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits float32 (n, C) and labels int64 (n,) of the samples that have both."""
+    at_once = max(_VALUES_AT_ONCE // rows.shape[1], 1)
+    for start in range(0, len(rows), at_once):
+        # torch, because numpy converts float16 one number at a time.
+        chunk = torch.tensor(rows[start : start + at_once]).float()
+        given = torch.from_numpy(labels[start : start + at_once].astype(np.int64))
+        known = chunk.isfinite().all(dim=1) & (given >= 0) & (given < rows.shape[1])
+        yield chunk[known], given[known]
+
+
+def _ahead(z: torch.Tensor, given: torch.Tensor) -> Array:
+    """(n,): by how much the label's number is larger than the largest of the others."""
+    own = z.gather(1, given[:, None])[:, 0]
+    return (own - z.scatter(1, given[:, None], -torch.inf).amax(dim=1)).numpy()
+
+
+def memory_gate(memorised: float, error: float, honest: float, chance: float) -> float:
+    """How much of the model's agreement beyond chance is memory, as far as that is sure: from 0 to 1.
+
+    0 up to one standard error of the memorised part, all of the share from three on:
+
+        clamp((memorised / error - 1) / 2, 0, 1) * memorised / (memorised + max(honest - chance, 0))
+    """
+    memorised = max(memorised, 0.0)
+    if not memorised:
+        return 0.0
+    surely = min(max((memorised / max(error, _LEAST_SPREAD) - 1) / 2, 0.0), 1.0)
+    return surely * memorised / (memorised + max(honest - chance, 0.0))
+
+
+class Honest(NamedTuple):
+    """What T teachers' predictions are corrected by, on the device: `Witness` as tensors.
+
+    Attributes:
+        scale: float32 (T, 1, 1).
+        shift: float32 (T, 1, C).
+        lowered: float32 (T, 1, 1).
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    lowered: torch.Tensor
+
+    @classmethod
+    def of(cls, witnesses: list[Witness], device: torch.device) -> "Honest":
+        scale = torch.tensor([[[w.scale]] for w in witnesses], device=device)
+        shift = torch.tensor(np.array([[w.shift] for w in witnesses]), dtype=torch.float32, device=device)
+        return cls(scale, shift, torch.tensor([[[w.lowered]] for w in witnesses], device=device))
+
+    def log_target(self, past: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The honest past of a batch.
+
+        Args:
+            past: Recorded logits, (T, B, C), of any floating-point type; a row with a NaN: no prediction.
+            labels: (B,) integers in [0, C).
+
+        Returns:
+            Log probabilities, float32 (B, C), and whether a teacher has a prediction, float32 (B,).
+        """
+        past = past.float()
+        total = past.sum(dim=-1, keepdim=True)
+        there = (total == total).float()
+        z = self.scale * past.nan_to_num(0.0) + self.shift - self.lowered * F.one_hot(labels, past.shape[-1])
+        z = (there * z).sum(dim=0) / there.sum(dim=0).clamp(min=1)
+        return F.log_softmax(SHARPNESS * z, dim=-1), there[..., 0].amax(dim=0)
+
+    def terms(self, student: torch.Tensor, past: torch.Tensor, labels: torch.Tensor) -> TeacherTerms:
+        """The honest past as one more teacher, which is trusted in full, of logits (B, C) with gradient."""
+        log_target, there = self.log_target(past, labels)
+        log_p = F.log_softmax(student.float(), dim=-1)
+        same = there * (student.argmax(dim=-1) == log_target.argmax(dim=-1))
+        return TeacherTerms(there[None], there[None], divergence(log_p, log_target, 1.0)[None], same[None])
+
+
+def with_gate(weights: torch.Tensor, gate: float) -> torch.Tensor:
+    """Weights of the T teachers and, as the last of T + 1, of the honest past: (T,) -> (T + 1,)."""
+    return torch.cat((weights * (1 - gate), weights.new_full((1,), gate * (1 - LABEL_SHARE))))

@@ -1,0 +1,181 @@
+"""The honest past during a run: what is taken out of the teachers, and how far the gate is open; `method.honest`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from ..method.heads import Classes, Compared, Head
+from ..method.honest import Honest, LabelShares, Witness, memory_gate, with_gate, witness
+from ..method.loss import TeacherTerms
+from ..method.teachers import PREDICTIONS, Teacher
+from ..store import LogitsStore
+from ..store.rows import VALUES
+from .memory_log import MemoryLog
+
+logger = logging.get_logger(__name__)
+
+# The name in the log of what teaches in the label's place.
+HONEST_PAST = "honest_past"
+_ADVICE = "Set teacher_trust='confidence' or 'constant'"
+
+
+class Honesty:
+    """Corrects the teachers of each epoch, and opens the gate; the same in all processes, and after a resume.
+
+    Attributes:
+        gate: From 0, believe the label as with trust by confidence, to 1, believe the honest past. It changes between
+            epochs alone.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], memory: MemoryLog, accelerator: Accelerator) -> None:
+        """Raises ValueError where the run has no measures of what is memorised."""
+        refuse_left_out(memory)
+        self._teachers = [teacher.store is None and teacher.track == PREDICTIONS for teacher in teachers]
+        self._names = [teacher.name for teacher in teachers]
+        self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
+        self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
+        self._share = 0.0  # the largest `memory_gate` so far: the label's memory does not come back
+        self._witnesses: dict[int, Witness] = {}
+        self._corrections: Honest | None = None
+        self._corrected: tuple[str, ...] = ()
+        self._priors: LabelShares | None = None
+        self._gave_up = False
+        self.gate = 0.0
+
+    def begin_epoch(self, epoch: int, store: LogitsStore | None, teaching: Sequence[int]) -> None:
+        """Reads the teachers' epochs where they were not read before.
+
+        Args:
+            epoch: The one that begins.
+            store: The run's; None: nothing was recorded yet.
+            teaching: The epoch of each teacher; -1: it does not teach.
+        """
+        self._corrections, self.gate = None, 0.0
+        if not epoch or store is None:
+            return
+        if self._memory.left_out is not None:  # an epoch was cut short; the log says so as well
+            if not self._gave_up and self._is_main:
+                logger.warning("teacher_trust='honest' is trust by confidence for the rest of this run.")
+            self._gave_up = True
+            return
+        assert self._memory.meter is not None
+        measured = self._memory.meter.values()
+        self._honest[epoch - 1] = measured.honest
+        own = {
+            name: e
+            for name, is_own, e in zip(self._names, self._teachers, teaching, strict=True)
+            if is_own and e in self._honest
+        }
+        self._read(store, set(own.values()))
+        own = {name: e for name, e in own.items() if e in self._witnesses}
+        if own:
+            self._corrections = Honest.of([self._witnesses[e] for e in own.values()], self._device)
+            self._corrected = tuple(own)
+            assert self._priors is not None
+            _, _, memorised, error = measured
+            share = memory_gate(memorised, error, measured.honest, self._priors.chance)
+            self._share = self.gate = max(self._share, share)
+
+    def _read(self, store: LogitsStore, epochs: set[int]) -> None:
+        labels = store.read_labels()
+        assert labels is not None
+        if self._priors is None:
+            self._priors = LabelShares.of(labels, store.row_shape[-1])
+        for epoch in epochs - self._witnesses.keys():
+            found = witness(store.epoch_rows(epoch), labels, self._priors, self._honest[epoch])
+            if found is not None:
+                self._witnesses[epoch] = found
+        oldest = min(epochs, default=0)
+        for known in (self._witnesses, self._honest):
+            for epoch in [epoch for epoch in known if epoch < oldest]:
+                del known[epoch]
+
+    def join(
+        self, compared: Compared, past: torch.Tensor | None, names: tuple[str, ...], labels: torch.Tensor | None
+    ) -> tuple[Compared, tuple[str, ...]]:
+        """Adds the honest past to the teachers of a batch of B samples, as the last.
+
+        Args:
+            compared: The student beside its teachers, of one row of logits for each sample.
+            past: What the T teachers of these names recorded, (T, B, C); None: there are none.
+            names: Theirs.
+            labels: The batch's, integers (B,); None: they are something else.
+
+        Returns:
+            The student beside T + 1 teachers, and the names of these.
+
+        Raises:
+            ValueError: the labels are not one class for each sample.
+        """
+        if labels is None:
+            raise ValueError(
+                "teacher_trust='honest' compares predictions with labels: expected one integer class for each sample "
+                f"in a batch's labels, under a name in label_names. {_ADVICE}."
+            )
+        if compared.terms is None or past is None or self._corrections is None:
+            return compared, names
+        corrected = [names.index(name) for name in self._corrected]
+        own = past if len(corrected) == len(past) else past[corrected]
+        honest = self._corrections.terms(compared.recorded[VALUES], own, labels)
+        pairs = zip(compared.terms, honest, strict=True)
+        terms = TeacherTerms(
+            *(torch.cat([ours, more]) for ours, more in pairs if ours is not None and more is not None)
+        )
+        return compared._replace(terms=terms), (*names, HONEST_PAST)
+
+    def weigh(self, weights: torch.Tensor) -> torch.Tensor:
+        """The weights of these rows, from those of the teachers, on the device."""
+        return weights if self._corrections is None or not len(weights) else with_gate(weights, self.gate)
+
+    def note(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        honest = [[epoch, value] for epoch, value in self._honest.items()]
+        return {"honest": honest, "share": self._share}
+
+    def restore(self, note: Any) -> None:
+        """Goes on from what `note` gave; the teachers are read anew. Raises ValueError where it is something else."""
+        try:
+            honest = {epoch: float(value) for epoch, value in note["honest"]}
+            share = float(note["share"])
+            fits = all(type(epoch) is int for epoch in honest) and 0 <= share <= 1
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                "The checkpoint does not say whom to believe, or is damaged: was it saved with "
+                f"teacher_trust='honest'? Resume from another. {_ADVICE}."
+            )
+        self._honest, self._share = honest, share
+
+
+def refuse_left_out(memory: MemoryLog) -> None:
+    """Raises ValueError where there are no measures of what is memorised, and says why."""
+    if memory.left_out is not None:
+        raise ValueError(
+            f"teacher_trust='honest' needs the measures of what is memorised, and they are left out: "
+            f"{memory.left_out}. Train in random order, with train_sampling_strategy='random'. {_ADVICE}."
+        )
+
+
+def refuse_other_heads(head: Head | None, labels: Any, said: str | None = None) -> None:
+    """Raises ValueError where predictions or labels are not one class for each sample.
+
+    Args:
+        head: That of the run; None: not known yet.
+        labels: The training labels by sample id; None: they are not known, as of a stream.
+        said: What the head is called where it is known before.
+    """
+    if head is not None and not isinstance(head, Classes):
+        raise ValueError(
+            f"teacher_trust='honest' takes memory out of one row of classes for each sample, and this model has "
+            f"{said or type(head).__name__.lower()}: no rule is known for these. {_ADVICE}."
+        )
+    if labels is None or labels.ndim != 1 or labels.dtype.kind != "i":
+        found = "labels that are not known before training" if labels is None else f"labels of type {labels.dtype}"
+        raise ValueError(
+            f"teacher_trust='honest' compares predictions with integer labels, and the training set has {found}. "
+            f"{_ADVICE}."
+        )

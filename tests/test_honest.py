@@ -1,0 +1,293 @@
+"""Trust by honesty: the teacher with its memory taken out, the gate, and runs that a plain reference repeats."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer
+
+from lstsd_hf import LogitsStore, LSTSDTrainer, add_sample_ids
+from lstsd_hf.method.heads import Classes
+from lstsd_hf.method.honest import Honest, LabelShares, Witness, memory_gate, with_gate, witness
+from lstsd_hf.method.loss import distillation_loss
+from toys import config, logged, rows, tiny_bert, weights
+
+
+def data(count: int = 60, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that know the label of two samples in three, and labels; a row of NaN and a label of no class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, count, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    logits = rng.normal(0, 0.3, (count, classes))
+    knows = rng.random(count) < 0.7
+    logits[np.arange(count)[knows], labels[knows]] += rng.gamma(2, 0.5, knows.sum())
+    logits[3], labels[7] = np.nan, -100
+    return logits.astype(np.float16), labels
+
+
+def log_sum(values: list[float]) -> float:
+    return math.log(sum(math.exp(value) for value in values))
+
+
+def slow_witness(rows: list[list[float]], labels: list[int], honest: float) -> tuple[float, list[float], float]:
+    """The formulas of the module, sample by sample."""
+    classes = len(rows[0])
+    known = [label for label in labels if 0 <= label < classes]
+    shares = [known.count(c) / len(known) for c in range(classes)]
+    pairs = [
+        (row, label)
+        for row, label in zip(rows, labels, strict=True)
+        if all(map(math.isfinite, row)) and 0 <= label < classes
+    ]
+    centred = [[value - sum(row) / classes for value in row] for row, _ in pairs]
+    mean = [sum(row[c] for row in centred) / len(pairs) for c in range(classes)]
+    squares = [(row[c] - mean[c]) ** 2 for row in centred for c in range(classes)]
+    scale = 0.7 / math.sqrt(sum(squares) / len(squares))
+    shift = [math.log(max(shares[c], 1e-3)) - scale * mean[c] for c in range(classes)]
+    z = [[scale * row[c] + shift[c] for c in range(classes)] for row, _ in pairs]
+    ahead = [
+        row[label] - max(value for c, value in enumerate(row) if c != label)
+        for row, (_, label) in zip(z, pairs, strict=True)
+    ]
+    honest = max(honest, sum(share**2 for share in shares))
+    return scale, shift, max(float(np.quantile(ahead, 1 - honest)), 0.0)
+
+
+@pytest.mark.parametrize("honest", [0.2, 0.5, 0.65, 0.99])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_witness_is_what_the_formulas_say(honest: float, classes: int) -> None:
+    logits, labels = data(classes=classes)
+    found = witness(logits, labels, LabelShares.of(labels, classes), honest)
+    scale, shift, lowered = slow_witness(logits.astype(float).tolist(), labels.tolist(), honest)
+    assert found is not None
+    assert found.scale == pytest.approx(scale, rel=1e-5)
+    assert found.shift == pytest.approx(shift, rel=1e-5)
+    assert found.lowered == pytest.approx(lowered, rel=1e-4, abs=1e-6)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = data()
+    priors = LabelShares.of(labels, 3)
+    whole = witness(logits, labels, priors, 0.6)
+    monkeypatch.setattr("lstsd_hf.method.honest._VALUES_AT_ONCE", 21)
+    parts = witness(logits, labels, priors, 0.6)
+    assert whole is not None
+    assert parts is not None
+    assert parts.scale == pytest.approx(whole.scale, rel=1e-12)
+    assert parts.shift == pytest.approx(whole.shift, rel=1e-12)
+    assert parts.lowered == pytest.approx(whole.lowered, rel=1e-12)
+
+
+def test_an_epoch_without_predictions_is_no_witness() -> None:
+    labels = np.array([0, 1, 2])
+    assert witness(np.full((3, 3), np.nan, np.float16), labels, LabelShares.of(labels, 3), 0.5) is None
+
+
+def test_without_its_memory_a_teacher_agrees_with_labels_as_often_as_honest_predictions() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 2000)
+    logits = rng.normal(0, 1, (2000, 3)) + 3 * np.eye(3)[labels]  # nearly all of it by heart
+    found = witness(logits, labels, LabelShares.of(labels, 3), honest=0.45)
+    assert found is not None
+    corrections = Honest.of([found], torch.device("cpu"))
+    log_target, there = corrections.log_target(torch.tensor(logits)[None], torch.from_numpy(labels))
+    assert (logits.argmax(1) == labels).mean() > 0.9
+    assert (log_target.argmax(1).numpy() == labels).mean() == pytest.approx(0.45, abs=0.002)
+    assert there.min() == 1
+
+
+def test_the_target_is_the_mean_of_the_teachers_that_are_there() -> None:
+    rng = np.random.default_rng(2)
+    past = torch.tensor(rng.normal(0, 1, (2, 4, 3)), dtype=torch.float32)
+    past[0, 1], past[:, 2] = torch.nan, torch.nan
+    labels = [0, 2, 1, 1]
+    witnesses = [Witness(0.5, np.array([0.1, 0.2, 0.3]), 0.7), Witness(0.9, np.array([-0.1, 0.0, 0.4]), 0.0)]
+    found, there = Honest.of(witnesses, torch.device("cpu")).log_target(past, torch.tensor(labels))
+    for i, label in enumerate(labels):
+        z = []
+        for k, w in enumerate(witnesses):
+            row = past[k, i].tolist()
+            if not any(map(math.isnan, row)):
+                z.append([w.scale * row[c] + w.shift[c] - (w.lowered if c == label else 0.0) for c in range(3)])
+        assert there[i] == (len(z) > 0)
+        if z:
+            mean = [2 * sum(row[c] for row in z) / len(z) for c in range(3)]
+            assert found[i].tolist() == pytest.approx([value - log_sum(mean) for value in mean], abs=1e-5)
+
+
+def test_the_loss_goes_from_the_teachers_to_the_honest_past_as_the_gate_opens() -> None:
+    torch.manual_seed(0)
+    student, past, labels = torch.randn(5, 3), torch.randn(2, 5, 3), torch.tensor([0, 1, 2, 0, 1])
+    base = torch.nn.functional.cross_entropy(student, labels)
+    ordinary = Classes().terms(student, past, 1.0, "confidence")
+    witnesses = [Witness(0.5, np.zeros(3), 0.3), Witness(0.9, np.zeros(3), 0.1)]
+    corrections = Honest.of(witnesses, torch.device("cpu"))
+    honest = corrections.terms(student, past, labels)
+    target = corrections.log_target(past, labels)[0].exp()
+    both = type(ordinary)(*(torch.cat(pair) for pair in zip(ordinary, honest, strict=True)))
+    weights = torch.tensor([0.4, 0.3])
+    log_p = student.log_softmax(1)
+    relabelled = 0.05 * base + 0.95 * (target * (target.log() - log_p)).sum(1).mean()
+    for gate in (0.0, 0.3, 1.0):
+        expected = (1 - gate) * distillation_loss(base, weights, ordinary) + gate * relabelled
+        assert distillation_loss(base, with_gate(weights, gate), both) == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_the_gate_opens_with_what_is_surely_memorised() -> None:
+    assert memory_gate(-0.1, 0.03, 0.7, 0.5) == 0
+    assert memory_gate(0.03, 0.03, 0.7, 0.5) == 0  # one standard error
+    assert memory_gate(0.06, 0.03, 0.7, 0.5) == pytest.approx(0.5 * 0.06 / 0.26)
+    assert memory_gate(0.2, 0.03, 0.7, 0.5) == pytest.approx(0.5)  # as much memory as skill
+    assert memory_gate(0.2, 0.03, 0.45, 0.5) == 1  # no skill at all
+
+
+# ---- runs
+
+EPOCHS, STEPS = 6, 12
+
+
+def noise(head: str = "classes") -> datasets.Dataset:
+    """96 rows whose labels nothing but memory can tell."""
+    data = rows(96, head)
+    if head != "classes":
+        return data
+    return data.remove_columns("label").add_column("label", np.random.default_rng(0).integers(0, 3, 96))
+
+
+class Watched(LSTSDTrainer):
+    """Notes the sample ids of each step."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.__dict__.setdefault("seen", []).append(inputs["lstsd_sample_ids"].tolist())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def run(folder: Path, resumes: Any = None, callbacks: Any = None, data: Any = None, **changes: Any) -> Any:
+    settings = {"teacher_trust": "honest", "num_train_epochs": EPOCHS, "optim": "adamw_torch", "learning_rate": 3e-3}
+    head = changes.pop("head", "classes")
+    trainer = Watched(
+        tiny_bert(head, dropout=changes.pop("dropout", 0.0)),
+        config(folder, **settings | changes),
+        train_dataset=add_sample_ids(noise(head)) if data is None else data,
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=resumes)
+    return trainer
+
+
+def gates(trainer: Any) -> list[float]:
+    """Of each epoch."""
+    return logged(trainer, "honest_gate")[: EPOCHS * STEPS : STEPS]
+
+
+@pytest.mark.parametrize(("k", "long_term", "short_term"), [(2, 0.4, 0.4), (3, 0.5, 0.0), (1, 0.0, 0.7)])
+def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_term: float, short_term: float) -> None:
+    """From the sealed files, the measures in the log and the order in which samples came."""
+    changes = {"mini_generation_epochs": k, "long_term_weight": long_term, "short_term_weight": short_term}
+    trainer = run(tmp_path, **changes)
+    store, labels = LogitsStore.open(tmp_path / "_logits"), trainer.train_dataset["label"]
+    logits = [store.read(epoch, range(96)).astype(float) for epoch in range(EPOCHS)]
+    honest = logged(trainer, "honest_accuracy")
+    memorised, errors = logged(trainer, "memorised"), logged(trainer, "memorised_error")
+    chance = sum((labels.count(c) / 96) ** 2 for c in range(3))
+    losses, found_gates, gate = logged(trainer, "loss"), gates(trainer), 0.0
+    for epoch in range(EPOCHS):
+        teachers = {"long": epoch // k * k - 1, "short": epoch - 1}
+        weight = {"long": long_term, "short": short_term}
+        teaching = [(weight[name], e) for name, e in teachers.items() if e >= 0 and weight[name]]
+        if teaching:
+            m, error, skill = memorised[epoch - 1], errors[epoch - 1], max(honest[epoch - 1] - chance, 0)
+            if m > 0:
+                gate = max(gate, min(max((m / error - 1) / 2, 0), 1) * m / (m + skill))
+        assert found_gates[epoch] == pytest.approx(gate if teaching else 0, abs=1e-6)
+        corrections = {e: slow_witness(logits[e].tolist(), labels, honest[e]) for _, e in teaching}
+        for step in range(epoch * STEPS, (epoch + 1) * STEPS):
+            ids = trainer.seen[step]
+            label_loss = sum(-log_p_of(logits[epoch][i])[labels[i]] for i in ids) / len(ids)
+            parts = [slow_loss(logits, epoch, i, labels[i], label_loss, teaching, corrections, gate) for i in ids]
+            assert losses[step] == pytest.approx(sum(parts) / len(ids), abs=2e-5), step
+    assert max(found_gates) > 0.3
+
+
+def log_p_of(logits: np.ndarray) -> list[float]:
+    return [value - log_sum(logits.tolist()) for value in logits.tolist()]
+
+
+def slow_loss(
+    logits: list[np.ndarray],
+    epoch: int,
+    i: int,
+    label: int,
+    label_loss: float,
+    teaching: list[tuple[float, int]],
+    corrections: dict[int, Any],
+    gate: float,
+) -> float:
+    """What a sample adds to the loss of its batch, by the formulas of `method.honest`."""
+    if not teaching:
+        return label_loss
+    log_p, ordinary, z = log_p_of(logits[epoch][i]), label_loss, [0.0, 0.0, 0.0]
+    for weight, e in teaching:
+        log_q = log_p_of(logits[e][i])
+        trust = 1 + sum(math.exp(value) * value for value in log_q) / math.log(3)
+        ordinary += weight * trust * (kl(log_q, log_p) - label_loss)
+        scale, shift, lowered = corrections[e]
+        for c in range(3):
+            z[c] += 2 / len(teaching) * (scale * logits[e][i][c] + shift[c] - (lowered if c == label else 0))
+    honest_past = kl([value - log_sum(z) for value in z], log_p)
+    return (1 - gate) * ordinary + gate * (0.05 * label_loss + 0.95 * honest_past)
+
+
+def kl(log_q: list[float], log_p: list[float]) -> float:
+    return sum(math.exp(a) * (a - b) for a, b in zip(log_q, log_p, strict=True))
+
+
+def test_with_weights_of_0_it_is_the_plain_trainer(tmp_path: Path) -> None:
+    ours = run(tmp_path / "ours", long_term_weight=0, short_term_weight=0, dropout=0.1)
+    settings = config(tmp_path / "plain", num_train_epochs=EPOCHS, optim="adamw_torch", learning_rate=3e-3)
+    plain = Trainer(tiny_bert(dropout=0.1), settings, train_dataset=noise())
+    plain.train()
+    assert torch.equal(weights(ours.model), weights(plain.model))
+    assert not logged(ours, "honest_gate")
+
+
+@pytest.mark.parametrize("step", [3 * STEPS + 5, 4 * STEPS])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, step: int) -> None:
+    saves = {"save_strategy": "steps", "save_steps": step, "logits_retention": "needed", "dropout": 0.1}
+    whole = run(tmp_path / "whole", **saves)
+    shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "elsewhere")
+    resumed = run(tmp_path / "resumed", resumes=str(tmp_path / "elsewhere"), **saves)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    assert gates(whole)[4] > 0.1
+    assert logged(resumed, "honest_gate")[-1] == logged(whole, "honest_gate")[-1]
+
+
+def test_a_checkpoint_of_another_trust_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, teacher_trust="confidence", save_strategy="epoch", max_steps=2 * STEPS)
+    with pytest.raises(ValueError, match="was it saved with teacher_trust='honest'"):
+        run(tmp_path, resumes=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("this model has labels: no rule is known", {"head": "multi_label"}),
+        ("this model has scores: no rule is known", {"head": "regression"}),
+        ("left out: .*SequentialSampler.*train_sampling_strategy='random'", {"train_sampling_strategy": "sequential"}),
+        ("left out: an epoch has 2 steps", {"per_device_train_batch_size": 64}),
+    ],
+)
+def test_what_has_no_rule_is_refused_before_the_first_step(tmp_path: Path, message: str, changes: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **changes)
+    assert not (tmp_path / "_logits").exists()
+
+
+def test_a_stream_is_refused(tmp_path: Path) -> None:
+    stream = add_sample_ids(noise()).to_iterable_dataset().shuffle(seed=0, buffer_size=96)
+    with pytest.raises(ValueError, match="labels that are not known before training"):
+        run(tmp_path, data=stream, num_samples=96, max_steps=EPOCHS * STEPS)
