@@ -269,6 +269,15 @@ def test_labels_are_cleaned(small_models, tmp_path, monkeypatch):
     assert LogitsStore.open(out / "retrained" / "_logits").num_samples == len(kept) - 1
 
 
+def test_a_small_model_learns_from_a_larger_one(small_models, tmp_path, monkeypatch):
+    names, data = small_models("bert"), reviews(tmp_path)
+    teacher = run(monkeypatch, "text_classification.py", tmp_path / "large", model=names, data=data)
+    out = run(monkeypatch, "distillation.py", tmp_path / "small", model=names, data=data, teacher=teacher)
+    assert logged(out, "outside_coverage") == [1.0] * 15
+    assert logged(out, "short_term_coverage")[-1] == 1.0
+    assert LogitsStore.open(out / "_teacher").source["classes"] == ["bad", "good"]
+
+
 def test_a_plain_trainer_is_recorded(small_models, tmp_path, monkeypatch, capsys):
     out = run(monkeypatch, "record_a_plain_trainer.py", tmp_path, model=small_models("bert"), data=reviews(tmp_path))
     assert LogitsStore.open(out / "_logits").sealed_epochs == [0, 1, 2]
