@@ -173,8 +173,11 @@ class Split:
     labels: tuple[str, ...]
 
 
+Loaded = tuple[Dataset, Dataset | None, tuple[str, ...], tuple[str, ...]]
+
+
 @functools.cache  # a worker does many runs of a task
-def load(task: str, data_dir: str) -> tuple[Dataset, Dataset | None, tuple[str, ...], tuple[str, ...]]:
+def load(task: str, data_dir: str) -> Loaded:
     """All training rows with their ids, the dev set where there is one, the text columns and the labels."""
     wanted: dict[str, Any] = {"train": True, "prediction": False, "sample_id_column": "sample_id"}
     if task == ROTTEN_TOMATOES:
@@ -197,7 +200,12 @@ def split(cell: Cell, seed: int, tuning: bool, data_dir: str) -> Split:
     on the reserved rows; else the test set is the dev set, and training rows that are neither reserved nor drawn.
     A training row is no test row where a text of it contains, or lies in, a text that was drawn.
     """
-    rows, dev, columns, labels = load(cell.task, data_dir)
+    return draw(load(cell.task, data_dir), cell, seed, tuning)
+
+
+def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
+    """The rows of a run, as `split` says, out of those that were loaded."""
+    rows, dev, columns, labels = loaded
     order = np.random.default_rng(0).permutation(len(rows))
     reserved, free = order[: cell.reserved_samples], order[cell.reserved_samples :]
     rng = np.random.default_rng(seed)

@@ -80,7 +80,7 @@ class ModelArguments:
     )
     report: bool = field(
         default=False,
-        metadata={"help": "After training, write a page about each training sample; best with logits_retention=all."},
+        metadata={"help": "After training, write a page about each training sample."},
     )
 
     def __post_init__(self) -> None:

