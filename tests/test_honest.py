@@ -104,7 +104,7 @@ def test_the_target_is_the_mean_of_the_teachers_that_are_there() -> None:
     rng = np.random.default_rng(2)
     past = torch.tensor(rng.normal(0, 1, (2, 4, 3)), dtype=torch.float32)
     past[0, 1], past[:, 2] = torch.nan, torch.nan
-    labels = [0, 2, 1, 1]
+    labels = [0, 2, 1, -100]
     witnesses = [Witness(0.5, np.array([0.1, 0.2, 0.3]), 0.7), Witness(0.9, np.array([-0.1, 0.0, 0.4]), 0.0)]
     found, there = Honest.of(witnesses, torch.device("cpu")).log_target(past, torch.tensor(labels))
     for i, label in enumerate(labels):

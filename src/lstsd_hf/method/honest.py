@@ -152,7 +152,7 @@ class Honest(NamedTuple):
 
         Args:
             past: Recorded logits, (T, B, C), of any floating-point type; a row with a NaN: no prediction.
-            labels: (B,) integers in [0, C).
+            labels: (B,) integers; those outside of [0, C) are no labels.
 
         Returns:
             Log probabilities, float32 (B, C), and whether a teacher has a prediction, float32 (B,).
@@ -160,7 +160,8 @@ class Honest(NamedTuple):
         past = past.float()
         total = past.sum(dim=-1, keepdim=True)
         there = (total == total).float()
-        z = self.scale * past.nan_to_num(0.0) + self.shift - self.lowered * F.one_hot(labels, past.shape[-1])
+        given = labels[:, None] == torch.arange(past.shape[-1], device=labels.device)
+        z = self.scale * past.nan_to_num(0.0) + self.shift - self.lowered * given
         z = (there * z).sum(dim=0) / there.sum(dim=0).clamp(min=1)
         return F.log_softmax(SHARPNESS * z, dim=-1), there[..., 0].amax(dim=0)
 

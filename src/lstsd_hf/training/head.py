@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
-from ..config import DistillationArguments
 from ..method.heads import HEADS, Head, ProblemType, choose_head
 from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.teachers import Teacher, teachers_of
@@ -34,10 +33,6 @@ class HeadMixin(HubMixin):
     _outside: OutsideTeacher | None = None
     _described_model: Any = None
     _described_problem: ProblemType | None = None
-
-    def _given_settings(self) -> DistillationArguments:
-        """The method's settings in `args`, or their defaults."""
-        return self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
 
     def _problem_type(self) -> ProblemType | None:
         """What the user or the model's config says that the logits stand for.
@@ -119,10 +114,11 @@ class HeadMixin(HubMixin):
         self._outside, given = None, self.distillation
         if given.outside_teacher is None:
             return
-        outside = OutsideTeacher.open(given.outside_teacher, str(given.outside_epoch))
+        is_first = self.is_world_process_zero()
+        outside = OutsideTeacher.open(given.outside_teacher, str(given.outside_epoch), tells=is_first)
         outside.refuse_place(self.logits_path(), str(self.args.output_dir))
         outside = outside.for_model(self.model, self._many_rows_head(), self._known_columns())
-        if self.is_world_process_zero():
+        if is_first:
             outside.store.verify_epochs(outside.epochs)
         outside.refuse_inputs(training_set, dataset, self.processing_class)
         self._outside = outside

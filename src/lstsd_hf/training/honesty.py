@@ -117,8 +117,7 @@ class Honesty:
             )
         if compared.terms is None or past is None or self._corrections is None:
             return compared, names
-        corrected = [names.index(name) for name in self._corrected]
-        own = past if len(corrected) == len(past) else past[corrected]
+        own = torch.stack([past[names.index(name)] for name in self._corrected])
         honest = self._corrections.terms(compared.recorded[VALUES], own, labels)
         pairs = zip(compared.terms, honest, strict=True)
         terms = TeacherTerms(

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, has_length
 
+from ..config import DistillationArguments
 from ..method.heads import Compared
 from ..method.loss import distillation_loss
 from ..method.many_rows import ManyRows
@@ -119,6 +120,10 @@ class LSTSDMixin(BaseLossMixin):
             self._saved = saved_store(str(resume_from_checkpoint), self._known_columns(), lenient)
         with self._callback.listening(self.callback_handler):
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _given_settings(self) -> DistillationArguments:
+        """The method's settings in `args`, or their defaults."""
+        return self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
 
     def _begin(self, state: TrainerState, loader: Any) -> Recorder:
         """Begins to record, when the Trainer begins to train."""
