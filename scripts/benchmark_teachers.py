@@ -55,7 +55,7 @@ TRAINING: dict[str, Any] = {
     "warmup_steps": 0.1,
     "train_sampling_strategy": "group_by_length",
     "bf16": True,
-    "use_cpu": True,
+    "use_cpu": not torch.cuda.is_available(),
     "save_strategy": "no",
     "logging_strategy": "no",
     "report_to": [],

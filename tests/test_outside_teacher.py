@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from transformers import Trainer, TrainerCallback
+from transformers import BertConfig, BertForTokenClassification, Trainer, TrainerCallback
 
 from lstsd_hf import (
     LogitsStore,
     LSTSDConfig,
     LSTSDTrainer,
+    PredictionRecorder,
     StoreError,
     StoreMismatchError,
     add_sample_ids,
@@ -390,6 +391,51 @@ def test_the_ensemble_teaches_from_epoch_1_and_a_resumed_run_is_the_same(tmp_pat
     again = trainer("cut")
     again.train(resume_from_checkpoint=True)
     assert torch.equal(weights(again.model), weights(whole.model))
+
+
+def test_the_ensemble_goes_on_after_labels_were_corrected(tmp_path, data):
+    changes = {"long_term_teacher": "ensemble", "save_strategy": "steps", "save_steps": 12, "accept_new_labels": True}
+    cut = LSTSDTrainer(tiny_bert(), config(tmp_path, **changes), train_dataset=data, callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    mended = data.map(lambda row, i: {"label": 0} if i < 5 else {}, with_indices=True)
+    again = LSTSDTrainer(tiny_bert(), config(tmp_path, **changes), train_dataset=mended)
+    again.train(resume_from_checkpoint=True)
+    assert logged(again, "long_term_coverage")[5:] == [1.0] * 20
+    store = LogitsStore.open(tmp_path / "_logits")
+    epoch, values = store.read_statistic("ensemble")
+    assert (epoch, values[:, -1].tolist()) == (4, [5.0] * 40)
+    folded = None
+    for epoch in range(5):
+        folded = fold_ensemble(folded, store.epoch_rows(epoch), None)
+    np.testing.assert_array_equal(values, folded)
+
+
+def test_a_head_with_many_rows_has_no_ensemble(tmp_path):
+    tagger = BertForTokenClassification(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(ValueError, match="'ensemble' and BertForTokenClassification, whose samples have many rows"):
+        LSTSDTrainer(tagger, config(tmp_path, long_term_teacher="ensemble"))
+
+
+def test_a_run_that_only_records_asks_nobody(tmp_path, data):
+    settings = config(tmp_path / "run", outside_teacher=str(tmp_path / "nowhere"), num_train_epochs=1)
+    trainer = PredictionRecorder(Trainer)(tiny_bert(), settings, train_dataset=data)
+    trainer.train()
+    assert "outside_loss" not in trainer.state.log_history[0]
+
+
+def test_the_mean_of_samples_with_many_rows_and_of_some_that_are_not_there(tmp_path):
+    store = LogitsStore.create(tmp_path / "s", 4, (2,), "float32", "toy", ragged=True)
+    values = {0: np.arange(10.0).reshape(5, 2), 1: 10 * np.arange(4.0).reshape(2, 2)}
+    store.record(0, [0, 1], values[0], counts=[2, 3])
+    store.record(1, [0], values[1], counts=[2])
+    for epoch in values:
+        store.seal(epoch)
+    reader = TeacherReader(str(store.path), MEAN, 1, (1, 0), is_outside=True)
+    found = reader.read(np.array([9, 1, 0]), np.array([1, 3, 2]))["values"]
+    expected = [[np.nan] * 2, *values[0][2:], *((values[0][:2] + values[1]) / 2)]
+    np.testing.assert_allclose(found, np.array(expected)[:, ::-1])
+    assert np.isnan(reader.read(np.array([1]), np.array([2]))["values"]).all()  # another number of rows
 
 
 def test_a_statistic_that_is_not_there_teaches_nothing(tmp_path):

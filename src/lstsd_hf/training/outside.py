@@ -39,15 +39,17 @@ class OutsideTeacher:
         epochs: The epochs that teach: one, or those that the mean is of.
         source: What the teacher is read from.
         checksum: Names what is in these epochs.
+        tells: Whether this process warns; of several one does.
     """
 
     store: LogitsStore
     epochs: tuple[int, ...]
     source: OutsideSource
     checksum: str
+    tells: bool = True
 
     @classmethod
-    def open(cls, path: str, epoch: str) -> "OutsideTeacher":
+    def open(cls, path: str, epoch: str, *, tells: bool = True) -> "OutsideTeacher":
         """Opens the store at `path`, of which `epoch` teaches: a number, "last" or "mean".
 
         Raises:
@@ -81,7 +83,7 @@ class OutsideTeacher:
                 f"each epoch, which have no mean: expected the number of an epoch, or {LAST!r}."
             )
         source = OutsideSource(place, epochs[-1], MEAN if len(epochs) > 1 else PREDICTIONS)
-        return cls(store, epochs, source, store.checksum_of_epochs(epochs))
+        return cls(store, epochs, source, store.checksum_of_epochs(epochs), tells)
 
     @property
     def note(self) -> dict[str, str]:
@@ -136,7 +138,7 @@ class OutsideTeacher:
         names, own = store.source.get("classes"), class_names(model, store.row_shape[-1])
         if names is None or own is None or isinstance(head, Spans):
             if (names is None) != (own is None) and store.source and len(store.row_shape) == 1:
-                logger.warning(
+                self._warn(
                     f"The outside teacher's classes are {names or 'not named'}, and those of the model "
                     f"{own or 'are not named (id2label)'}: they are taken to be in the same order."
                 )
@@ -189,9 +191,7 @@ class OutsideTeacher:
                     "rows can be compared."
                 )
             if training_set.streamed:
-                logger.warning(
-                    "The training set is a stream: nobody looks whether the outside teacher saw its inputs."
-                )
+                self._warn("The training set is a stream: nobody looks whether the outside teacher saw its inputs.")
             return
         present = self._has(ids)
         if not present.any():
@@ -205,10 +205,14 @@ class OutsideTeacher:
             self._refuse_columns(ids, present, dataset, tokenizer)
         lacking = int((~present).sum())
         if lacking:
-            logger.warning(
+            self._warn(
                 f"The outside teacher has no prediction for {lacking} of {len(ids)} training samples, first for "
                 f"sample ids {ids[~present][:_FEW].tolist()}: their labels count in full."
             )
+
+    def _warn(self, message: str) -> None:
+        if self.tells:
+            logger.warning(message)
 
     def _has(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """(N,): whether there is a prediction for each of these samples."""
