@@ -55,7 +55,6 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1.0e-4,
     "warmup_steps": 0.1,
     "bf16": True,
-    "use_cpu": True,
     "long_term_weight": 0.0,
     "short_term_weight": 0.0,
 }
@@ -147,6 +146,7 @@ def train(run: Run, data_dir: str, trec_dir: str) -> dict[str, Any]:
             logits_retention="all",
             report_to=[],
             disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
             **SETTINGS,
         )
         set_seed(run.seed)
@@ -184,7 +184,7 @@ def train(run: Run, data_dir: str, trec_dir: str) -> dict[str, Any]:
         "train_seconds": round(seconds, 1),
         "epochs": epochs,
         "settings": SETTINGS,
-        "device": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 

@@ -65,6 +65,15 @@ def test_two_processes_learn_what_one_does(runs, name):
         assert one_log or (part == "long_term_agreement" and name == "regression"), part
 
 
+@pytest.mark.parametrize("name", ["cut short", "honest"])  # the others have too few steps in an epoch
+def test_two_processes_measure_the_memory_that_one_does(runs, name):
+    logs = [json.loads((runs[world] / name / "log.json").read_text()) for world in (1, 2)]
+    one, two = ([entry for entry in log if "memorised" in entry] for log in logs)
+    assert len(one) == len(two) >= 3
+    for first, second in zip(one, two, strict=True):
+        assert second == pytest.approx(first, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_leave_the_predictions_that_one_does(runs, name):
     count = VARIANTS[name][0]

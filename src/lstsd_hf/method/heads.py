@@ -145,8 +145,9 @@ class Classes(OneRow):
         return (MARGIN,) if labels.ndim == 1 and labels.dtype.kind == "i" else ()
 
     def targets(self, labels: Any) -> torch.Tensor | None:
-        is_class = isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point()
-        return labels if is_class else None
+        if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.shape[1:].numel() != 1:
+            return None
+        return labels.flatten()
 
     def scores(
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None

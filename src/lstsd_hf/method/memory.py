@@ -42,6 +42,8 @@ _REWEIGHTINGS = 6  # of the t, after which its weight changes no more
 _LEAST_VARIANCE = 1e-3
 # What is left of the variance where the hits of the epoch before explain the hits of this one, at the least.
 _LEAST_LEFT = 0.05
+# The least unit of losses: where nothing is left of them.
+_LEAST_LOSS = 1e-12
 # The sums of a window: of items, and of y, y^2, x, x^2 and x y; y is now, x one epoch before.
 _SUMS = 6
 
@@ -197,7 +199,7 @@ class MemoryMeter:
         epoch, self.epochs = self.epochs, self.epochs + 1
         if self.of_losses:
             if epoch == 0:
-                self._unit = max(_line(counters, LAST_PART).mean, float(np.finfo(np.float32).tiny))
+                self._unit = max(_line(counters, LAST_PART).mean, _LEAST_LOSS)
             counters = counters.as_shares(self._unit)
         if epoch == 0:
             self._begin(counters)

@@ -74,6 +74,7 @@ class MemoryLog:
         self._rates, self._steps_made, self._highest = 0.0, 0, 0.0
         self._waiting: list[_Batch] = []
         self._values = 0
+        self._has_before: bool | None = None  # whether the store holds the epoch before; None: not known yet
         if left_out is None and steps_per_epoch < _LEAST_STEPS:
             left_out = f"an epoch has {steps_per_epoch} steps, and the measures need {_LEAST_STEPS}"
         if left_out is not None:
@@ -151,7 +152,9 @@ class MemoryLog:
         parts = {name: np.concatenate([batch.parts[name] for batch in batches]) for name in self._head.judged}
         found = _scores(self._head, parts, labels, counts)
         before, epoch = None, self._folded
-        if epoch - 1 in store.sealed_epochs:
+        if self._has_before is None:  # read from the disk, so once an epoch
+            self._has_before = epoch - 1 in store.sealed_epochs
+        if self._has_before:
             ids = np.concatenate([batch.ids for batch in batches])
             past: Parts = {"values": store.read(epoch - 1, ids)} if counts is None else {}
             if counts is not None:
@@ -187,7 +190,7 @@ class MemoryLog:
             self.meter = MemoryMeter(of_losses=not head.decides)
         rate = self._rates / self._steps_made / self._highest if self._highest > 0 else 1.0
         measured = self.meter.fold(counters, rate)
-        self._counters, self._folded = None, epoch + 1
+        self._counters, self._folded, self._has_before = None, epoch + 1, None
         self._rates, self._steps_made = 0.0, 0
         self._log(logged(measured, head))
 
