@@ -9,7 +9,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/python scripts/demo.py
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check

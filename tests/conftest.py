@@ -1,12 +1,18 @@
 """What several test files train on."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+import torch
 from transformers import BertConfig, BertModel, BertTokenizer, set_seed
 
 from toys import BAD, GOOD
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of two test processes on two cores, as are those that it starts
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "the", "film", "was", "very", "a", "b")
 
