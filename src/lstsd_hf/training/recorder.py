@@ -190,11 +190,7 @@ class Recorder:
         held = [epoch is not None and holds(self._store, teacher, epoch, sealed) for teacher, epoch in pairs]
         missing = {epoch for epoch, there in zip(teaching, held, strict=True) if epoch is not None and not there}
         if missing and not self._plan.resumes_without_logits:
-            raise StoreError(
-                f"The predictions of epochs {sorted(missing)}, which teach in epoch {self.epoch}, are not in the "
-                f"store at {self._plan.path}. Is mini_generation_epochs still what it was? Set "
-                "resume_without_logits=True to train without the missing teachers."
-            )
+            raise _not_there(missing, self.epoch, self._plan.path)
         self._plan.teaching.set([epoch if there else None for epoch, there in zip(teaching, held, strict=True)])
         if self.honesty is not None:
             self.honesty.begin_epoch(self.epoch, self._store, self._plan.teaching.get())
@@ -321,6 +317,13 @@ class Recorder:
             own |= self._passes.note()
             self._store.copy(checkpoint / LOGITS_FOLDER, own | note)
         self._processes.wait()
+
+
+def _not_there(epochs: set[int], epoch: int, path: Path) -> StoreError:
+    return StoreError(
+        f"The predictions of epochs {sorted(epochs)}, which teach in epoch {epoch}, are not in the store at {path}. Is "
+        "mini_generation_epochs still what it was? Set resume_without_logits=True to train without the missing teachers."
+    )
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
