@@ -249,6 +249,7 @@ def test_the_command_records_what_lstsd_train_then_takes(tmp_path, model, teache
     run = ["train", "--model_name_or_path", model, "--train_file", train_file, "--output_dir", str(tmp_path / "out")]
     run += ["--do_train", "--use_cpu", "--disable_tqdm", "true", "--save_strategy", "no", "--num_train_epochs", "1"]
     cli.main([*run, "--outside_teacher", store, "--outside_weight", "0.6"])
+    assert "Teachers: outside from epoch 0." in "".join(capsys.readouterr())
     with pytest.raises(SystemExit) as leaving:
         cli.main([*run, "--outside_teacher", store, "--max_seq_length", "5"])
     assert leaving.value.code == 2

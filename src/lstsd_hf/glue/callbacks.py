@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-LOSSES = ("loss", "base_loss", "long_term_loss", "short_term_loss")
+LOSSES = ("loss", "base_loss", "long_term_loss", "short_term_loss", "outside_loss")
 # At the end of each epoch; see `method.memory`.
 MEMORY = ("honest_accuracy", "honest_loss", "memorised")
 

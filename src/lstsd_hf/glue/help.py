@@ -26,6 +26,7 @@ the method
   --mini_generation_epochs   K: the long-term teacher speaks from epoch K on
   --long_term_weight, --short_term_weight
                              share of the loss of each teacher; 0 is off
+  --outside_teacher          a store of lstsd record, which teaches as well
   --teacher_trust            confidence, constant or honest
   --weight_schedule          constant or linear
   --logits_retention         all or needed: which epochs' predictions to keep

@@ -35,6 +35,7 @@ def plan(job: Job, model: PreTrainedModel) -> str:
         teachers, epochs = teachers_of(args.resolve(head.default_weight)), math.ceil(args.num_train_epochs)
         speaks = {t.name: [e for e in range(epochs) if t.teaching_epoch(e, epochs) is not None] for t in teachers}
         firsts = [f"{name.replace('_', '-')} from epoch {found[0]}" for name, found in speaks.items() if found]
+        firsts += ["outside from epoch 0"] if args.outside_share else []
         size = len(rows) * (len(job.data.labels) or 1) * np.dtype(args.logits_dtype).itemsize
         lines[1] = f"{length}. Teachers: {', '.join(firsts) or 'none'}."
         lines.append(f"Predictions: {args.logits_dir}, {size / 1000:,.0f} kB for each epoch that is kept.")

@@ -21,6 +21,7 @@ LOSSES = {
     "base_loss": ("label", BLUE),
     "long_term_loss": ("long-term teacher", ORANGE),
     "short_term_loss": ("short-term teacher", GREEN),
+    "outside_loss": ("outside teacher", "#8e6bbf"),
     "eval_loss": ("evaluation", RED),
 }
 NORMAL_95 = 1.96  # standard errors on either side of an estimate hold 95 % of a normal distribution
