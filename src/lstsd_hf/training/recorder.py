@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -131,7 +131,8 @@ class Recorder:
             has_new_labels = refuse_other(
                 saved, plan.training_set, plan.dtype, steps_per_epoch, self.epoch, plan.accepts_new_labels
             )
-            self._decide_retention(rows_in(saved), saved.row_shape, saved.vocabulary, saved)
+            size = Size(rows_in(saved), saved.row_shape, saved.vocabulary)
+            self._keeps_all = keeps_all(plan, size, self._planned_epochs, processes, saved)
         if has_new_labels:
             self.memory.leave_out("labels have changed since the checkpoint")
         try:
@@ -202,6 +203,10 @@ class Recorder:
         """How many epochs the whole run has."""
         # No teacher is in epoch 0, after which the length of a stream is known.
         return self._passes.num_epochs(self.epoch) if self.epoch > 0 else self._state.num_train_epochs
+
+    @property
+    def _planned_epochs(self) -> int | None:
+        return None if self.steps_per_epoch is None else self._state.num_train_epochs
 
     def end_epoch(self) -> None:
         """Seals the epoch; one that max_steps cut short stays open, so that a resumed run can complete it."""
@@ -284,21 +289,12 @@ class Recorder:
         rows = SampleIndex.of(known.num_samples, known.ids).num_rows
         if counts is not None:  # as many for each sample as this batch has
             rows = math.ceil(rows * counts.float().mean().item())
-        self._decide_retention(rows, row_shape, compared.vocabulary)
+        size = Size(rows, row_shape, compared.vocabulary)
+        self._keeps_all = keeps_all(self._plan, size, self._planned_epochs, self._processes)
         if self._processes.owns_store:
             new_store(self._plan, row_shape, is_ragged=counts is not None, vocabulary=compared.vocabulary)
         self._processes.wait()
         self._open_store()
-
-    def _decide_retention(
-        self, rows: int, row_shape: tuple[int, ...], vocabulary: int | None, saved: LogitsStore | None = None
-    ) -> None:
-        epochs = None if self.steps_per_epoch is None else self._state.num_train_epochs
-        sealed = 0 if saved is None else len(saved.sealed_epochs)
-        forecast = Forecast(self._plan.path, rows, row_shape, vocabulary, self._plan.dtype, epochs, sealed)
-        self._keeps_all = keeps_all(self._plan, forecast, saved, self._processes)
-        if saved is not None or self._processes.owns_store:
-            forecast.refuse_full_disk(self._keeps_all)
 
     # ---- saving and restoring
 
@@ -349,14 +345,32 @@ def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabu
         store.write_labels(known.labels, known.ids)
 
 
-def keeps_all(plan: Plan, forecast: Forecast, saved: LogitsStore | None, processes: Processes) -> bool:
-    """Whether a run keeps every epoch, which is decided once: `saved` is the store that it goes on with."""
-    if plan.retention is not None:
-        return plan.retention == "all"
+class Size(NamedTuple):
+    """Of an epoch's file: its number of rows, and what a row is; see `Forecast`."""
+
+    rows: int
+    row_shape: tuple[int, ...]
+    vocabulary: int | None
+
+
+def keeps_all(
+    plan: Plan, size: Size, epochs: int | None, processes: Processes, saved: LogitsStore | None = None
+) -> bool:
+    """Whether a run of so many epochs keeps every one: decided once. `saved` is the store that it goes on with.
+
+    Raises StoreError where the disk is too small.
+    """
+    forecast = Forecast(plan.path, *size, plan.dtype, epochs, 0 if saved is None else len(saved.sealed_epochs))
     noted = None if saved is None else saved.note.get("keeps_all")
-    if noted is not None:
-        return bool(noted)
-    return processes.first_says(processes.rank == 0 and forecast.keeps_all(plan.history_budget))
+    if plan.retention is not None:
+        keeps = plan.retention == "all"
+    elif noted is not None:
+        keeps = bool(noted)
+    else:
+        keeps = processes.first_says(processes.rank == 0 and forecast.keeps_all(plan.history_budget))
+    if saved is not None or processes.owns_store:
+        forecast.refuse_full_disk(keeps)
+    return keeps
 
 
 def rows_in(store: LogitsStore) -> int:
