@@ -470,7 +470,7 @@ def tables(lines: Lines) -> str:
         if seeds:
             values = [[line["accuracy"] for line in of if line["seed"] in seeds] for of in found.values()]
             rows.append(
-                [f"{cell_name(cell)} ({len(seeds)} seeds)", *(percent(value, spread=True) for value in values)]
+                [f"{cell_name(cell)}, seeds: {len(seeds)}", *(percent(value, spread=True) for value in values)]
             )
     head = ["", *(f"{METHOD_NAMES[method]}, {rows_name}" for rows_name, method in variants)]
     parts.append("### Accuracy on rows with true labels, %\n\n" + table(head, rows))

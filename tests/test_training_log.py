@@ -32,7 +32,8 @@ def test_a_log_comes_back_as_it_was(store):
     assert first == {"loss": 0.5, "epoch": 1.0, "step": 3}
     assert list(second) == ["loss"]
     assert math.isnan(second["loss"])
-    store.write_log([{"loss": 0.5, "step": 3}, {"loss": math.inf}, {"eval_loss": 2}])
+    store.write_log([{"loss": np.float64(0.5), "step": 3}, {"loss": math.inf}, {"eval_loss": 2}])
+    assert store.read_log()[0] == {"loss": 0.5, "step": 3}
     assert [file.name for file in store.path.glob("log-*")] == ["log-000003.json"]
     assert store.read_log()[2] == {"eval_loss": 2}
     assert store.copy(store.path.with_name("copy"), {}).read_log()[2] == {"eval_loss": 2}

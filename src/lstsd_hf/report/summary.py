@@ -49,7 +49,7 @@ def headline(run: Run, measures: Measures) -> Headline:
 def _about(title: str, count: int, measures: Measures) -> Headline:
     """The headline where the number of wrong labels is an estimate."""
     how = (
-        "An estimate, from how often the surest early predictions were against the label; in tests it was "
+        "An estimate, from how often the surest early predictions were against the label; in tests it was mostly "
         f"within {OFF_BY} percentage points"
     )
     if not count:

@@ -36,7 +36,7 @@ class TrainingLog(StoreFolder):
         earlier = [int(number) for number in manifest["log"]]
         if earlier == [count]:
             return
-        kept = [{name: value for name, value in entry.items() if is_number(name, value)} for entry in entries]
+        kept = [_numbers(entry) for entry in entries]
         text, most = _as_json(_thinned(kept, _MOST_ENTRIES)), _MOST_ENTRIES
         while len(text) > _LARGEST_LOG:
             most //= 2
@@ -67,6 +67,12 @@ class TrainingLog(StoreFolder):
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
             raise StoreCorruptionError(f"{path} is damaged: expected a list of objects with numbers by name.")
         return [{name: math.nan if value is None else value for name, value in entry.items()} for entry in entries]
+
+
+def _numbers(entry: Mapping[str, Any]) -> LogEntry:
+    # Numbers of numpy's are floats too.
+    plain = {name: float(value) if isinstance(value, float) else value for name, value in entry.items()}
+    return {name: value for name, value in plain.items() if is_number(name, value)}
 
 
 def is_number(name: Any, value: Any) -> bool:
