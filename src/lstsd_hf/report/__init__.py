@@ -9,6 +9,10 @@
       pred_probs.npy        (M, C) float32: the last epoch's probabilities, as cleanlab takes them; in-sample
       predictions.npy       (M,) float32: the last epoch's scores; a regression has it in place of pred_probs.npy
 
+Of a tagger samples.parquet has each sample's most suspicious token, and tokens.parquet a row for each labelled token.
+labels.npy and pred_probs.npy are of the tokens, sample by sample, and offsets.npy (M + 1,) says where each sample's
+begin. Of question answering and language models there are the page and samples.parquet, with losses.
+
 A checkpoint has its report beside it, in the run's `_report`: pushes to the Hub may upload a checkpoint whole, and
 the report holds texts.
 
@@ -20,6 +24,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,13 +35,17 @@ from ..method import dynamics
 from ..store.files import publish, remove, writing
 from ..store.npy import NpyWriter, write_array
 from .folder import report_folder
-from .history import open_run, samples_table
+from .history import losses_table, samples_table, token_table
+from .losses import measure_losses
+from .many_rows import LossRun, TokenRun, open_any_run, worst_tokens
 from .measures import Measures, measure
 from .run import Run
-from .texts import read_texts
+from .texts import read_plain_texts, read_texts
+from .token_texts import read_token_texts
 
 PAGE = "report.html"
-_FILES = frozenset({"samples.parquet", "sample_ids.npy", "labels.npy", "pred_probs.npy", "predictions.npy", PAGE})
+_ARRAYS = ("sample_ids.npy", "labels.npy", "offsets.npy", "pred_probs.npy", "predictions.npy")
+_FILES = frozenset({"samples.parquet", "tokens.parquet", *_ARRAYS, PAGE})
 _UNFINISHED = ".unfinished"  # what a report is written in
 
 
@@ -74,26 +83,39 @@ def write_report(
         MissingExtraError: the extra `report` is not installed.
     """
     require("report")
-    from .page import write_page  # the reader of files, which stands beside it, is to load without the extra
+    from .losses_page import write_losses_page  # the reader of files, which stands beside it, loads without the extra
+    from .page import write_page
 
     run_dir = Path(run_dir)
     folder = report_folder(run_dir)
-    run = open_run(run_dir, logits_dir)
-    texts = None
-    if dataset is not None:
-        texts = read_texts(
-            dataset,
-            run,
-            text_columns,
-            sample_id_column=sample_id_column,
-            label_column=label_column,
-            tsv_quoting=tsv_quoting,
-        )
-    measures = measure(run)
-    with _publishing(folder) as new:
-        pq.write_table(samples_table(measures), new / "samples.parquet")
-        _write_last_epoch(new, run, measures)
-        write_page(new / PAGE, run, measures, texts)
+    run = open_any_run(run_dir, logits_dir)
+    options: Any = {
+        "sample_id_column": sample_id_column,
+        "label_column": label_column,
+        "tsv_quoting": tsv_quoting,
+    }
+    if isinstance(run, LossRun):
+        shown = None if dataset is None else read_plain_texts(dataset, run.ids, text_columns, **options)
+        losses = measure_losses(run)
+        with _publishing(folder) as new:
+            pq.write_table(losses_table(losses), new / "samples.parquet")
+            write_losses_page(new / PAGE, run, losses, shown)
+    elif isinstance(run, TokenRun):
+        sentences = None if dataset is None else read_token_texts(dataset, run, text_columns, **options)
+        measures = measure(run)
+        worst, of_samples = worst_tokens(run, measures)
+        with _publishing(folder) as new:
+            pq.write_table(token_table(run, measures), new / "tokens.parquet")
+            pq.write_table(samples_table(of_samples), new / "samples.parquet")
+            _write_last_epoch_of_tokens(new, run)
+            write_page(new / PAGE, worst, of_samples, sentences, (run, measures))
+    else:
+        texts = None if dataset is None else read_texts(dataset, run, text_columns, **options)
+        measures = measure(run)
+        with _publishing(folder) as new:
+            pq.write_table(samples_table(measures), new / "samples.parquet")
+            _write_last_epoch(new, run, measures)
+            write_page(new / PAGE, run, measures, texts)
     return folder / PAGE
 
 
@@ -135,5 +157,21 @@ def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
     with NpyWriter(folder / "pred_probs.npy", np.dtype("<f4"), (len(ids), len(run.classes))) as file:
         for chunk in run.chunks(len(ids)):
             (logits,) = run.logits(ids[chunk], run.epochs[-1:])
+            file.write(dynamics.softmax(logits))
+        file.finish()
+
+
+def _write_last_epoch_of_tokens(folder: Path, run: TokenRun) -> None:
+    """The last epoch's predictions of tokens as plain arrays, of the samples that have them."""
+    offsets = run.store.epoch_parts(run.epochs[-1])["offsets"]
+    counts = np.diff(run.offsets)
+    seen = (np.diff(offsets) == counts) & (counts > 0)
+    tokens = np.flatnonzero(np.repeat(seen, counts))
+    write_array(folder / "sample_ids.npy", run.sample_ids[seen])
+    write_array(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts[seen])]))
+    write_array(folder / "labels.npy", run.labels[tokens])
+    with NpyWriter(folder / "pred_probs.npy", np.dtype("<f4"), (len(tokens), len(run.classes))) as file:
+        for chunk in run.chunks(len(tokens)):
+            (logits,) = run.logits(tokens[chunk], run.epochs[-1:])
             file.write(dynamics.softmax(logits))
         file.finish()

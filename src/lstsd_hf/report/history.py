@@ -1,7 +1,6 @@
 """What a run learnt of each training sample, as a `datasets.Dataset`: its measures, and its history epoch by epoch."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,13 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features
 
 from ..method import dynamics
-from ..paths import LOGITS_FOLDER
 from .cells import in_memory
+from .losses import Losses, measure_losses
+from .many_rows import LossRun, TokenRun, open_any_run
 from .measures import Measures, measure, refuse_several_labels
 from .multi_label import losses as multi_label_losses
 from .multi_label import measure_labels
-from .run import Run, read_run
+from .run import Run, folders_of, read_run
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +46,11 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
 
     Of soft labels the class with the highest probability counts as the label, in `loss_by_epoch` too.
 
+    Of a tagger there is a row for each labelled token: `sample_id` is its sample, and `token` says which of that
+    sample's labelled tokens it is, from 0. Of question answering and language models there are the columns of
+    `losses.Losses`, and `loss_by_epoch` and `right_by_epoch`; no label is judged. Of a language model's token whose
+    label is not among the classes that were kept, the loss is a lower bound.
+
     A prediction is of the moment when the sample was trained on, dropout and all. `label`, `prediction` and
     `suggested_label` are class ids, with the classes' names as their feature.
 
@@ -57,10 +62,13 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
     Raises:
         StoreError: there is no store, no epoch of it is sealed, or it has no labels or no finite prediction.
         StoreCorruptionError: the store is damaged: every byte of it is checked.
-        ValueError: there is no such run; labels that are no classes, or a head with many rows or labels per sample.
+        ValueError: there is no such run; labels that are no classes, or a head with several labels per sample.
     """
-    run = open_run(run_dir, logits_dir, multi_label=True)
-    table = samples_table(measure_labels(run) if run.is_multi_label else measure(run))
+    run = open_any_run(run_dir, logits_dir)
+    if isinstance(run, LossRun):
+        return in_memory(_losses_table(run))
+    measures = measure_labels(run) if run.is_multi_label else measure(run)
+    table = token_table(run, measures) if isinstance(run, TokenRun) else samples_table(measures)
     chunks = [_by_epoch(run, chunk) for chunk in run.chunks(len(run.ids))]
     for name in chunks[0]:
         table = table.append_column(name, pa.chunked_array([chunk[name] for chunk in chunks]))
@@ -77,13 +85,35 @@ def open_run(
 
     Raises ValueError also where there is no such folder, and for a multi-label head, unless that is welcome.
     """
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
-    run = read_run(run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER))
+    run = read_run(*folders_of(run_dir, logits_dir))
     if not multi_label:
         refuse_several_labels(run)
     return run
+
+
+def token_table(run: TokenRun, measures: Measures) -> pa.Table:
+    """A row for each labelled token of a tagger's run, as `samples_table`: with `sample_id` and `token` for its id."""
+    table = samples_table(measures)
+    owners = run.sample_ids[run.owners(run.ids)]
+    return table.set_column(0, "sample_id", [owners]).add_column(1, "token", [run.places(run.ids)])
+
+
+def losses_table(losses: Losses) -> pa.Table:
+    """A row for each sample of question answering or of a language model; null where nothing is known."""
+    samples = losses.samples
+    unseen = samples["loss_rank"] == 0
+    masks = {name: np.isnan(values) for name, values in samples.items() if values.dtype.kind == "f"}
+    masks |= dict.fromkeys(("forgetting_events", "loss_rank"), unseen)
+    return pa.table({name: pa.array(values, mask=masks.get(name)) for name, values in samples.items()})
+
+
+def _losses_table(run: LossRun) -> pa.Table:
+    losses = measure_losses(run)
+    epochs = np.tile(np.array(run.epochs, np.int64)[:, None], len(run.ids))
+    table = losses_table(losses)
+    for name, values in (("epochs", epochs), ("loss_by_epoch", losses.by_epoch), ("right_by_epoch", losses.right)):
+        table = table.append_column(name, [_lists(values)])
+    return table
 
 
 def samples_table(measures: Measures) -> pa.Table:

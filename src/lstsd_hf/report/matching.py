@@ -63,8 +63,23 @@ class KeyColumns:
             )
 
 
-class SampleRows:
+class RowsById:
     """The rows of a data set by sample id."""
+
+    def __init__(self, ids: Array) -> None:
+        """`ids`: (rows,) each once."""
+        self._order = np.argsort(ids)
+        self._ids = ids[self._order]
+
+    def find(self, sample_ids: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.bool_], Array]:
+        """(n,) whether the data set has a sample, and the rows of those that it has."""
+        place = np.minimum(np.searchsorted(self._ids, sample_ids), len(self._ids) - 1)
+        known = self._ids[place] == sample_ids
+        return known, self._order[place[known]]
+
+
+class SampleRows(RowsById):
+    """The rows of the data set that a run was trained on, by sample id."""
 
     def __init__(self, name: str, run: Run, cells: Cells, keys: KeyColumns) -> None:
         """Checks that the data set is the one that the run was trained on.
@@ -83,8 +98,7 @@ class SampleRows:
         ids = np.arange(len(rows))
         if keys.ids:
             ids = sample_ids(name, keys.id_column, cells.others[keys.id_column], rows)
-        self._order = np.argsort(ids)
-        self._ids = ids[self._order]
+        super().__init__(ids)
         self._refuse_others(name, run, None if keys.ids else keys.id_column)
         for column in keys.labels:
             if column in cells.others:
@@ -138,12 +152,6 @@ class SampleRows:
                 f"expected {stored[first].tolist()}, found {shown(str(cells[rows[first]]))}. Give the data set that "
                 "was trained on, as it was, with the ids that it had then (sample_id_column, --sample_id_column)."
             )
-
-    def find(self, sample_ids: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.bool_], Array]:
-        """(n,) whether the data set has a sample, and the rows of those that it has."""
-        place = np.minimum(np.searchsorted(self._ids, sample_ids), len(self._ids) - 1)
-        known = self._ids[place] == sample_ids
-        return known, self._order[place[known]]
 
 
 def as_vector(cell: Any, size: int) -> Array:

@@ -7,6 +7,7 @@ decided sample, the most suspicious first:
     sample_id   the sample's id
     decision    keep: the given label is right; relabel: it gets another one; drop: the sample goes
     label       relabel: the name of the new class; else empty
+    token       of a tagger: which of the sample's labelled tokens, from 0; else there is no such column
     given       the name of the given class; of a regression the given score
     suggested   the name of the class that the history suggests; of a regression empty
     score       the noise score, rounded to four decimals
@@ -30,6 +31,7 @@ from .measures import Measures
 from .page_columns import PageColumn
 from .run import Run
 from .texts import Texts
+from .token_texts import TokenTexts
 
 Array = npt.NDArray[Any]
 
@@ -42,8 +44,23 @@ TEXT_LENGTH = 300
 _ALL_TEXTS = 20_000_000
 
 
-def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) -> Path:
-    """Writes the page and returns its path."""
+def write_page(
+    path: Path,
+    run: Run,
+    measures: Measures,
+    texts: Texts | TokenTexts | None,
+    whole: tuple[Run, Measures] | None = None,
+) -> Path:
+    """Writes the page and returns its path.
+
+    Args:
+        path: Where to.
+        run: The run; a tagger's as `WorstTokens`.
+        measures: Of its samples.
+        texts: What the page shows of them.
+        whole: Of a tagger all tokens, which the numbers and the curves are of; else they are those of the samples.
+    """
+    every, all_measures = whole or (run, measures)
     noise, further = (
         (page_columns.NOISE_OF_SCORES, page_columns.MEASURES_OF_SCORES)
         if run.is_regression
@@ -51,8 +68,8 @@ def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) ->
     )
     listed, drawn = choose(measures.samples["noise_rank"])
     words, cut = (None, "") if texts is None else texts_of(texts, run.ids[listed])
-    plots, missing = summary.curves(run, measures)
-    memory = summary.memory(run)
+    plots, missing = summary.curves(every, all_measures)
+    memory = summary.memory(run.log)
     if memory is not None:
         plots["memory"] = memory.figure
     data_map, colourings = summary.data_map(run, measures, listed[drawn])
@@ -62,7 +79,7 @@ def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) ->
         "epochs": run.epochs,
         "classes": run.classes,
         "columns": [column._asdict() for column in (noise, *further)],
-        "rows": rows | {"text": words},
+        "rows": rows | {"text": words} | _tokens(run, measures, texts, listed),
         "drawn": drawn.tolist(),
         "figures": {"map": data_map, **plots},
         "colourings": colourings,
@@ -73,6 +90,11 @@ def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) ->
         left_out.append("The page shows ids, because the report was made without texts: name them with --dataset.")
     elif cut:
         left_out.append(cut)
+    if isinstance(texts, TokenTexts) and texts.unmarked:
+        left_out.append(
+            f"Sentences whose labelled tokens do not fit the words of the data set: {texts.unmarked:,}. Their tokens "
+            "have a number and no mark."
+        )
     return write_html(
         path,
         "report",
@@ -80,7 +102,7 @@ def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) ->
         run=run,
         title=f"{run.name} · training report",
         headline=summary.headline(run, measures),
-        tiles=summary.tiles(run, measures),
+        tiles=summary.tiles(every, all_measures),
         notes=[*summary.notes(run, measures), *missing, *left_out],
         columns=(noise, *further),
         noise=noise,
@@ -92,6 +114,7 @@ def write_page(path: Path, run: Run, measures: Measures, texts: Texts | None) ->
         memory=memory,
         plots=[(name, *summary.PLOTS[name]) for name in plots if name in summary.PLOTS],
         has_texts=words is not None,
+        is_tagger=run.unit == "token",
     )
 
 
@@ -123,7 +146,7 @@ def choose(rank: Array) -> tuple[Array, Array]:
     return order[listed], np.searchsorted(listed, drawn)
 
 
-def texts_of(texts: Texts, ids: Array) -> tuple[list[str | None], str]:
+def texts_of(texts: Texts | TokenTexts, ids: Array) -> tuple[list[str | None], str]:
     """The texts of (n,) samples, the most suspicious first, and what there is to say of those that are cut."""
     rest = max(0, len(ids) - REVIEWED)
     length = min(TEXT_LENGTH, _ALL_TEXTS // max(1, len(ids)))
@@ -170,6 +193,19 @@ def _rows(run: Run, measures: Measures, shown: tuple[PageColumn, ...], listed: A
     if run.is_regression:
         return rows | {"label": page_columns.scores(labels).tolist(), "suggested": [], **by_epoch}
     return rows | {"label": labels.tolist(), "suggested": samples["suggested_label"][listed].tolist(), **by_epoch}
+
+
+def _tokens(run: Run, measures: Measures, texts: Any, listed: Array) -> dict[str, Any]:
+    """Of a tagger: the token of its sample that a row is of, from 0; the word, and its place in the text."""
+    if run.unit != "token":
+        return {}
+    places = measures.samples["token"][listed].tolist()
+    rows: dict[str, Any] = {"token": places}
+    if isinstance(texts, TokenTexts):
+        marks = [texts.mark(sample, place) for sample, place in zip(run.ids[listed].tolist(), places, strict=True)]
+        rows["word"] = [None if mark is None else mark.word for mark in marks]
+        rows["mark"] = [None if mark is None else [mark.begin, mark.end] for mark in marks]
+    return rows
 
 
 def _left_out(measures: Measures, listed: Array, drawn: Array) -> list[str]:

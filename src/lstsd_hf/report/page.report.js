@@ -59,7 +59,12 @@ start(async (data) => {
       isRegression ? "" : name(suggested[i]), rows.noise_score[i],
     ]);
     const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
-    const text = [["sample_id", "decision", "label", "given", "suggested", "score"], ...lines]
+    const header = ["sample_id", "decision", "label", "given", "suggested", "score"];
+    if (rows.token) {
+      header.splice(1, 0, "token");
+      for (const line of lines) line.splice(1, 0, rows.token[rowOf.get(String(line[0]))]);
+    }
+    const text = [header, ...lines]
       .map((line) => `${line.map(forFile).map(quoted).join(",")}\r\n`).join("");
     const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
     Object.assign(element("a"), { href: url, download: "decisions.csv" }).click();
@@ -71,15 +76,26 @@ start(async (data) => {
   let queue = flagged.length ? flagged : everyRow;
   let at = queue[0];
 
+  const tokenOf = (i) => (!rows.token ? "" : rows.word?.[i] == null ? ` · token ${rows.token[i] + 1}` : ` · ${rows.word[i]}`);
+
+  // The token of a tagger's sample, in its text.
+  function markToken(i) {
+    const [begin, end] = rows.mark?.[i] ?? [0, 0];
+    const text = byId("text").textContent;
+    if (end === 0 || end > text.length) return;
+    byId("text").replaceChildren(text.slice(0, begin), element("mark", text.slice(begin, end)), text.slice(end));
+  }
+
   function review(i) {
     at = i;
     const place = queue.indexOf(i);
     const isSame = suggested[i] === rows.label[i];
     fill({
-      place: `Sample ${rows.id[i]}${place < 0 ? "" : `, ${place + 1} of ${counted(queue.length)}`}`,
+      place: `Sample ${rows.id[i]}${place < 0 ? "" : `, ${place + 1} of ${counted(queue.length)}`}${tokenOf(i)}`,
       text: textOf(rows, i), given: name(rows.label[i]), suggested: name(suggested[i]),
       score: measured(rows.noise_score[i], columns[0]),
     });
+    markToken(i);
     if (!isRegression) byId("new").value = decisions[i]?.[1] ?? (isSame ? "" : suggested[i]);
     const percent = (value) => (value === null ? "–" : `${value}%`);
     byId("epochs").replaceChildren(...epochs.map((epoch, e) => {
@@ -191,6 +207,7 @@ start(async (data) => {
     },
     columns: [
       ...(rows.text ? [opener(({ i }) => rows.text[i] ?? "")] : []),
+      ...(rows.token ? [plain(({ i }) => rows.word?.[i] ?? String(rows.token[i] + 1))] : []),
       label(rows.label), label(suggested), measure(columns[0]), choices(({ i }) => inWords(...(decisions[i] ?? []))),
       (rows.text ? plain : opener)(id, { type: "num", className: "number" }),
       ...(isRegression ? [] : [plain(({ i }) => name(last[i]), { className: "more", visible: false })]),

@@ -5,16 +5,17 @@ Only the store's own files are vouched for by a checksum. Whatever else lies bes
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..method.statistics import ABSOLUTE_ERROR, MARGIN
-from ..paths import TRAINER_STATE_FILE, checkpoints_of
+from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE, checkpoints_of
 from ..store import LogitsStore, StoreCorruptionError, StoreError
 from ..store.files import read_regular
 from ..store.manifest import is_whole, shortened
@@ -44,6 +45,7 @@ class Run:
             probabilities, and those of a multi-label head; else None.
         classes: The names of the C classes; empty for a regression.
         log: The run's log, of numbers by name; empty where there is none.
+        unit: What has a label: a sample, or one of its tokens.
     """
 
     name: str
@@ -53,7 +55,8 @@ class Run:
     labels: Array
     classes: tuple[str, ...]
     log: list[dict[str, float]]
-    vectors: Array | None = None
+    unit: ClassVar[str] = "sample"
+    vectors: Array | None = field(default=None, kw_only=True)
 
     @property
     def is_multi_label(self) -> bool:
@@ -69,7 +72,10 @@ class Run:
         Logits beyond 1e30, and scores beyond 1e15, are cut to that: sums and squares of larger ones are not finite.
         """
         found = np.stack([self.store.read(epoch, ids) for epoch in epochs or self.epochs])
-        found = found.astype(np.float32, copy=False)
+        return self.within_range(found.astype(np.float32, copy=False))
+
+    def within_range(self, found: Array) -> Array:
+        """The same array, with what is too large for sums and squares cut; see `logits`."""
         largest = _LARGEST_SCORE if self.is_regression else _LARGEST
         return np.clip(found, -largest, largest, out=found)
 
@@ -105,6 +111,14 @@ class Run:
         return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
+def folders_of(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None) -> tuple[Path, Path]:
+    """The folder of a run, and that of its store. Raises ValueError where the first is not there."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
+    return run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER)
+
+
 def read_run(run_dir: Path, logits_dir: Path) -> Run:
     """Reads all but the predictions.
 
@@ -113,16 +127,13 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
         StoreCorruptionError: a file of the store is damaged.
         ValueError: the head is one that the report does not know, a label is no class, or a JSON file is damaged.
     """
-    if not (logits_dir / "store.json").exists():
-        raise StoreError(
-            f"{logits_dir} holds no logits store: expected store.json in it. If the run had a logits_dir of its own, "
-            "name it (--logits_dir)."
+    store = open_store(logits_dir)
+    if store.is_ragged:
+        raise ValueError(
+            f"{logits_dir} holds many rows for each sample, as of tokens, spans or a language model: expected one. "
+            "Such a run has a report (lstsd report) and a history (read_history); clean and a comparison of two runs "
+            "do not take it."
         )
-    store = LogitsStore.open(logits_dir)
-    epochs = store.sealed_epochs
-    if not epochs:
-        raise StoreError(f"{logits_dir} has no sealed epoch yet: expected at least one. Train for an epoch first.")
-    store.verify()
     checkpoints = checkpoints_of(run_dir)
     config = _config([run_dir, *checkpoints])
     ids, labels, vectors = _labels(store, config.get("problem_type") == "multi_label_classification")
@@ -130,13 +141,27 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
     return Run(
         name=run_dir.resolve().name,
         store=store,
-        epochs=epochs,
+        epochs=store.sealed_epochs,
         ids=ids,
         labels=labels,
-        classes=() if classes == 1 and vectors is None else _class_names(config, classes),
-        log=_log_of(store, run_dir, checkpoints),
+        classes=() if classes == 1 and vectors is None else class_names([run_dir, *checkpoints], classes),
+        log=log_of(store, run_dir, checkpoints),
         vectors=vectors,
     )
+
+
+def open_store(logits_dir: Path) -> LogitsStore:
+    """Opens a store that has a sealed epoch, and checks every byte of it; raises as `read_run`."""
+    if not (logits_dir / "store.json").exists():
+        raise StoreError(
+            f"{logits_dir} holds no logits store: expected store.json in it. If the run had a logits_dir of its own, "
+            "name it (--logits_dir)."
+        )
+    store = LogitsStore.open(logits_dir)
+    if not store.sealed_epochs:
+        raise StoreError(f"{logits_dir} has no sealed epoch yet: expected at least one. Train for an epoch first.")
+    store.verify()
+    return store
 
 
 def _labels(store: LogitsStore, is_multi_label: bool) -> tuple[Array, Array, Array | None]:
@@ -202,9 +227,9 @@ def _config(folders: list[Path]) -> dict[str, Any]:
     return config
 
 
-def _class_names(config: dict[str, Any], classes: int) -> tuple[str, ...]:
+def class_names(folders: list[Path], classes: int) -> tuple[str, ...]:
     """What the model's configuration calls the classes, where it names so many; else their numbers."""
-    known = config.get("id2label") or {}
+    known = _config(folders).get("id2label") or {}
     numbers = map(str, range(classes))
     if len(known) != classes:
         return tuple(numbers)
@@ -212,7 +237,7 @@ def _class_names(config: dict[str, Any], classes: int) -> tuple[str, ...]:
     return tuple(str(known.get(name, name)).encode("utf-8", "replace").decode() for name in numbers)
 
 
-def _log_of(store: LogitsStore, run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]]:
+def log_of(store: LogitsStore, run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]]:
     """The log that the store keeps; stores of before 0.2 keep none, and the Trainer's own is looked for."""
     kept = store.read_log()
     return _newest_log(run_dir, checkpoints) if kept is None else _numbers(kept)

@@ -27,6 +27,8 @@ class Headline(NamedTuple):
 def headline(run: Run, measures: Measures) -> Headline:
     """How many of the samples that have a prediction are flagged."""
     flagged = int(measures.samples["looks_wrong"].sum())
+    if run.unit == "token":
+        return _headline_of_tokens(run, measures, flagged)
     what = "score" if run.is_regression else "label"
     title = (
         f"{f'{flagged:,}' if flagged else 'None'} of {measures.seen.sum():,} {what}s look{'s' * (flagged < 2)} wrong"
@@ -44,6 +46,22 @@ def headline(run: Run, measures: Measures) -> Headline:
         return Headline(title, f"For no {what} {reason}, {when}.", "Review the least likely")
     advice = "Hard and unusual samples look like this too: read before you change one."
     return Headline(title, f"For {them} {reason}, {when}. {advice}", "Review it" if flagged == 1 else "Review them")
+
+
+def _headline_of_tokens(run: Run, measures: Measures, flagged: int) -> Headline:
+    tokens = int(measures.samples["flagged_tokens"].sum())
+    title = f"{f'{tokens:,}' if tokens else 'No'} label{'s' * (tokens != 1)} of tokens look{'s' * (tokens == 1)} wrong"
+    when = "in its one epoch" if len(run.epochs) == 1 else f"on average over {len(run.epochs)} epochs"
+    if not tokens:
+        return Headline(
+            title, f"For no token the model found another class more probable, {when}.", "Review the least likely"
+        )
+    text = (
+        f"They are in {flagged:,} of {measures.seen.sum():,} samples. For these tokens the model found another class "
+        f"more probable than the given one, {when}. A sample is here by its worst token. Hard and unusual ones look "
+        "like this too: read before you change one."
+    )
+    return Headline(title, text, "Review it" if flagged == 1 else "Review them")
 
 
 def _about(title: str, count: int, measures: Measures) -> Headline:
@@ -118,10 +136,10 @@ class Memory(NamedTuple):
     figure: figures.Figure
 
 
-def memory(run: Run) -> Memory | None:
+def memory(log: list[dict[str, float]]) -> Memory | None:
     """From what the Trainer logged as `honest_accuracy` and `memorised`, and their errors; None where it did not."""
     logged = {
-        name: logged_over_epochs(run.log, name)
+        name: logged_over_epochs(log, name)
         for name in ("honest_accuracy", "memorised", "honest_accuracy_error", "memorised_error")
     }
     epochs = sorted(
@@ -161,6 +179,7 @@ PLOTS = {
         "to be; on training samples a model seems better than it is.",
     ),
     "forgetting": ("Forgetting", "How often samples went from a right prediction to a wrong one in the next epoch."),
+    "sample_losses": ("Losses of samples", "How the losses of the samples are spread, in each epoch."),
     "error": ("Error", "The mean absolute error of an epoch's predictions."),
 }
 
@@ -214,7 +233,7 @@ def tiles(run: Run, measures: Measures) -> list[tuple[str, str, str]]:
     """The numbers on top: of what, how much, and what that means."""
     samples = measures.samples
     shown = [
-        ("samples", f"{len(run.ids):,}", "that have a label"),
+        (f"{run.unit}s", f"{len(run.ids):,}", "that have a label"),
         ("epochs", str(len(run.epochs)), "whose predictions are here"),
     ]
     if run.is_regression:
@@ -240,17 +259,9 @@ def tiles(run: Run, measures: Measures) -> list[tuple[str, str, str]]:
 
 def notes(run: Run, measures: Measures) -> list[str]:
     """What the reader must know about what the store does not hold."""
-    told = []
     epochs = run.epochs
-    gaps = sorted(set(range(epochs[-1] + 1)) - set(epochs))
-    if gaps:
-        told.append(
-            f"The store holds epochs {_listing(epochs)} and no longer {_listing(gaps)}. "
-            f"{_of_which_epochs(run, measures)} What was learnt or forgotten in the others cannot be computed. "
-            'Train with logits_retention="all" to keep every epoch.'
-        )
-    elif len(epochs) == 1:
-        told.append("One epoch says nothing of variability and forgetting: train for more.")
+    told = notes_of_epochs(epochs, _of_which_epochs(run, measures))
+    gaps = len(epochs) <= epochs[-1]
     seen, last = measures.seen, measures.samples["prediction"]
     unseen, late = int((~seen).sum()), int((seen & (np.isnan(last) if run.is_regression else last < 0)).sum())
     if unseen:
@@ -262,6 +273,17 @@ def notes(run: Run, measures: Measures) -> list[str]:
             "numbers of the last epoch are without them."
         )
     return told
+
+
+def notes_of_epochs(epochs: list[int], of_which: str) -> list[str]:
+    """What there is to say of the epochs that the store holds; `of_which`: which of all epochs the numbers are of."""
+    gaps = sorted(set(range(epochs[-1] + 1)) - set(epochs))
+    if gaps:
+        return [
+            f"The store holds epochs {_listing(epochs)} and no longer {_listing(gaps)}. {of_which} What was learnt or "
+            'forgotten in the others cannot be computed. Train with logits_retention="all" to keep every epoch.'
+        ]
+    return ["One epoch says nothing of variability and forgetting: train for more."] if len(epochs) == 1 else []
 
 
 def _of_which_epochs(run: Run, measures: Measures) -> str:

@@ -9,10 +9,12 @@ import numpy.typing as npt
 from datasets import Dataset, DatasetDict
 
 from ..training.sample_ids import LABEL_COLUMNS
-from .cells import listed
+from .cells import listed, sample_ids
 from .files import UserFile, open_data_set, open_user_file
-from .matching import KeyColumns, SampleRows
+from .matching import KeyColumns, RowsById, SampleRows
 from .run import Run
+
+Array = npt.NDArray[Any]
 
 
 class Texts:
@@ -45,7 +47,7 @@ class Texts:
         self.columns = tuple(columns)
         cells = file.read(columns, [*keys.ids, *keys.labels], to_show=True)
         self._texts = cells.texts
-        self._rows = SampleRows(file.name, run, cells, keys)
+        self._rows: RowsById = SampleRows(file.name, run, cells, keys)
 
     def of(self, sample_ids: npt.NDArray[np.integer[Any]], limit: int) -> tuple[list[str | None], int]:
         """The texts of (n,) samples, None where the data set does not have the id; and how many of them were cut.
@@ -63,6 +65,64 @@ class Texts:
                 cut += len(text) > limit
                 texts[next(at)] = text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
         return texts, cut
+
+
+class PlainTexts(Texts):
+    """Texts by sample id, of a run whose labels are not those of a column."""
+
+    def __init__(
+        self, file: UserFile, ids: Array, text_columns: str | Sequence[str] | None, sample_id_column: str
+    ) -> None:
+        """Reads the texts and the ids; `ids`: (N,) the samples of the run.
+
+        Raises:
+            ValueError: there is no text column; an id is missing, negative, repeated, or no integer; or there are no
+                ids, and not as many rows as samples.
+        """
+        named = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
+        columns = named or file.text_columns([name for name in file.columns if name and name != sample_id_column])
+        if not columns:
+            raise ValueError(
+                f"{file.name} has no column of text, but {listed(file.columns)}. Name the columns to show with "
+                "text_columns (--text_columns)."
+            )
+        has_ids = sample_id_column in file.columns
+        cells = file.read(columns, [sample_id_column] if has_ids else [], to_show=True)
+        self.columns, self._texts = tuple(columns), cells.texts
+        rows = range(len(cells.texts))
+        if not has_ids and len(rows) != ids.max() + 1:
+            raise ValueError(
+                f"{file.name} has no column {sample_id_column!r}, and {len(rows):,} rows: expected sample ids, or the "
+                f"{ids.max() + 1:,} rows that were trained on, in their order. A feature of question answering is a "
+                "sample: save the features with their ids (add_sample_ids) and a column of text."
+            )
+        held = sample_ids(file.name, sample_id_column, cells.others[sample_id_column], rows) if has_ids else None
+        self._rows = RowsById(np.arange(len(rows)) if held is None else held)
+        known, _ = self._rows.find(ids)
+        if not known.any():
+            raise ValueError(
+                f"{file.name} has none of the {len(ids)} samples: expected ids such as "
+                f"{', '.join(map(str, ids[:5].tolist()))}. Is it the training set of this run?"
+            )
+
+
+def read_plain_texts(
+    dataset: str | os.PathLike[str] | Dataset | DatasetDict,
+    ids: Array,
+    text_columns: str | Sequence[str] | None = None,
+    *,
+    sample_id_column: str = "sample_id",
+    label_column: str | None = None,
+    tsv_quoting: bool = False,
+) -> PlainTexts:
+    """As `read_texts`, for a run with the samples `ids` (N,), whose labels are those of rows: none is compared."""
+    return PlainTexts(_opened(dataset, tsv_quoting), ids, text_columns, sample_id_column)
+
+
+def _opened(dataset: str | os.PathLike[str] | Dataset | DatasetDict, tsv_quoting: bool) -> UserFile:
+    if isinstance(dataset, (Dataset, DatasetDict)):
+        return open_data_set(dataset, "The data set of the texts")
+    return open_user_file(dataset, tsv_quoting=tsv_quoting)
 
 
 def read_texts(
@@ -90,8 +150,5 @@ def read_texts(
         ValueError: nothing is there, it cannot be read, a column or the split is missing, or ids or labels are not
             those of the run.
     """
-    if isinstance(dataset, (Dataset, DatasetDict)):
-        file = open_data_set(dataset, "The data set of the texts")
-    else:
-        file = open_user_file(dataset, tsv_quoting=tsv_quoting)
+    file = _opened(dataset, tsv_quoting)
     return Texts(file, run, text_columns, sample_id_column, label_column)

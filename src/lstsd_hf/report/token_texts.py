@@ -1,0 +1,185 @@
+"""The sentences that a tagger's report shows, from a data set with a list of words in each row, and the word it means.
+
+The r-th labelled token of a sample is the r-th word that has a tag, where the words' tags agree with the labels that
+the run has of it. A sentence that was cut has fewer tokens than words. Where the data set has no tags, the words are
+counted. Where the tokens do not fit the words, as where each piece of a word has a label, none is marked.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from datasets import Dataset, DatasetDict
+
+from ..training.sample_ids import LABEL_COLUMNS
+from .cells import listed, sample_ids
+from .files import UserFile, open_data_set, open_user_file
+from .many_rows import TokenRun
+
+Array = npt.NDArray[Any]
+
+WORDS = ("tokens", "words")
+TAGS = ("tags", "ner_tags", "pos_tags", *LABEL_COLUMNS)  # of words first: a tokenized set has labels of pieces too
+_NO_TAG = ("", "-100", "None")
+
+
+class Marked(NamedTuple):
+    """A word in a text.
+
+    Attributes:
+        word: It.
+        begin: Where it begins, in UTF-16 units, as JavaScript counts; the end is `end`.
+        end: Behind it.
+    """
+
+    word: str
+    begin: int
+    end: int
+
+
+class TokenTexts:
+    """A data set's sentences by sample id, and the word that each of a sample's labelled tokens stands for.
+
+    Attributes:
+        columns: The column that is shown.
+        unmarked: How many of the run's samples have tokens that do not fit the words.
+    """
+
+    def __init__(
+        self,
+        file: UserFile,
+        run: TokenRun,
+        text_columns: str | Sequence[str] | None,
+        sample_id_column: str,
+        label_column: str | None,
+    ) -> None:
+        """Reads words, tags and ids, and checks that the data set is the one that the run was trained on.
+
+        Raises:
+            ValueError: there is no column of words, or neither ids nor tags; an id is missing, negative, repeated, or
+                no integer; no sample of the run is there, or none with its labels.
+        """
+        named = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
+        column = next((name for name in (*named, *(() if named else WORDS)) if name in file.columns), None)
+        if column is None or len(named) > 1:
+            raise ValueError(
+                f"{file.name} has the columns {listed(file.columns)}: expected one of words, a list in each row, "
+                f"called {' or '.join(map(repr, named[:1] or WORDS))}. Name it with text_columns (--text_columns)."
+            )
+        self.columns = (column,)
+        tags = next((name for name in ([label_column] if label_column else TAGS) if name in file.columns), None)
+        ids = [sample_id_column] if sample_id_column in file.columns else []
+        if (label_column and tags is None) or not (ids or tags):
+            raise ValueError(
+                f"{file.name} has the columns {listed(file.columns)}: expected the samples' ids in "
+                f"{sample_id_column!r}, or the words' tags in {label_column or 'tags'!r}. Name their columns with "
+                "sample_id_column and label_column (--sample_id_column, --label_column)."
+            )
+        cells = file.read([column, *([tags] if tags else [])], ids, to_show=True)
+        words = cells.texts
+        numbers = np.arange(len(words))
+        if ids:
+            numbers = sample_ids(file.name, ids[0], cells.others[ids[0]], range(len(words)))
+        row_of = {int(number): row for row, number in enumerate(numbers)}
+        self._words: dict[int, list[str]] = {}
+        self._places: dict[int, list[int]] = {}
+        known = [(i, row_of[sample]) for i, sample in enumerate(run.sample_ids.tolist()) if sample in row_of]
+        by_name = _numbers_of_tags(words, tags, run)
+        for i, row in known:
+            sample, cell = int(run.sample_ids[i]), words[row]
+            self._words[sample] = [str(word) for word in _as_list(cell[column])]
+            labels = run.labels[run.offsets[i] : run.offsets[i + 1]].tolist()
+            places = _places_of(self._words[sample], _as_list(cell[tags]) if tags else None, labels, by_name)
+            if places is not None:
+                self._places[sample] = places
+        self.unmarked = len(known) - len(self._places)
+        if not known or (tags and not self._places):
+            what = "none of the run's samples" if not known else f"other tags in {tags!r} than those that it learnt"
+            raise ValueError(
+                f"{file.name} has {what}: expected the data set that the run was trained on, with the ids that it had "
+                "then (sample_id_column, --sample_id_column) and its tags (label_column, --label_column)."
+            )
+        if not tags and self.unmarked:
+            self._places, self.unmarked = {}, len(known)  # if one has more tokens than words, all may have others
+
+    def of(self, sample_ids: npt.NDArray[np.integer[Any]], limit: int) -> tuple[list[str | None], int]:
+        """The sentences of (n,) samples, None where the data set has none; and how many were cut to `limit`."""
+        texts: list[str | None] = []
+        cut = 0
+        for sample in sample_ids.tolist():
+            text = " ".join(self._words[sample]) if sample in self._words else None
+            if text is not None and len(text) > limit:
+                text, cut = f"{text[: limit - 1].rstrip()}…", cut + 1
+            texts.append(text)
+        return texts, cut
+
+    def mark(self, sample: int, token: int) -> Marked | None:
+        """The word that a labelled token stands for, the `token`-th of its sample; None: it is not known."""
+        places = self._places.get(sample, [])
+        if token >= len(places):
+            return None
+        words, place = self._words[sample], places[token]
+        begin = _utf16_length(" ".join([*words[:place], ""]))
+        return Marked(words[place], begin, begin + _utf16_length(words[place]))
+
+
+def _utf16_length(text: str) -> int:
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def _as_list(cell: Any) -> list[Any]:
+    """A list in a cell: as one, as JSON, or as words between spaces."""
+    if cell is None:
+        return []
+    if isinstance(cell, str):
+        try:
+            found = json.loads(cell)
+        except json.JSONDecodeError:
+            found = None
+        return found if isinstance(found, list) else cell.split()
+    return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
+
+
+def _numbers_of_tags(words: Dataset, tags: str | None, run: TokenRun) -> Mapping[str, int]:
+    """The class of each tag as it is spelled in the data set: its name in the run, a `ClassLabel`'s, or its number."""
+    named = {name: i for i, name in enumerate(run.classes)}
+    feature = getattr(words.features.get(tags), "feature", None) if tags else None
+    own = getattr(feature, "names", None)
+    if own:
+        # What the run calls the classes counts: a data set may have them in another order.
+        by_number = {str(i): named.get(name, i) for i, name in enumerate(own)}
+    else:
+        by_number = {str(i): i for i in range(len(run.classes))}
+    return {**by_number, **named}
+
+
+def _places_of(
+    words: list[str], tags: list[Any] | None, labels: list[int], by_name: Mapping[str, int]
+) -> list[int] | None:
+    """The word of each label; None where they do not fit."""
+    if tags is None:
+        return list(range(len(labels))) if len(labels) <= len(words) else None
+    tagged = [place for place, tag in enumerate(tags[: len(words)]) if str(tag) not in _NO_TAG]
+    found = [by_name.get(str(tags[place])) for place in tagged[: len(labels)]]
+    return tagged[: len(labels)] if found == labels else None
+
+
+def read_token_texts(
+    dataset: str | os.PathLike[str] | Dataset | DatasetDict,
+    run: TokenRun,
+    text_columns: str | Sequence[str] | None = None,
+    *,
+    sample_id_column: str = "sample_id",
+    label_column: str | None = None,
+    tsv_quoting: bool = False,
+) -> TokenTexts:
+    """Opens what holds the sentences; as `texts.read_texts`, with lists of words and of tags in place of texts and
+    labels."""
+    if isinstance(dataset, (Dataset, DatasetDict)):
+        file = open_data_set(dataset, "The data set of the texts")
+    else:
+        file = open_user_file(dataset, tsv_quoting=tsv_quoting)
+    return TokenTexts(file, run, text_columns, sample_id_column, label_column)
