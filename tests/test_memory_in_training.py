@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from lstsd_hf import LSTSDTrainer, MemoryStoppingCallback, PredictionRecorder, add_sample_ids
+from lstsd_hf import LSTSDTrainer, MemoryStoppingCallback, PredictionRecorder, add_sample_ids, write_report
 from toys import HEADS, config, rows, tiny_bert, weights
 
 NAMES = ("honest_accuracy", "honest_accuracy_error", "memorised", "memorised_error")
@@ -283,3 +283,20 @@ def test_stopping_says_that_it_has_nothing_to_go_by(tmp_path: Path, told_by_stop
     trainer.train()
     assert len(told_by_stopping) == 1
     assert "nothing to go by" in told_by_stopping[0]
+
+
+# ---- the report
+
+
+def test_the_report_of_a_run_shows_what_it_has_by_heart(tmp_path: Path) -> None:
+    trainer = run(tmp_path, dataset=random_labels(96))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    last = measured(trainer)[-1]
+    can, heart = round(100 * last["honest_accuracy"]), round(100 * last["memorised"])
+    assert f"Of the {can + heart} % that it gets right" in page
+    error = 1.96 * max(last["honest_accuracy_error"], last["memorised_error"])
+    assert f"give or take {100 * error:.0f} %" in page
+    assert 'id="plot-memory"' in page
+    # These labels are wrong for the most part, and the estimate is of agreement with labels such as these.
+    assert "labelled as well or as" in page
+    assert "badly as these" in page

@@ -36,6 +36,8 @@ from .stream import passes_of, refuse_repeated
 from .teacher_reader import holds
 from .training_set import TrainingSet
 
+Given = torch.Tensor | None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -238,13 +240,7 @@ class Recorder:
 
     # ---- recording
 
-    def record(
-        self,
-        sample_ids: torch.Tensor,
-        compared: Compared,
-        counts: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-    ) -> None:
+    def record(self, sample_ids: torch.Tensor, compared: Compared, counts: Given = None, labels: Given = None) -> None:
         """Records a micro-batch of the epoch under way, without waiting for the device.
 
         Args:
