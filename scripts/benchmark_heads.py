@@ -1,0 +1,403 @@
+"""Trains heads with many rows for each sample, and compares the method with plain fine-tuning.
+
+    python scripts/benchmark_heads.py CONFIG.yaml --data_dir DATA --glue_dir GLUE --results results.jsonl
+    python scripts/benchmark_heads.py CONFIG.yaml --report results.jsonl
+
+Four heads: entities (WNUT-17: wnut17-train.conll, wnut17-test.conll), parts of speech (the English Web Treebank:
+ewt-dev.conllu to train on, ewt-test.conllu to test on), spans (xquad-en.json), and a language model of the sentences
+in GLUE's RTE and MRPC. A seed sets the rows that are drawn, the first weights of what is new, the order of the rows
+and dropout, and every method sees the same. A finished run is a line of the results file, and is not done again.
+"""
+
+import argparse
+import csv
+import hashlib
+import itertools
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from datasets import Dataset, disable_progress_bars
+from seqeval.metrics import f1_score
+from sklearn.metrics import f1_score as f1_of_classes
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    LlamaConfig,
+    LlamaForCausalLM,
+    default_data_collator,
+    set_seed,
+)
+
+from benchmark_quality import in_words, paired, read_results, table
+from lstsd_hf import LSTSDConfig, LSTSDTrainer
+from lstsd_hf.glue.arguments import resolve_package
+from lstsd_hf.glue.prepare import keep_layers
+from lstsd_hf.method.many_rows import many_rows_head
+
+NO_LABEL = -100
+LANGUAGE_PIECES = 2000
+LANGUAGE_WIDTH = 192
+PROBLEMS = {
+    "entities": "token_classification",
+    "speech": "token_classification",
+    "spans": "question_answering",
+    "language": "causal_lm",
+}
+METRICS = {
+    "entities": {"f1": "F1 of entities, x 100", "accuracy": "accuracy of tokens, x 100"},
+    "speech": {"accuracy": "accuracy of words, x 100", "macro_f1": "mean F1 of the classes, x 100"},
+    "spans": {"f1": "F1 of word pieces, x 100", "exact": "exact, x 100"},
+    "language": {"nll": "loss, nats for each token"},
+}
+LOWER_IS_BETTER = ("nll",)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a head's runs are.
+
+    Attributes:
+        train_samples: Sentences, features, or blocks, drawn by the seed.
+        test_samples: At most so many are tested on.
+        max_length: In pieces of words; a block of the language model has so many.
+        num_hidden_layers: Of the model.
+        training: `LSTSDConfig` fields that differ from those of the other heads.
+    """
+
+    train_samples: int
+    test_samples: int
+    max_length: int
+    num_hidden_layers: int
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    head: str
+    size: Size
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    model_name_or_path: str
+
+    @property
+    def key(self) -> str:
+        """Names all that the result depends on, the method by its settings."""
+        facts = {name: value for name, value in asdict(self).items() if name != "method"}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Task:
+    """What a run trains and tests.
+
+    Attributes:
+        score: The metrics, from what the trainer predicts for `test`.
+    """
+
+    model: Any
+    train: Dataset
+    test: Dataset
+    collator: Any
+    score: Callable[[Any], dict[str, float]]
+
+
+def runs_of(plan: dict[str, Any]) -> Iterator[Run]:
+    """The runs of a YAML file, seeds first: what there is at any time is paired."""
+    for seed, head, method in itertools.product(plan["seeds"], plan["heads"], plan["methods"]):
+        size = Size(**plan["heads"][head])
+        given = plan["training"] | size.training | plan["methods"][method]
+        chosen = many_rows_head(PROBLEMS[head], k=8)
+        assert chosen is not None
+        # A result's line says what it was made with.
+        settings = {name: chosen.default_weight if value is None else value for name, value in given.items()}
+        yield Run(head, size, method, seed, settings, plan["model_name_or_path"])
+
+
+# ---- the tasks
+
+
+def read_sentences(path: Path) -> list[tuple[list[str], list[str]]]:
+    """Words and tags of a CoNLL or CoNLL-U file."""
+    is_universal = path.suffix == ".conllu"
+    word, tag = (1, 3) if is_universal else (0, 1)
+    blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
+    sentences = []
+    for block in blocks:
+        lines = [line.split("\t") for line in block.splitlines() if line.strip()]
+        if is_universal:  # without comments, and without lines about several words or none
+            lines = [line for line in lines if line[0].isdigit()]
+        if lines:
+            sentences.append(([line[word] for line in lines], [line[tag] for line in lines]))
+    return sentences
+
+
+def tagging(run: Run, train_file: Path, test_file: Path) -> Task:
+    """Tags of words; the first piece of a word has its tag."""
+    everything, held_out = read_sentences(train_file), read_sentences(test_file)[: run.size.test_samples]
+    order = np.random.default_rng(run.seed).permutation(len(everything))
+    drawn = [everything[i] for i in order[: run.size.train_samples]]
+    names = sorted({tag for _, tags in everything for tag in tags})
+    path = resolve_package(run.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def encode(sentences: list[tuple[list[str], list[str]]]) -> Dataset:
+        words, tags = zip(*sentences, strict=True)
+        encoded = tokenizer(list(words), is_split_into_words=True, truncation=True, max_length=run.size.max_length)
+        labels = []
+        for i, own in enumerate(tags):
+            owners = encoded.word_ids(i)
+            labels.append(
+                [
+                    names.index(own[owner]) if owner is not None and owner != before else NO_LABEL
+                    for before, owner in zip([None, *owners], owners, strict=False)
+                ]
+            )
+        return Dataset.from_dict({**encoded, "labels": labels})
+
+    def score(outcome: Any) -> dict[str, float]:
+        found, true = outcome.predictions.argmax(-1), outcome.label_ids
+        counted = true != NO_LABEL
+        scores = {"accuracy": float((found == true)[counted].mean())}
+        if run.head == "speech":
+            return scores | {"macro_f1": float(f1_of_classes(true[counted], found[counted], average="macro"))}
+        sequences = [
+            [[names[tag] for tag in row[kept]] for row, kept in zip(rows, counted, strict=True)]
+            for rows in (true, found)
+        ]
+        return scores | {"f1": float(f1_score(*sequences))}
+
+    config = AutoConfig.from_pretrained(path, num_labels=len(names))
+    keep_layers(config, run.size.num_hidden_layers)
+    model = AutoModelForTokenClassification.from_pretrained(path, config=config)
+    return Task(model, encode(drawn), encode(held_out), DataCollatorForTokenClassification(tokenizer), score)
+
+
+def spans(run: Run, path_of_questions: Path) -> Task:
+    """Answers as spans of a passage: of a text's overlapping features, the first that holds the answer.
+
+    Questions that take more than half of the length are left out.
+    """
+    articles = json.loads(path_of_questions.read_text(encoding="utf-8"))["data"]
+    path = resolve_package(run.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def features_of(article: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                answer = question["answers"][0]
+                start, end = answer["answer_start"], answer["answer_start"] + len(answer["text"])
+                if len(tokenizer(question["question"])["input_ids"]) > run.size.max_length // 2:
+                    continue  # it would leave no room for the passage
+                encoded = tokenizer(
+                    question["question"],
+                    paragraph["context"],
+                    truncation="only_second",
+                    max_length=run.size.max_length,
+                    stride=run.size.max_length // 4,
+                    return_overflowing_tokens=True,
+                    return_offsets_mapping=True,
+                )
+                for i, offsets in enumerate(encoded["offset_mapping"]):
+                    places = [place for place, part in enumerate(encoded.sequence_ids(i)) if part == 1]
+                    inside = [p for p in places if offsets[p][0] < end and offsets[p][1] > start]
+                    if inside and offsets[inside[0]][0] <= start and offsets[inside[-1]][1] >= end:
+                        columns = {name: encoded[name][i] for name in tokenizer.model_input_names}
+                        yield columns | {"start_positions": inside[0], "end_positions": inside[-1]}
+                        break
+
+    # A text's questions are all in one part.
+    order = np.random.default_rng(run.seed).permutation(len(articles))
+    by_article = [list(features_of(articles[i])) for i in order]
+    test: list[dict[str, Any]] = []
+    while len(test) < run.size.test_samples:
+        test += by_article.pop()
+    train = [feature for features in by_article for feature in features][: run.size.train_samples]
+
+    def score(outcome: Any) -> dict[str, float]:
+        exact, overlap = [], []
+        for begin, finish, feature in zip(*outcome.predictions, test[: run.size.test_samples], strict=True):
+            length = len(feature["input_ids"])
+            both = np.triu(begin[:length, None] + finish[None, :length])
+            allowed = np.triu(np.ones_like(both, dtype=bool))
+            first, last = divmod(int(np.where(allowed, both, -np.inf).argmax()), length)
+            start, end = feature["start_positions"], feature["end_positions"]
+            common = max(0, min(last, end) - max(first, start) + 1)
+            exact.append((first, last) == (start, end))
+            overlap.append(2 * common / (last - first + 1 + end - start + 1))
+        return {"exact": float(np.mean(exact)), "f1": float(np.mean(overlap))}
+
+    config = AutoConfig.from_pretrained(path)
+    keep_layers(config, run.size.num_hidden_layers)
+    model = AutoModelForQuestionAnswering.from_pretrained(path, config=config)
+    collator = DataCollatorWithPadding(tokenizer)
+    held_out = Dataset.from_list(test[: run.size.test_samples])
+    return Task(model, Dataset.from_list(train), held_out, collator, score)
+
+
+def language(run: Run, glue_dir: Path) -> Task:
+    """A small language model with random weights, of sentences joined to blocks."""
+    texts: dict[str, None] = {}
+    for task, column in (("RTE", "sentence1"), ("MRPC", "#1 String")):
+        with (glue_dir / task / "train.tsv").open(encoding="utf-8-sig", newline="") as file:
+            texts |= dict.fromkeys(row[column] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    order = np.random.default_rng(run.seed).permutation(len(texts))
+    shuffled = [list(texts)[i] for i in order]
+    held_out, drawn = shuffled[: len(shuffled) // 4], shuffled[len(shuffled) // 4 :]
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    pieces.train_from_iterator(
+        drawn, trainers.BpeTrainer(vocab_size=LANGUAGE_PIECES, initial_alphabet=alphabet, show_progress=False)
+    )
+
+    def blocks(part: list[str], limit: int) -> Dataset:
+        tokens = [token for encoding in pieces.encode_batch([f"{text}\n" for text in part]) for token in encoding.ids]
+        size = run.size.max_length
+        rows = [tokens[at : at + size] for at in range(0, len(tokens) - size + 1, size)][:limit]
+        return Dataset.from_dict({"input_ids": rows, "labels": rows})
+
+    set_seed(run.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=pieces.get_vocab_size(),
+            hidden_size=LANGUAGE_WIDTH,
+            intermediate_size=3 * LANGUAGE_WIDTH,
+            num_hidden_layers=run.size.num_hidden_layers,
+            num_attention_heads=6,
+            max_position_embeddings=run.size.max_length,
+            tie_word_embeddings=True,
+        )
+    )
+    train, test = blocks(drawn, run.size.train_samples), blocks(held_out, run.size.test_samples)
+    return Task(model, train, test, default_data_collator, lambda outcome: {"nll": outcome.metrics["test_loss"]})
+
+
+def task_of(run: Run, data_dir: Path, glue_dir: Path) -> Task:
+    if run.head == "entities":
+        return tagging(run, data_dir / "wnut17-train.conll", data_dir / "wnut17-test.conll")
+    if run.head == "speech":
+        return tagging(run, data_dir / "ewt-dev.conllu", data_dir / "ewt-test.conllu")
+    return spans(run, data_dir / "xquad-en.json") if run.head == "spans" else language(run, glue_dir)
+
+
+# ---- a run
+
+
+def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
+    """Trains and tests; what comes back is a line of the results file."""
+    set_seed(run.seed)
+    task = task_of(run, data_dir, glue_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        args = LSTSDConfig(
+            output_dir=folder,
+            seed=run.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            prediction_loss_only=run.head == "language",  # all logits of the test set would fill the memory
+            label_names=["start_positions", "end_positions"] if run.head == "spans" else ["labels"],
+            **run.settings,
+        )
+        trainer = LSTSDTrainer(task.model, args, train_dataset=task.train, data_collator=task.collator)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+        outcome = trainer.predict(task.test)
+    return {
+        "key": run.key,
+        "head": run.head,
+        "method": run.method,
+        "seed": run.seed,
+        **asdict(run.size),
+        "train_samples": len(task.train),
+        "test_samples": len(task.test),
+        "train_seconds": round(seconds, 1),
+        "settings": run.settings,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **task.score(outcome),
+    }
+
+
+def tables(runs: Sequence[Run], lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown: of each metric the mean and standard deviation of plain, and each method's paired difference to it."""
+    by_key = {line["key"]: line for line in lines}
+    found = {(run.head, run.method, run.seed): by_key[run.key] for run in runs if run.key in by_key}
+    methods = [method for method in dict.fromkeys(run.method for run in runs) if method != "plain"]
+    rows = []
+    for head in dict.fromkeys(run.head for run in runs):
+        seeds = {m: [seed for of, own, seed in found if (of, own) == (head, m)] for m in ("plain", *methods)}
+        for metric, title in METRICS[head].items() if seeds["plain"] else ():
+            scale = 1 if metric in LOWER_IS_BETTER else 100
+
+            def values(
+                method: str, of: Sequence[int], head: str = head, metric: str = metric, scale: int = scale
+            ) -> np.ndarray:
+                return np.array([scale * found[head, method, seed][metric] for seed in of])
+
+            plain = values("plain", seeds["plain"])
+            cells = [f"{plain.mean():.2f} ± {plain.std(ddof=1) if len(plain) > 1 else 0:.2f} ({len(plain)} seeds)"]
+            for method in methods:
+                both = [seed for seed in seeds[method] if seed in seeds["plain"]]
+                gap = paired(values(method, both), values("plain", both), metric in LOWER_IS_BETTER) if both else None
+                cells.append(in_words(gap))
+            rows.append([f"{head}: {title}", *cells])
+    missing = len(runs) - len(found)
+    head_row = ["", "plain", *(f"{method} minus plain" for method in methods)]
+    return "\n\n".join([*([f"{missing} runs are missing."] if missing else []), table(head_row, rows)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a YAML file, such as configs/quality/heads.yaml")
+    parser.add_argument("--data_dir", type=Path, default=Path("DATA"), help="where the CoNLL and JSON files are")
+    parser.add_argument("--glue_dir", type=Path, default=Path("GLUE"), help="a folder in GLUE's own TSV layout")
+    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the table, and train nothing")
+    arguments = parser.parse_args(argv)
+    if (arguments.results is None) == (arguments.report is None):
+        parser.error("expected either --results FILE, to train, or --report FILE, to make the table")
+    runs = list(runs_of(yaml.safe_load(arguments.config.read_text(encoding="utf-8"))))
+    if arguments.report is not None:
+        print(tables(runs, read_results(arguments.report)))
+        return
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    disable_progress_bars()
+    done = {line["key"] for line in read_results([arguments.results])} if arguments.results.exists() else set()
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.results.open("a", encoding="utf-8") as out:
+        for count, run in enumerate(runs, 1):
+            if run.key in done:
+                continue
+            line = train(run, arguments.data_dir, arguments.glue_dir)
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            score = line[next(iter(METRICS[run.head]))]
+            print(
+                f"{count}/{len(runs)} {run.head}, {run.method}, seed {run.seed}: {score:.4f} "
+                f"({line['train_seconds']:.0f} s)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
