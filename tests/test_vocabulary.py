@@ -126,3 +126,30 @@ def test_a_teacher_that_knows_nothing_is_not_trusted():
     teacher = of_teacher(sure)
     log_q = torch.cat([teacher.log_probabilities, teacher.log_rest[..., None]], dim=-1)
     assert confidence(log_q, V).item() == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "k"), [(2048, 4), (2049, 3), (5000, 8), (300, 8), (4 * 128 * 8 + 127, 8)])
+def test_the_largest_are_those_of_topk(classes, k):
+    """The largest of all lie in one block, behind the last whole block, or anywhere."""
+    rows = draw(6, classes, seed=4).float()
+    rows[0, 128 : 128 + k] += 100
+    rows[1, -k:] += 100
+    rows[2, [0, classes - 1]] += 100
+    values, found = vocabulary.largest_of(rows, k)
+    expected = rows.topk(k, dim=1)
+    torch.testing.assert_close(values, expected.values, atol=0, rtol=0)
+    assert torch.equal(found, expected.indices)
+
+
+@pytest.mark.parametrize("named", [2, 4, 7])
+def test_the_rest_of_a_teacher_is_right_however_small(named):
+    """Against float64: the student's top is sure, and teachers name all of it, none of it, or the next ones."""
+    logits = draw(5, V, seed=5).float()
+    logits[0, :K] += 60  # the rest is of the order of e^-60
+    logits[1, 10:12] += 40
+    order = logits.argsort(dim=1, descending=True)
+    classes = torch.stack([order[:, :named], order[:, -named:], order[:, 1 : named + 1]])
+    events, _ = student_events(logits, torch.arange(5), classes, K)
+    for found, of_teacher in zip(events, classes, strict=True):
+        expected = dense_events(logits.double(), of_teacher)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)

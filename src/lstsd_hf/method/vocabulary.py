@@ -20,6 +20,7 @@ from .loss import TeacherTerms, divergence
 from .teachers import TeacherTrust
 
 _VALUES_AT_ONCE = 4 << 20
+_BLOCK = 128
 
 
 class TopK(NamedTuple):
@@ -53,19 +54,51 @@ def _chunks(positions: torch.Tensor, vocabulary: int) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(positions), rows))
 
 
-def _log_events(exponentials: torch.Tensor, log_total: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """(r, k + 1): the logarithms of the classes' probabilities and of the rest's.
+def largest_of(rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each of (r, V) rows and their classes, as `rows.topk(k)`, in little more than one pass.
+
+    They lie in the k blocks that have the largest maxima, or behind the last whole block.
+    """
+    blocks = rows.shape[1] // _BLOCK
+    if blocks < 4 * k:
+        return rows.topk(k, dim=1)
+    behind = blocks * _BLOCK
+    whole = rows[:, :behind].unflatten(1, (blocks, _BLOCK))
+    best = whole.amax(dim=2).topk(k, dim=1).indices
+    classes = (best[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=rows.device)).flatten(1)
+    left = torch.arange(behind, rows.shape[1], device=rows.device).expand(len(rows), -1)
+    classes = torch.cat([classes, left], dim=1)
+    values, places = rows.gather(1, classes).topk(k, dim=1)
+    return values, classes.gather(1, places)
+
+
+def _rest_of(
+    named: torch.Tensor,
+    of_named: torch.Tensor,
+    top: torch.Tensor,
+    of_top: torch.Tensor,
+    rest: torch.Tensor,
+    rows: torch.Tensor,
+) -> torch.Tensor:
+    """(r, 1): the mass of all classes but the named ones, from that of all but the top ones.
+
+    Of as many classes as are named, or more, the top ones have the largest mass. So what a teacher names of the rest
+    is at most what it leaves out of the top, and the difference is right to a few roundings of the result.
 
     Args:
-        exponentials: (r, V), in proportion to the probabilities; the same again afterwards.
-        log_total: (r, 1), the logarithms of their sums.
-        classes: int64 (r, k), no class twice in a row.
+        named, of_named: (r, n) classes, none twice in a row, and their masses.
+        top, of_top: (r, k) the same of the largest.
+        rest: (r, 1), the mass of all but the top ones.
+        rows: (r, V), all masses, 0 at the top ones; the same again afterwards.
     """
-    named = exponentials.gather(1, classes)
-    exponentials.scatter_(1, classes, 0.0)
-    rest = exponentials.sum(dim=1, keepdim=True)
-    exponentials.scatter_(1, classes, named)
-    return torch.cat([named, rest], dim=1).log() - log_total
+    same = named[:, :, None] == top[:, None, :]
+    left_out = (of_top * ~same.any(dim=1)).sum(dim=1, keepdim=True)
+    if named.shape[1] <= top.shape[1]:
+        return (rest - (of_named * ~same.any(dim=2)).sum(dim=1, keepdim=True)).clamp(min=0) + left_out
+    held = rows.gather(1, named)
+    others = rows.scatter_(1, named, 0.0).sum(dim=1, keepdim=True)
+    rows.scatter_(1, named, held)
+    return others + left_out
 
 
 class _Events(torch.autograd.Function):
@@ -82,17 +115,19 @@ class _Events(torch.autograd.Function):
         totals = torch.empty(count, 1, device=device)  # of exp(z), as logarithms
         for chunk in _chunks(positions, logits.shape[1]):
             rows = logits.index_select(0, positions[chunk]).float()
-            most, largest[chunk] = rows.topk(k, dim=1)
+            most, top = largest_of(rows, k)
             rows.sub_(most[:, :1]).exp_()
-            log_total = rows.sum(dim=1, keepdim=True).log()
-            totals[chunk] = log_total + most[:, :1]
-            own[chunk] = _log_events(rows, log_total, largest[chunk])
+            shares = rows.gather(1, top)
+            rest = rows.scatter_(1, top, 0.0).sum(dim=1, keepdim=True)
+            log_total = (rest + shares.sum(dim=1, keepdim=True)).log()
+            largest[chunk], totals[chunk] = top, log_total + most[:, :1]
             # Not through the exponential, which underflows for the least probable of the k.
-            own[chunk, :-1] = most - totals[chunk]
-            for teacher, named in enumerate(classes):
-                of_teachers[teacher, chunk] = _log_events(rows, log_total, named[chunk])
-                known = logits.index_select(0, positions[chunk]).gather(1, named[chunk]).float()
+            own[chunk, :-1], own[chunk, -1:] = most - totals[chunk], rest.log() - log_total
+            for teacher, named in enumerate(classes[:, chunk]):
+                known = logits[positions[chunk, None], named].float()
+                others = _rest_of(named, (known - most[:, :1]).exp(), top, shares, rest, rows)
                 of_teachers[teacher, chunk, :-1] = known - totals[chunk]
+                of_teachers[teacher, chunk, -1:] = others.log() - log_total
         ctx.save_for_backward(logits, positions, classes, of_teachers, totals)
         ctx.mark_non_differentiable(own, largest)
         return of_teachers, own, largest
