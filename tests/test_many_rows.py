@@ -1,5 +1,9 @@
 """Tokens, spans and vocabularies: the invariants of the method for samples with any number of rows."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +27,11 @@ from toys import config, logged, weights
 
 def train(kind: str, folder: Any, rows: Any, trainer_class: Any = LSTSDTrainer, **options: Any) -> Any:
     changes = {"learning_rate": 0.2, "logits_top_k": K, "teacher_trust": "constant", **options.pop("settings", {})}
-    collator = options.pop("data_collator", Pad())
+    collator, resume = options.pop("data_collator", Pad()), options.pop("resume", None)
     trainer = trainer_class(
         make(kind), config(folder, **changes), train_dataset=rows, data_collator=collator, **options
     )
-    trainer.train(options.pop("resume", None))
+    trainer.train(resume)
     return trainer
 
 
@@ -62,6 +66,48 @@ def test_accumulated_micro_batches_equal_one_big_batch(tmp_path, kind, count):
     torch.testing.assert_close(weights(runs[1].model), weights(runs[0].model), atol=1e-5, rtol=0)
     for name in ("loss", "base_loss", "long_term_loss", "short_term_loss"):
         assert logged(runs[1], name) == pytest.approx(logged(runs[0], name), abs=1e-5), name
+
+
+def predicted(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of what is predicted, and the labels: of 4 classes a tagger's, of more a language model's."""
+    logits = outputs["logits"]
+    if logits.shape[-1] > 4:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return logits.flatten(0, 1), labels.flatten()
+
+
+def mean_over_tokens(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(*predicted(outputs, labels), ignore_index=NO)
+
+
+def sum_over_count(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(*predicted(outputs, labels), ignore_index=NO, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("kind", ["tokens", "vocabulary"])
+@pytest.mark.parametrize("loss", ["smoothing", mean_over_tokens, sum_over_count])
+def test_other_losses_accumulate_to_that_of_one_big_batch(tmp_path, kind, loss):
+    """22 samples: the last micro-batch and the last group are short. Where the loss is the model's, it is the same."""
+    settings = {"num_train_epochs": 3, "mini_generation_epochs": 1, "train_sampling_strategy": "sequential"}
+    settings |= {"label_smoothing_factor": 0.1} if loss == "smoothing" else {}
+    options = {} if loss == "smoothing" else {"compute_loss_func": loss}
+    runs = [
+        train(
+            kind,
+            tmp_path / str(size),
+            data(kind, 22),
+            settings=settings | {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size},
+            **options,
+        )
+        for size in (8, 2)
+    ]
+    torch.testing.assert_close(weights(runs[1].model), weights(runs[0].model), atol=1e-5, rtol=0)
+    for name in ("loss", "base_loss", "short_term_loss"):
+        assert logged(runs[1], name) == pytest.approx(logged(runs[0], name), abs=1e-5), name
+    settings |= {"per_device_train_batch_size": 8, "label_smoothing_factor": 0.0}
+    plain = train(kind, tmp_path / "plain", data(kind, 22), settings=settings)
+    is_same = torch.allclose(weights(plain.model), weights(runs[0].model), atol=1e-5)
+    assert is_same == (loss != "smoothing")
 
 
 def past_of(kind: str, logits: Any, row: dict[str, Any]) -> list[list[float]]:
@@ -194,6 +240,38 @@ def test_a_run_that_is_interrupted_ends_with_the_same_files(tmp_path, kind):
     for name in files:
         both = [(tmp_path / run / "_logits" / name).read_bytes() for run in ("whole", "cut")]
         assert both[0] == both[1], name
+
+
+KILLED = """
+import os, signal, sys
+from transformers import TrainerCallback
+from test_many_rows import train
+from many_toys import data
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train("vocabulary", sys.argv[1], data("vocabulary"), settings=eval(sys.argv[2]), callbacks=[Kill()])
+"""
+
+
+def test_a_run_that_is_killed_ends_with_the_same_files(tmp_path):
+    """By SIGKILL in step 8, in the middle of epoch 2; the last checkpoint is of step 7."""
+    settings = {"per_device_train_batch_size": 8, "logits_dtype": "float16", "num_train_epochs": 4}
+    settings |= {"save_strategy": "steps", "save_steps": 7}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), repr(settings)]
+    killed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    whole = train("vocabulary", tmp_path / "whole", data("vocabulary"), settings=settings)
+    again = train("vocabulary", tmp_path / "cut", data("vocabulary"), settings=settings, resume=True)
+    assert torch.equal(weights(again.model), weights(whole.model))
+    files = [
+        {path.name: path.read_bytes() for path in tmp_path.glob(f"{run}/_logits/*.npy")} for run in ("whole", "cut")
+    ]
+    assert files[0] == files[1]
+    assert {"labels.npy", "labels.offsets.npy", "epoch-0003.classes.npy"} <= files[0].keys()
 
 
 def test_a_sample_whose_rows_change_has_no_teacher(tmp_path):

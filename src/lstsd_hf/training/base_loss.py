@@ -86,7 +86,8 @@ class BaseLossMixin(LoaderMixin):
     ) -> Any:
         """The parent's loss of a micro-batch: its mean, of which `teach` makes the loss of a training batch."""
         if self.compute_loss_func is not None:  # given to the trainer, or assigned to it since
-            self.compute_loss_func = count_own_items(self.compute_loss_func)
+            shifts = isinstance(self._head, Vocabulary) and getattr(self, "_loss_shifts_labels", False)
+            self.compute_loss_func = count_own_items(self.compute_loss_func, shifts)
         if not model.training or not isinstance(self._head, Vocabulary):
             # Without a count of items, which would multiply the loss by the number of processes; and with a copy, from
             # which the plain Trainer may take the labels while the caller computes another loss of the same batch.

@@ -87,13 +87,19 @@ def read_state(checkpoint: Path) -> TrainerState:
     return state
 
 
-def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bool) -> LogitsStore | None:
+def saved_store(
+    checkpoint: str,
+    columns: int | None,
+    resumes_without_logits: bool,
+    top: tuple[int, int | None] | None = None,
+) -> LogitsStore | None:
     """The store in the checkpoint that a run resumes from.
 
     Args:
         checkpoint: The checkpoint's folder.
         columns: How many columns the model's rows have, where that is known.
         resumes_without_logits: Whether to return None where there is no store.
+        top: Of a language model: how many classes the run records, and of how many, where that is known.
 
     Raises:
         ValueError: there is no such folder, or the Trainer's state in it is damaged.
@@ -118,12 +124,31 @@ def saved_store(checkpoint: str, columns: int | None, resumes_without_logits: bo
         )
     store = LogitsStore.open(path)
     _check_note(store)
-    if columns is not None and store.row_shape != (columns,):
+    if top is not None:
+        _refuse_other_vocabulary(store, *top)
+    elif columns is not None and store.row_shape != (columns,):
         raise StoreMismatchError(
             f"The store in {checkpoint} holds predictions of shape {store.row_shape}: expected {(columns,)}, "
             "because the model has as many labels. Resume with the model that the checkpoint was saved from."
         )
     return store
+
+
+def _refuse_other_vocabulary(store: LogitsStore, k: int, vocabulary: int | None) -> None:
+    """Raises StoreMismatchError where a store's rows are not the k largest of so many classes."""
+    if store.vocabulary is None or store.row_shape != (k,):
+        found = f"the {store.row_shape[0]} largest" if store.vocabulary is not None else f"rows of {store.row_shape}"
+        advice = f"Set logits_top_k={store.row_shape[0]}, as" if store.vocabulary is not None else "Resume with what"
+        raise StoreMismatchError(
+            f"The store at {store.path} holds {found} of each prediction: expected the {k} largest (logits_top_k). "
+            f"{advice} the checkpoint was saved with."
+        )
+    if vocabulary not in (None, store.vocabulary):
+        raise StoreMismatchError(
+            f"The store at {store.path} holds shares of a vocabulary of {store.vocabulary}, and the model has "
+            f"{vocabulary}: expected the same. Were tokens added since (resize_token_embeddings)? Add them before "
+            "the first run, or start anew, without resume_from_checkpoint."
+        )
 
 
 def _check_note(store: LogitsStore) -> None:

@@ -15,7 +15,7 @@ from ..store import LogitsStore
 from .honesty import Honesty, refuse_other_heads
 from .hub import HubMixin
 from .memory_log import MemoryLog
-from .model_head import Rows, known_columns, many_rows_problem, unwrapped
+from .model_head import Rows, known_columns, known_vocabulary, many_rows_problem, unwrapped
 from .outside import OutsideTeacher, refuse_other_teacher
 from .training_set import TrainingSet
 
@@ -63,6 +63,11 @@ class HeadMixin(HubMixin):
     def _known_columns(self) -> int | None:
         """How many columns the rows will have; None: it cannot be told, as of a loss that makes rows of its own."""
         return None if self._has_own_loss else known_columns(self.model)
+
+    def _known_top(self) -> tuple[int, int | None] | None:
+        """Of a language model: how many classes are recorded, and of how many; None: another head, or not known."""
+        head = self._many_rows_head()
+        return (head.k, known_vocabulary(self.model)) if isinstance(head, Vocabulary) else None
 
     def _assume_head(self, labels: npt.NDArray[Any] | None) -> None:
         """Takes settings and teachers for a head that is not sure before the first batch, given the training labels.

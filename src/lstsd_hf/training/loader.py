@@ -19,7 +19,7 @@ from .head import HeadMixin
 from .overrides import is_plain, same_random_numbers
 from .recorder import Plan
 from .sample_ids import has_sample_ids, sample_ids_of
-from .training_set import TrainingSet, inspect_training_set, rows_with_labels_outside
+from .training_set import TrainingSet, inspect_training_set, refuse_no_labels, rows_with_labels_outside
 
 logger = logging.get_logger(__name__)
 
@@ -50,7 +50,12 @@ class LoaderMixin(HeadMixin):
             self._remove_unused_columns(dataset, description="training")
         taken = signature if plain_loader and self.args.remove_unused_columns else None
         label_names = (*self.label_names, *getattr(self.data_collator, "valid_label_columns", ()))
-        training_set = inspect_training_set(dataset, column, taken, distillation.num_samples, label_names)
+        head = self._many_rows_head()
+        if head is not None:
+            refuse_no_labels(dataset, label_names)
+        training_set = inspect_training_set(
+            dataset, column, taken, distillation.num_samples, label_names, of_rows=head is not None
+        )
         self._refuse_labels_outside(training_set)
         if self._head is None:  # else another loader is made in mid-training
             self._open_outside(dataset, training_set)
@@ -76,7 +81,6 @@ class LoaderMixin(HeadMixin):
         if isinstance(dataset, IdentifiedDataset):
             collator = self._get_collator_with_removed_columns(collator, description="training")
         path = self.logits_path()
-        head = self._many_rows_head()
         teachers = TeacherCollator(collator, column, training_set.num_samples, path, self._teaching, head)
         output_dir = self._get_output_dir(self._trial) if self._trial is not None else str(self.args.output_dir)
         self._plan = Plan(

@@ -1,5 +1,6 @@
 """A Trainer that records each sample's logits and distils from those of earlier epochs: as a mixin for any Trainer."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,7 @@ class LSTSDMixin(BaseLossMixin):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         if resume_from_checkpoint:
             lenient = self.distillation.resume_without_logits
-            self._saved = saved_store(str(resume_from_checkpoint), self._known_columns(), lenient)
+            self._saved = saved_store(str(resume_from_checkpoint), self._known_columns(), lenient, self._known_top())
         with self._callback.listening(self.callback_handler):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -210,7 +211,8 @@ class LSTSDMixin(BaseLossMixin):
         labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
         items, own_items = self._items_in(added), self._own_items(inputs, labels, num_items_in_batch)
         with self._shown(added), watching(model, cast(nn.Module, self.model), self._has_own_loss) as seen:
-            found = compute_loss(self, model, inputs, return_outputs=True, num_items_in_batch=own_items, **kwargs)
+            batch = copy.copy(inputs)  # of which a loss may take the labels out
+            found = compute_loss(self, model, batch, return_outputs=True, num_items_in_batch=own_items, **kwargs)
         base_loss, outputs = found if isinstance(found, tuple) else (found, None)
         refuse_no_loss(base_loss, outputs, self._has_own_loss or self.compute_loss_func is not None)
         student = self._student([outputs, *seen], inputs, len(sample_ids), labels, recorder)

@@ -100,6 +100,13 @@ def known_columns(model: Any) -> int | None:
     return found if linear and linear[-1].out_features == found else None
 
 
+def known_vocabulary(model: Any) -> int | None:
+    """How many classes a language model's logits will have, where the model tells; else None."""
+    find = getattr(unwrapped(model), "get_output_embeddings", None)
+    weight = getattr(find() if find else None, "weight", None)
+    return None if weight is None else len(weight)
+
+
 class Rows(NamedTuple):
     """The rows of logits of B samples.
 

@@ -76,17 +76,22 @@ def refuse_wrong_order(cls: type, mixin: type) -> None:
         )
 
 
-def count_own_items(compute_loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Hands a user's loss function the number of items in its own micro-batch, in place of the whole step's."""
+def count_own_items(compute_loss_func: Callable[..., torch.Tensor], shifts: bool) -> Callable[..., torch.Tensor]:
+    """Hands a user's loss function the number of items in its own micro-batch, in place of the whole step's.
+
+    Where a loss `shifts` labels, it predicts the label at the next position, and a sequence's first label does not
+    count.
+    """
     if getattr(compute_loss_func, "counts_own_items", False):
         return compute_loss_func
 
     @functools.wraps(compute_loss_func)
-    def counted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        return compute_loss_func(outputs, labels, num_items_in_batch=items_in(labels))
+    def with_own_items(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        counted = labels[..., 1:] if shifts else labels
+        return compute_loss_func(outputs, labels, num_items_in_batch=items_in(counted))
 
-    counted.counts_own_items = True  # type: ignore[attr-defined]
-    return counted
+    with_own_items.counts_own_items = True  # type: ignore[attr-defined]
+    return with_own_items
 
 
 def items_in(labels: Any) -> torch.Tensor | None:

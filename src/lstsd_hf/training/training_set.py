@@ -7,10 +7,15 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
+from ..method.rows import IGNORED
 from .fingerprint import fingerprint
 from .sample_ids import LABEL_COLUMNS, sample_ids_of
+
+_AT_ONCE = 1000  # rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ def inspect_training_set(
     columns: Sequence[str] | None = None,
     num_samples: int | None = None,
     label_names: Sequence[str] = (),
+    *,
+    of_rows: bool = False,
 ) -> TrainingSet:
     """Reads a training set ahead as far as that is free of side effects.
 
@@ -54,6 +61,7 @@ def inspect_training_set(
         num_samples: The largest id plus 1: of an iterable, or of a torch data set whose items have ids of their own.
             The store has a row for each number below it, because the ids are not known ahead.
         label_names: What the trainer calls the labels; "labels", "label" and "label_ids" are looked for after these.
+        of_rows: Whether labels are those of a sample's rows, which are recorded with them, and not read here.
 
     Raises:
         SampleIdError: see `sample_ids_of`.
@@ -80,7 +88,7 @@ def inspect_training_set(
         kept = dataset.column_names
     labels = {*label_names, *LABEL_COLUMNS}.intersection(kept)
     name = fingerprint(dataset, ids, [name for name in kept if name != column], labels)
-    return TrainingSet(int(ids.max()) + 1, name, ids, labels_of(dataset, label_names))
+    return TrainingSet(int(ids.max()) + 1, name, ids, None if of_rows else labels_of(dataset, label_names))
 
 
 def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt.NDArray[Any] | None:
@@ -92,6 +100,27 @@ def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt
     if values.dtype.kind not in "iuf":
         return None
     return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
+
+
+def refuse_no_labels(dataset: Any, label_names: Sequence[str] = ()) -> None:
+    """Raises ValueError where a data set has a label for each token, and all of them are -100, which losses ignore.
+
+    Reads up to the first other label. What a transform makes of the rows is not known, and not looked at.
+    """
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return
+    name = next((name for name in (*label_names, *LABEL_COLUMNS) if name in dataset.column_names), None)
+    if name is None or not pa.types.is_list(dataset.features.arrow_schema.field(name).type):
+        return
+    for batch in dataset.select_columns([name]).with_format("arrow").iter(_AT_ONCE):
+        values = batch[name].combine_chunks().flatten()
+        if not pa.types.is_integer(values.type) or pc.any(pc.not_equal(values, IGNORED)).as_py():
+            return
+    raise ValueError(
+        f"All labels in column {name!r} of the training set are {IGNORED}, or there are none: expected a class for "
+        "some tokens at least. Labels of -100 are left out of the loss; were they lost where the data set was "
+        "tokenised, for instance by aligning words with tokens?"
+    )
 
 
 def rows_with_labels_outside(labels: npt.NDArray[Any], num_labels: int) -> npt.NDArray[np.integer[Any]]:
