@@ -59,6 +59,7 @@ def quick(folder: Path) -> Scale:
         small=100_000,
         large=20_000,
         epoch=128_000,
+        ragged=(10_000, 100_000),
     )
 
 

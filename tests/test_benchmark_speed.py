@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 import benchmark_speed
 from lstsd_hf import LogitsStore, LSTSDTrainer
 from lstsd_hf.training.collator import SAMPLE_IDS, teacher_key
+from speed.many_rows import Kind, seal_and_read
 from speed.measure import Turns, compare, forget, process_memory, take_turns
 from speed.sections import SECTIONS, Scale
 from speed.workload import EPOCH, TEACHERS, Setting, make_checkpoint, train
@@ -107,6 +108,33 @@ def test_both_teachers_are_there_from_the_first_step_on(tmp_path, monkeypatch):
     monkeypatch.setattr(LSTSDTrainer, "compute_loss", compute_loss)
     train(setting, "lstsd", TrainerCallback())
     assert seen == [EPOCH, EPOCH]
+
+
+@pytest.mark.parametrize("kind", [Kind("tokens", 5), Kind("spans", 2), Kind("vocabulary", 30_000, 4)], ids=str)
+def test_both_teachers_are_there_for_each_row(tmp_path, monkeypatch, kind):
+    setting = Setting(tmp_path / "run", batch=4, classes=kind.classes, samples=16, steps=2, tokens=6, kind=kind)
+    make_checkpoint(setting)
+    store, seen = LogitsStore.open(setting.checkpoint / "_logits"), []
+    original = LSTSDTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        for name, epoch in TEACHERS.items():
+            past = store.read_rows(epoch, inputs[SAMPLE_IDS].numpy())
+            np.testing.assert_array_equal(inputs[teacher_key(name)].numpy(), past.parts["values"])
+            assert len(past.parts["values"]) == 4 * (6 if kind.name == "spans" else 5)
+        seen.append(self._callback.recorder.epoch)
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(LSTSDTrainer, "compute_loss", compute_loss)
+    train(setting, "lstsd", TrainerCallback())
+    assert seen == [EPOCH, EPOCH]
+
+
+def test_stores_of_many_rows_are_sealed_and_read(tmp_path):
+    lines = list(seal_and_read(tmp_path, (300, 600), 2))
+    assert len(lines) == 8
+    assert all(line.lstsd_median > 0 for line in lines)
+    assert {line.goal for line in lines} == {None, 1.5}
 
 
 def test_what_is_forgotten_comes_from_the_disk_again(tmp_path):

@@ -13,6 +13,7 @@ import torch
 
 from lstsd_hf import LogitsStore
 
+from .many_rows import Kind, seal_and_read
 from .measure import Line, alternate, compare, disk_seconds, forget, in_fresh_process, take_turns
 from .processes import side_by_side
 from .rivals import FilePerSample, RowByRow
@@ -41,6 +42,9 @@ class Scale:
         large: The rows of the store that has 1000 classes, in section `store`; at least 4096.
         epoch: The rows of the epoch that is sealed in section `growth`, of 1000 classes.
         samples: The sizes of the training set in section `growth`.
+        ragged: The same of the stores in section `rows`.
+        vocabularies: The sizes of the language models' vocabularies there.
+        longest: The most tokens of a sample there.
     """
 
     folder: Path
@@ -53,6 +57,9 @@ class Scale:
     large: int = 200_000
     epoch: int = 1_280_000
     samples: tuple[int, ...] = (10_000, 1_000_000, 10_000_000, 100_000_000)
+    ragged: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    vocabularies: tuple[int, ...] = (32_000, 150_000)
+    longest: int = 512
 
     def setting(self, size: str, batch: int, classes: int, workers: int = 0, folder: str = "run") -> Setting:
         setting = Setting(
@@ -362,4 +369,31 @@ def processes(scale: Scale) -> Iterator[Line]:
         yield compare("processes", what, "ms", "plain DDP", plain, lstsd, at_most=1.02)
 
 
-SECTIONS = {"step": step, "instead": instead, "store": store, "growth": growth, "processes": processes}
+# ---- samples of many rows
+
+
+def rows(scale: Scale) -> Iterator[Line]:
+    """Steps of taggers, spans and language models, over the plain Trainer; and stores of their rows."""
+    grid: list[tuple[str, Kind, int, int]] = [
+        ("tokens, 9 classes", Kind("tokens", 9), 8, 512),
+        ("spans", Kind("spans", 2), 8, 384),
+    ]
+    for vocabulary, k in product(scale.vocabularies, (8, 32)):
+        grid.append((f"top {k} of {vocabulary:,}", Kind("vocabulary", vocabulary, k), 4, 64))
+    for name, kind, batch, longest in grid:
+        tokens = min(longest, scale.longest)
+        what = f"{name}, {batch} x {tokens}"
+        setting = replace(scale.setting("MiniLM-L6", batch, kind.classes), kind=kind, tokens=tokens)
+        turns = max(scale.turns["MiniLM-L6"] // 3, 2)
+        turn = scale.turn(0)
+        steps = (turns + turn["warm_up"] + 1) * turn["timed"]
+        setting = replace(setting, steps=steps, samples=steps * batch)
+        make_checkpoint(setting)
+        seconds = take_turns(trainings(setting, ("plain", "lstsd")), **turn)
+        plain, lstsd = milliseconds(seconds["plain"]), milliseconds(seconds["lstsd"])
+        yield compare("rows", f"step, {what}", "ms", "plain Trainer", plain, lstsd, at_most=1.03)
+        yield from memory(scale, setting, "rows", what, "plain", at_most=1.05)
+    yield from seal_and_read(scale.folder, scale.ragged, max(scale.memory_repeats, 2))
+
+
+SECTIONS = {"step": step, "rows": rows, "instead": instead, "store": store, "growth": growth, "processes": processes}

@@ -27,8 +27,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from lstsd_hf import LogitsStore, LSTSDConfig
-from lstsd_hf.training.training_set import inspect_training_set
+from lstsd_hf.training.training_set import TrainingSet, inspect_training_set
 
+from .many_rows import LABEL_NAMES, Kind
 from .measure import MemoryCallback
 from .rivals import TRAINERS
 
@@ -59,6 +60,7 @@ class Setting:
         by_index: Whether the rows are made when they are asked for, by a torch data set that holds none; else they
             lie in a `datasets.Dataset`.
         processes: That train together.
+        kind: What the samples are, where each has many rows; None: one row for each.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class Setting:
     workers: int = 0
     by_index: bool = False
     processes: int = 1
+    kind: Kind | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -102,12 +105,15 @@ def training_set(setting: Setting) -> Any:
         return RowsByIndex(setting.samples, setting.tokens, setting.classes)
     rng = np.random.default_rng(SEED)
     shape = (setting.samples, setting.tokens)
+    tokens = rng.integers(1000, 30_000, shape)
     columns = {
-        "input_ids": rng.integers(1000, 30_000, shape).tolist(),
+        "input_ids": tokens.tolist(),
         "attention_mask": np.ones(shape, int).tolist(),
-        "label": rng.integers(0, setting.classes, setting.samples).tolist(),
         "sample_id": list(range(setting.samples)),
     }
+    if setting.kind is not None:
+        return datasets.Dataset.from_dict(columns | setting.kind.columns(rng, tokens))
+    columns["label"] = rng.integers(0, setting.classes, setting.samples).tolist()
     return datasets.Dataset.from_dict(columns)
 
 
@@ -119,13 +125,30 @@ def hush() -> None:
 
 def new_model(setting: Setting) -> Any:
     set_seed(SEED)
+    if setting.kind is not None:
+        return setting.kind.model(SIZES[setting.size])
     return BertForSequenceClassification(BertConfig(num_labels=setting.classes, **SIZES[setting.size]))
 
 
 def make_checkpoint(setting: Setting) -> None:
     """Makes what a run leaves behind at the end of epoch 2: weights, the trainer's state, two sealed epochs."""
     shutil.rmtree(setting.folder, ignore_errors=True)
-    rows = inspect_training_set(training_set(setting), "sample_id", None, None)
+    label_names = () if setting.kind is None else LABEL_NAMES.get(setting.kind.name, ())
+    rows = inspect_training_set(training_set(setting), "sample_id", None, None, label_names)
+    if setting.kind is not None:
+        made = setting.kind.new_store(setting.folder / "made", rows.num_samples, rows.fingerprint)
+        setting.kind.record_past(made, list(TEACHERS.values()), setting.samples, setting.tokens)
+    else:
+        made = _one_row_each(setting, rows)
+    new_model(setting).save_pretrained(setting.checkpoint)
+    made.copy(setting.checkpoint / "_logits", {"steps_per_epoch": setting.steps_per_epoch})
+    step = EPOCH * setting.steps_per_epoch
+    state = TrainerState(epoch=float(EPOCH), global_step=step, train_batch_size=setting.batch)
+    state.save_to_json(str(setting.checkpoint / TRAINER_STATE_NAME))
+
+
+def _one_row_each(setting: Setting, rows: TrainingSet) -> LogitsStore:
+    """A store of random predictions, of the epochs of both teachers."""
     row_shape = (setting.classes,)
     made = LogitsStore.create(setting.folder / "made", rows.num_samples, row_shape, "float16", rows.fingerprint)
     rng = np.random.default_rng(SEED)
@@ -136,11 +159,7 @@ def make_checkpoint(setting: Setting) -> None:
             ids = np.arange(start, min(start + at_once, setting.samples))
             made.record(epoch, ids, logits[: len(ids)], step=start)
         made.seal(epoch)
-    new_model(setting).save_pretrained(setting.checkpoint)
-    made.copy(setting.checkpoint / "_logits", {"steps_per_epoch": setting.steps_per_epoch})
-    step = EPOCH * setting.steps_per_epoch
-    state = TrainerState(epoch=float(EPOCH), global_step=step, train_batch_size=setting.batch)
-    state.save_to_json(str(setting.checkpoint / TRAINER_STATE_NAME))
+    return made
 
 
 def train(setting: Setting, name: str, callback: TrainerCallback, shared: "Shared | None" = None) -> None:
@@ -148,6 +167,7 @@ def train(setting: Setting, name: str, callback: TrainerCallback, shared: "Share
     trainer_class: type[Trainer] = Trainer if name.startswith("plain") else TRAINERS[name]
     arguments_class: type[TrainingArguments] = LSTSDConfig if name == "lstsd" else TrainingArguments
     cuda = torch.cuda.is_available()
+    changes = {"logits_top_k": setting.kind.k} if name == "lstsd" and setting.kind and setting.kind.k else {}
     arguments = arguments_class(
         output_dir=str(setting.folder / name),
         max_steps=EPOCH * setting.steps_per_epoch + setting.steps,
@@ -161,6 +181,7 @@ def train(setting: Setting, name: str, callback: TrainerCallback, shared: "Share
         report_to=[],
         disable_tqdm=True,
         seed=SEED,
+        **changes,
     )
     rows = training_set(setting)
     if name.startswith("plain") and isinstance(rows, datasets.Dataset):
