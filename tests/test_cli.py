@@ -215,7 +215,7 @@ def test_the_demo(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     out = capsys.readouterr().out
     for title in ("transformers.Trainer", "LSTSDTrainer", "LSTSDTrainer, wrong labels dropped"):
         assert re.search(rf"^{title} +\d+\.\d% +\d+\.\d%$", out, re.MULTILINE), title
-    flagged = read_history(tmp_path / "out" / "lstsd").filter(lambda row: row["noise_score"] > 0.5)["sample_id"]
+    flagged = read_history(tmp_path / "out" / "lstsd").filter(lambda row: row["looks_wrong"])["sample_id"]
     found = sum(wrong[i] for i in flagged)
     assert f"found {found} of the 4 wrong labels, among the {len(flagged)} that look wrong" in out
     assert (tmp_path / "out" / "lstsd" / "_report" / "report.html").is_file()
