@@ -52,7 +52,8 @@ VARIANTS = {
     "fewer than a batch": (3, 8, "classes", {}),
     "grouped by length": (64, 32, "classes", {"train_sampling_strategy": "group_by_length"}),
     "cut short": (64, 16, "classes", {"max_steps": 14}),
-    "honest": (96, 16, "classes", {"teacher_trust": "honest", "num_train_epochs": 6}),
+    # The honest past alone: a teacher that is trusted by how sure it is counts by micro-batch.
+    "honest": (96, 16, "classes", {"teacher_trust": "honest", "long_term_weight": 1e-9, "short_term_weight": 1e-9}),
     "outside teacher": (64, 32, "classes", {"outside_teacher": "recorded"}),
 }
 

@@ -105,7 +105,7 @@ def test_two_processes_open_the_gate_as_far_as_one(runs):
     logs = [json.loads((runs[world] / "honest" / "log.json").read_text()) for world in (1, 2)]
     one, two = ([entry["honest_gate"] for entry in log if "honest_gate" in entry] for log in logs)
     assert two == pytest.approx(one, abs=1e-6)
-    assert one[-1] > 0.5
+    assert one[-1] > 0.3
 
 
 @pytest.mark.parametrize("name", MANY)
