@@ -317,6 +317,7 @@ def test_the_losses_are_on_the_progress_bar(
     glue.main([*argv, "--disable_tqdm", "false"])
     bars = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if "18/18" in line]
     assert re.search(r" loss=\d.*, base_loss=\d.*, long_term_loss=\d.*, short_term_loss=\d", bars[-1])
+    assert re.search(r" honest_accuracy=\d.*, memorised=-?\d", bars[-1])
 
 
 def test_push_to_hub(layout: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
