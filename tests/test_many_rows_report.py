@@ -169,7 +169,7 @@ def test_words_are_found_by_tags_without_ids_and_a_cut_sentence_has_them_too(tag
         (lambda data: data.select_columns(["sample_id", "tags"]), r"expected one of words, a list in each row"),
         (
             lambda data: data.select_columns(["words", "tags"]).map(lambda row: {"tags": ["noun"] * len(row["tags"])}),
-            r"other tags in 'tags' than those that it learnt",
+            r"sample id 0 has the tag 'noun' in 'tags', where the run has class \d",
         ),
         (
             lambda data: data.map(lambda row: {"sample_id": row["sample_id"] + 1000}),
@@ -182,6 +182,27 @@ def test_a_data_set_of_other_sentences_is_refused(tagged, change, message):
     with pytest.raises(ValueError, match=message):
         write_report(tagged, change(sentences()))
     assert (tagged / "_report" / "report.html").read_bytes() == before
+
+
+def test_sentences_in_another_order_are_refused_and_tags_may_be_spelled_otherwise(tagged):
+    data = sentences().select_columns(["words", "tags"])
+    with pytest.raises(ValueError, match=r"expected the tags that it was trained on, as they were"):
+        write_report(tagged, data.shuffle(seed=0))
+    write_report(tagged, data.map(lambda row: {"tags": [f"<{tag}>" for tag in row["tags"]]}))
+    numbers = datasets.List(datasets.ClassLabel(names=list(TAGS[::-1])))
+    write_report(
+        tagged,
+        data.map(lambda row: {"tags": [2 - TAGS.index(tag) for tag in row["tags"]]}).cast_column("tags", numbers),
+    )
+
+
+def test_labels_of_pieces_of_words_have_no_mark(tmp_path):
+    """As many tokens as pieces: it is not known which word one stands for."""
+    data = sentences(16)
+    train("tokens", tmp_path, data, num_train_epochs=3)
+    joined = data.map(lambda row: {"words": ["".join(row["words"][:2]), *row["words"][2:]], "tags": row["tags"][1:]})
+    page = write_report(tmp_path, joined.select_columns(["sample_id", "words", "tags"]))
+    assert "more labels than words, so tokens have a number and no mark" in page.read_text(encoding="utf-8")
 
 
 def test_what_takes_no_tokens_says_so(tagged, tmp_path):

@@ -90,11 +90,8 @@ def write_page(
         left_out.append("The page shows ids, because the report was made without texts: name them with --dataset.")
     elif cut:
         left_out.append(cut)
-    if isinstance(texts, TokenTexts) and texts.unmarked:
-        left_out.append(
-            f"Sentences whose labelled tokens do not fit the words of the data set: {texts.unmarked:,}. Their tokens "
-            "have a number and no mark."
-        )
+    if isinstance(texts, TokenTexts) and not texts.has_words_of_tokens:
+        left_out.append("Some sentences have more labels than words, so tokens have a number and no mark.")
     return write_html(
         path,
         "report",

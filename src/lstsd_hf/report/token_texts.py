@@ -2,12 +2,12 @@
 
 The r-th labelled token of a sample is the r-th word that has a tag, where the words' tags agree with the labels that
 the run has of it. A sentence that was cut has fewer tokens than words. Where the data set has no tags, the words are
-counted. Where the tokens do not fit the words, as where each piece of a word has a label, none is marked.
+counted. Where samples have more labels than words, as where each piece of a word has one, no word is marked.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from datasets import Dataset, DatasetDict
 
 from ..training.sample_ids import LABEL_COLUMNS
-from .cells import listed, sample_ids
+from .cells import listed, sample_ids, shown
 from .files import UserFile, open_data_set, open_user_file
 from .many_rows import TokenRun
 
@@ -45,7 +45,6 @@ class TokenTexts:
 
     Attributes:
         columns: The column that is shown.
-        unmarked: How many of the run's samples have tokens that do not fit the words.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class TokenTexts:
 
         Raises:
             ValueError: there is no column of words, or neither ids nor tags; an id is missing, negative, repeated, or
-                no integer; no sample of the run is there, or none with its labels.
+                no integer; no sample of the run is there, or one with other tags.
         """
         named = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
         column = next((name for name in (*named, *(() if named else WORDS)) if name in file.columns), None)
@@ -79,31 +78,35 @@ class TokenTexts:
                 "sample_id_column and label_column (--sample_id_column, --label_column)."
             )
         cells = file.read([column, *([tags] if tags else [])], ids, to_show=True)
-        words = cells.texts
-        numbers = np.arange(len(words))
+        numbers = np.arange(len(cells.texts))
         if ids:
-            numbers = sample_ids(file.name, ids[0], cells.others[ids[0]], range(len(words)))
+            numbers = sample_ids(file.name, ids[0], cells.others[ids[0]], range(len(cells.texts)))
         row_of = {int(number): row for row, number in enumerate(numbers)}
-        self._words: dict[int, list[str]] = {}
-        self._places: dict[int, list[int]] = {}
-        known = [(i, row_of[sample]) for i, sample in enumerate(run.sample_ids.tolist()) if sample in row_of]
-        by_name = _numbers_of_tags(words, tags, run)
-        for i, row in known:
-            sample, cell = int(run.sample_ids[i]), words[row]
-            self._words[sample] = [str(word) for word in _as_list(cell[column])]
-            labels = run.labels[run.offsets[i] : run.offsets[i + 1]].tolist()
-            places = _places_of(self._words[sample], _as_list(cell[tags]) if tags else None, labels, by_name)
-            if places is not None:
-                self._places[sample] = places
-        self.unmarked = len(known) - len(self._places)
-        if not known or (tags and not self._places):
-            what = "none of the run's samples" if not known else f"other tags in {tags!r} than those that it learnt"
+        known = [i for i, sample in enumerate(run.sample_ids.tolist()) if sample in row_of]
+        if not known:
             raise ValueError(
-                f"{file.name} has {what}: expected the data set that the run was trained on, with the ids that it had "
-                "then (sample_id_column, --sample_id_column) and its tags (label_column, --label_column)."
+                f"{file.name} has none of the run's samples: expected the data set that it was trained on, with the "
+                "ids that it had then (sample_id_column, --sample_id_column)."
             )
-        if not tags and self.unmarked:
-            self._places, self.unmarked = {}, len(known)  # if one has more tokens than words, all may have others
+        rows = cells.texts.select([row_of[int(sample)] for sample in run.sample_ids[known]])
+        labels = [run.labels[run.offsets[i] : run.offsets[i + 1]].tolist() for i in known]
+        samples = run.sample_ids[known].tolist()
+        words = [[str(word) for word in _as_list(cell)] for cell in _cells(rows, column)]
+        self._words = dict(zip(samples, words, strict=True))
+        places = [list(range(len(own))) for own in words]
+        if tags:
+            spelled = [[str(tag) for tag in _as_list(cell)] for cell in _cells(rows, tags)]
+            places = [[k for k, tag in enumerate(own) if tag not in _NO_TAG] for own in spelled]
+            found = [[own[k] for k in of] for own, of in zip(spelled, places, strict=True)]
+            _refuse_other_tags(file.name, tags, samples, found, labels, _numbers_of_tags(rows, tags, run))
+        # If one has more labels than words, those of pieces of words, all may.
+        fits = all(len(own) <= len(of) for own, of in zip(labels, places, strict=True))
+        self._places = dict(zip(samples, places, strict=True)) if fits else {}
+
+    @property
+    def has_words_of_tokens(self) -> bool:
+        """Whether it is known which word a token stands for."""
+        return bool(self._places)
 
     def of(self, sample_ids: npt.NDArray[np.integer[Any]], limit: int) -> tuple[list[str | None], int]:
         """The sentences of (n,) samples, None where the data set has none; and how many were cut to `limit`."""
@@ -143,28 +146,46 @@ def _as_list(cell: Any) -> list[Any]:
     return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
 
 
-def _numbers_of_tags(words: Dataset, tags: str | None, run: TokenRun) -> Mapping[str, int]:
+def _cells(rows: Dataset, column: str) -> Iterator[Any]:
+    return (cell for batch in rows.select_columns([column]).iter(10_000) for cell in batch[column])
+
+
+def _numbers_of_tags(rows: Dataset, tags: str, run: TokenRun) -> dict[str, int]:
     """The class of each tag as it is spelled in the data set: its name in the run, a `ClassLabel`'s, or its number."""
     named = {name: i for i, name in enumerate(run.classes)}
-    feature = getattr(words.features.get(tags), "feature", None) if tags else None
-    own = getattr(feature, "names", None)
-    if own:
-        # What the run calls the classes counts: a data set may have them in another order.
-        by_number = {str(i): named.get(name, i) for i, name in enumerate(own)}
-    else:
-        by_number = {str(i): i for i in range(len(run.classes))}
+    own = getattr(getattr(rows.features[tags], "feature", None), "names", None)
+    # What the run calls the classes counts: a data set may have them in another order.
+    by_number = {str(i): named.get(name, i) for i, name in enumerate(own or run.classes)}
     return {**by_number, **named}
 
 
-def _places_of(
-    words: list[str], tags: list[Any] | None, labels: list[int], by_name: Mapping[str, int]
-) -> list[int] | None:
-    """The word of each label; None where they do not fit."""
-    if tags is None:
-        return list(range(len(labels))) if len(labels) <= len(words) else None
-    tagged = [place for place, tag in enumerate(tags[: len(words)]) if str(tag) not in _NO_TAG]
-    found = [by_name.get(str(tags[place])) for place in tagged[: len(labels)]]
-    return tagged[: len(labels)] if found == labels else None
+def _refuse_other_tags(
+    name: str, column: str, samples: list[int], tags: list[list[str]], labels: list[list[int]], numbers: dict[str, int]
+) -> None:
+    """Raises ValueError where the words of a sample have other tags than its tokens had labels.
+
+    Of a sample with more labels than tagged words nothing can be said. Where the run does not know how a tag is
+    spelled, each spelling must stand for one class.
+    """
+    pairs = [
+        (sample, list(zip(own, of, strict=False)))
+        for sample, own, of in zip(samples, tags, labels, strict=True)
+        if len(of) <= len(own)
+    ]
+    if not {tag for own in tags for tag in own} <= numbers.keys():
+        numbers = {}
+        for _, own in pairs:
+            for tag, label in own:
+                numbers.setdefault(tag, label)
+    for sample, own in pairs:
+        wrong = next(((tag, label) for tag, label in own if numbers[tag] != label), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{name}: sample id {sample} has the tag {shown(wrong[0])} in {column!r}, where the run has class "
+                f"{wrong[1]}: expected the tags that it was trained on, as they were. Give that data set, with the "
+                "ids that it had then (sample_id_column, --sample_id_column), and name the column of its words' tags "
+                "(label_column, --label_column)."
+            )
 
 
 def read_token_texts(
