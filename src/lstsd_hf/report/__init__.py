@@ -65,11 +65,13 @@ def write_report(
         run_dir: The run's output_dir, or a checkpoint in it. Of a run that kept only some of its
             epochs (`logits_retention`, `history_budget`) the report shows what it can, and says what it cannot.
         dataset: What holds the texts: the training set, or its file; see `texts.read_texts`. None: the page shows ids.
-        text_columns: The column to show, or several; None: all columns of text but the label's.
+        text_columns: The column to show, or several; None: all columns of text but the label's. Of a tagger the column
+            with a list of words in each row; None: "tokens" or "words".
         logits_dir: Where the store is, if not in `<run_dir>/_logits`.
         sample_id_column: The data set's id column. Where it has none, a row's position is its id.
         label_column: The data set's label column, which must agree with the run's labels; None: "labels", "label" or
             "label_ids", where there is one.
+            Of a tagger the column with the tags of the words; None also: "tags", "ner_tags" or "pos_tags".
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Returns:
