@@ -106,3 +106,18 @@ def test_the_rows_of_a_sample_are_in_the_forecast(tmp_path, monkeypatch):
     monkeypatch.setattr("lstsd_hf.training.forecast.shutil.disk_usage", lambda path: Usage(0, 0, 24 * 10 * 4 * 4))
     with pytest.raises(StoreError, match=r"The logits store at .* will take about .*expected room for the whole run"):
         trainer(tmp_path, "tokens", data("tokens", length=30)).train()
+
+
+def test_corrected_labels_of_tokens(tmp_path):
+    """Refused without the word; with it all labels in the store are those that the run went on with."""
+    rows = data("tokens")
+    trainer(tmp_path, "tokens", rows, callbacks=[StopAt(4)]).train()
+    new = rows.map(lambda row: {"labels": [NO if label == NO else 3 - label for label in row["labels"]]})
+    with pytest.raises(StoreMismatchError, match=r"The labels of the training set are not those .* accept_new_labels"):
+        trainer(tmp_path, "tokens", new).train(resume_from_checkpoint=True)
+    trainer(tmp_path, "tokens", new, settings={"accept_new_labels": True}).train(resume_from_checkpoint=True)
+    store = LogitsStore.open(tmp_path / "_logits")
+    store.verify()
+    (change,) = store.label_changes
+    assert (change["epoch"], change["step"], change["samples"]) == (1, 4, None)
+    assert store.read_row_labels().labels.tolist() == [label for row in new for label in row["labels"] if label != NO]
