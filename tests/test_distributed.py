@@ -65,11 +65,11 @@ def test_two_processes_learn_what_one_does(runs, name):
         assert one_log or (part == "long_term_agreement" and name == "regression"), part
 
 
-@pytest.mark.parametrize("name", ["cut short", "honest"])  # the others have too few steps in an epoch
-def test_two_processes_measure_the_memory_that_one_does(runs, name):
-    logs = [json.loads((runs[world] / name / "log.json").read_text()) for world in (1, 2)]
+def test_two_processes_measure_the_memory_that_one_does(runs):
+    """In a variant with enough steps in an epoch, and few enough epochs for roundings to change no prediction."""
+    logs = [json.loads((runs[world] / "cut short" / "log.json").read_text()) for world in (1, 2)]
     one, two = ([entry for entry in log if "memorised" in entry] for log in logs)
-    assert len(one) == len(two) >= 3
+    assert len(one) == len(two) == 3
     for first, second in zip(one, two, strict=True):
         assert second == pytest.approx(first, abs=1e-6)
 
