@@ -154,8 +154,8 @@ def test_cleanlab_finds_a_flipped_label(tmp_path: Path, monkeypatch: pytest.Monk
     labels[[7, 20]] = (true[[7, 20]] + 1) % 3
     folder = write_report(store_of(tmp_path / "out", logits, labels)).parent
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(import numpy.*?)```", readme, flags=re.DOTALL)
+    page = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(import numpy.*?)```", page, flags=re.DOTALL)
     found: dict[str, Any] = {}
     exec(block, found)
     assert found["sample_ids"].tolist() == list(range(59))
