@@ -106,7 +106,8 @@ def test_every_field_is_a_flag_with_help(tmp_path):
 
 
 def test_the_readme_states_the_defaults(tmp_path):
-    table = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", SETTINGS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = SETTINGS.read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", text, flags=re.MULTILINE)
     stated = {
         name: ast.literal_eval(value)
         for names, values in table
