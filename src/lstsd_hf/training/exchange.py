@@ -53,7 +53,7 @@ class Processes:
         """The sums over all processes, which call it together."""
         if self.count == 1:
             return numbers.copy()
-        total = self.accelerator.reduce(torch.from_numpy(numbers).to(self.accelerator.device), "sum")
+        total = self.accelerator.reduce(torch.from_numpy(numbers.copy()).to(self.accelerator.device), "sum")
         found: npt.NDArray[np.float64] = total.cpu().numpy()
         return found
 
