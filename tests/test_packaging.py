@@ -109,7 +109,7 @@ def test_the_core_trains_records_resumes_and_pushes_without_extras(bare: Path, t
 
 
 @pytest.mark.parametrize(
-    ("argv", "extra"), [(["train", "mrpc"], "train"), (["glue", "--help"], "train"), (["report", "out"], "report")]
+    ("argv", "extra"), [(["train", "mrpc"], "train"), (["completion", "bash"], "train"), (["report", "out"], "report")]
 )
 def test_a_command_says_which_extra_it_needs(bare: Path, tmp_path: Path, argv: list[str], extra: str) -> None:
     done = run(COMMAND, [bare, SOURCE.parent], *argv, cwd=tmp_path)
@@ -271,7 +271,7 @@ def test_in_a_new_environment(built: Path, tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("missing: sklearn scipy plotly itables\n")
-    for extra, argv in (("report", ["report", "out"]), ("train", ["train", "--help"])):
+    for extra, argv in (("report", ["report", "out"]), ("train", ["completion", "bash"])):
         done = subprocess.run([lstsd, *argv], cwd=tmp_path, capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.endswith(f"pip install 'lstsd-hf[{extra}]'\n")

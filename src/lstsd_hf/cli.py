@@ -15,8 +15,6 @@ from .store import LogitsStore, StoreError
 # another library answers a wrong input with something else, whoever calls it turns that into one of these.
 USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
 _LONGEST_LINE = 2000
-# What the names of arguments that are files or folders end in, for a shell to complete.
-_PATHS = ("_dir", "_file", "path", "run", "dataset", "decisions", "output")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -339,22 +337,11 @@ def _add_completion(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _completion(parsed: argparse.Namespace) -> None:
     require("train")
-    import shtab
-
-    from .glue.arguments import flag_parser
+    from .glue.completion import script
 
     parser = _parser()
     commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
-    train, flags = commands["train"], flag_parser()[0]
-    for action in flags._actions:
-        train._add_action(action)
-    for command in {id(found): found for found in commands.values()}.values():
-        for action in command._actions:
-            if len(action.option_strings) > 1:  # of two spellings the one that the documentation uses
-                action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
-            if action.dest.endswith(_PATHS) and not action.choices:
-                action.complete = shtab.FILE
-    print(shtab.complete(parser, parsed.shell))
+    print(script(parser, commands, "train", parsed.shell))
 
 
 if __name__ == "__main__":

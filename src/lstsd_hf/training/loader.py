@@ -60,7 +60,9 @@ class LoaderMixin(HeadMixin):
         if self._head is None:  # else another loader is made in mid-training
             self._open_outside(dataset, training_set)
             self._assume_head(training_set.labels)
-            self._teaching = TeachingEpochs(self._teachers)
+            teaching = TeachingEpochs(self._teachers)
+            if teaching.sources != self._teaching.sources:  # else a loader that was made before shares them
+                self._teaching = teaching
 
         collator: Any = self.data_collator
         if isinstance(dataset, datasets.Dataset) and not has_sample_ids(dataset, column):

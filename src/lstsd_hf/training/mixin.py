@@ -22,7 +22,7 @@ from ..store.rows import VALUES
 from .base_loss import BaseLossMixin
 from .callback import RecorderCallback
 from .checkpoint import last_complete_checkpoint, saved_store
-from .collator import COUNTS, POSITIONS, ROW_LABELS, SAMPLE_IDS, teacher_key, teacher_parts
+from .collator import COUNTS, POSITIONS, ROW_LABELS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
 from .exchange import Processes
 from .log import LossParts
 from .memory_log import memory_log
@@ -99,6 +99,7 @@ class LSTSDMixin(BaseLossMixin):
         self._parts = LossParts()
         self._weighted_for: Any = None
         self._plain_items: Any = None
+        self._teaching = TeachingEpochs(())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.args.n_gpu > 1:
