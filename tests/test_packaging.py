@@ -179,7 +179,7 @@ def test_the_index_would_take_both(built: Path) -> None:
     command = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count(": PASSED") == 2
+    assert "".join(done.stdout.split()).count(":PASSED") == 2  # it breaks long lines
 
 
 def test_metadata(wheel: Path) -> None:
