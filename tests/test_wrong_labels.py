@@ -92,3 +92,20 @@ def test_the_surest_fifth():
     assert dynamics.contradicted(top, hits) == 0.5
     assert dynamics.wrong_share([0.2, 0.05]) == pytest.approx(0.1)
     assert dynamics.wrong_share([0.2, 0.0]) == 0
+
+
+def test_a_model_that_learnt_nothing_judges_no_label(tmp_path):
+    rng = np.random.default_rng(0)
+    store = LogitsStore.create(tmp_path / "_logits", SAMPLES, (2,), "float32", "test")
+    labels = rng.integers(0, 2, SAMPLES)
+    store.write_labels(labels)
+    for epoch in range(3):
+        store.record(epoch, np.arange(SAMPLES), rng.normal(0, 0.1, (SAMPLES, 2)))
+        store.seal(epoch)
+    measures = measure(open_run(tmp_path, None))
+    assert (measures.wrong_labels, measures.has_learnt) == (None, False)
+    assert looking_wrong(tmp_path) == 0
+    assert "The model learnt too little to judge labels" in write_report(tmp_path).read_text(encoding="utf-8")
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"a,{label}\n" for label in labels))
+    with pytest.raises(ValueError, match="learnt too little"):
+        clean(tmp_path, tmp_path / "train.csv", tmp_path / "clean.csv", drop=True)

@@ -50,6 +50,8 @@ def found(job: Job) -> str:
         measures = measure(run)
     except StoreError as error:  # of a run that diverged; what it trained is saved, and this is no reason to fail
         return f"What the model learnt of each row cannot be told: {error}"
+    if not measures.has_learnt:
+        return "The model learnt too little to say which labels look wrong."
     flagged = int(measures.samples["looks_wrong"].sum())
     what = "scores" if run.is_regression else "labels"
     about = "" if measures.wrong_labels is None else "About "

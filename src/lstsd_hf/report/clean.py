@@ -282,6 +282,12 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
     """The samples whose label looks wrong, to drop, or to give the class that the run suggests; and what says so."""
     measures = measure_labels(run) if run.is_multi_label else measure(run)
     samples, count = measures.samples, measures.wrong_labels
+    if min_score is None and not measures.has_learnt:
+        raise ValueError(
+            f"{run.store.path}: the model learnt too little to judge labels: expected that its surest predictions are "
+            "more often as labelled than the largest class is. Train for more epochs, or with another learning rate; "
+            "or choose by --min_score or --decisions."
+        )
     if min_score is not None:
         chosen_by = f"noise_score of at least {min_score:g}"
     elif count is not None:

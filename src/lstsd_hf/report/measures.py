@@ -25,6 +25,7 @@ class Measures:
         epochs: Of each of the E sealed epochs the mean over samples, (E,): NaN where no sample has one.
         wrong_labels: About how many labels are wrong, see `dynamics.wrong_share`; None where that cannot be told: of a
             regression, of few samples, or where the store lacks the epochs to tell it from.
+        has_learnt: Whether the model knew enough to judge labels, as far as that can be told: else none looks wrong.
         noise_of_all_epochs: Whether the noise score, and the mean absolute error of a regression, are of all epochs,
             though the store holds only some of them; see `Run.mean_of_all_epochs`.
     """
@@ -33,6 +34,7 @@ class Measures:
     epochs: dict[str, Array]
     wrong_labels: int | None = None
     noise_of_all_epochs: bool = False
+    has_learnt: bool = True
 
     @property
     def seen(self) -> Array:
@@ -77,12 +79,15 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
     # Tokens of one sentence are no independent draws, and mostly of one class: what counts samples is not for them.
     wrong_labels = None if run.is_regression or run.store.is_ragged else _count_wrong(run)
-    if wrong_labels is None:
+    has_learnt = wrong_labels is None or _has_learnt(run, wrong_labels)
+    if not has_learnt:
+        wrong_labels, samples["looks_wrong"] = None, np.zeros(len(run.ids), bool)
+    elif wrong_labels is None:
         samples["looks_wrong"] = dynamics.flags(samples["noise_score"])
     else:
         samples["looks_wrong"] = (samples["noise_rank"] > 0) & (samples["noise_rank"] <= wrong_labels)
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
-    measures = Measures(samples, over_samples, wrong_labels, mean is not None)
+    measures = Measures(samples, over_samples, wrong_labels, mean is not None, has_learnt)
     if not measures.seen.any():
         raise StoreError(
             f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "
@@ -115,6 +120,13 @@ def _count_wrong(run: Run) -> int | None:
             return None
         shares.append(dynamics.contradicted(top, hits))
     return round(dynamics.wrong_share(shares) * len(run.ids)) if shares else None
+
+
+def _has_learnt(run: Run, wrong_labels: int) -> bool:
+    """Whether the surest predictions agree with labels clearly more often than the largest class does: 2 errors."""
+    largest = np.unique(run.labels, return_counts=True)[1].max() / len(run.labels)
+    error = np.sqrt(largest * (1 - largest) / (dynamics.SUREST * len(run.labels)))
+    return bool(1 - wrong_labels / len(run.labels) > largest + 2 * error)
 
 
 def _ratio(total: Array, count: Array) -> Array:

@@ -29,6 +29,13 @@ def headline(run: Run, measures: Measures) -> Headline:
     flagged = int(measures.samples["looks_wrong"].sum())
     if run.unit == "token":
         return _headline_of_tokens(run, measures, flagged)
+    if not measures.has_learnt:
+        return Headline(
+            "The model learnt too little to judge labels",
+            "Its surest predictions are no more often as labelled than the largest class is. Train for more epochs, "
+            "or with another learning rate.",
+            "Review the least likely",
+        )
     what = "score" if run.is_regression else "label"
     title = (
         f"{f'{flagged:,}' if flagged else 'None'} of {measures.seen.sum():,} {what}s look{'s' * (flagged < 2)} wrong"
