@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..config import DistillationArguments
+from ..method import dynamics
 from ..method.statistics import MARGIN
 from ..method.teachers import Settings
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, PRIVATE_FOLDERS, checkpoints_of
@@ -78,7 +79,7 @@ class HubMixin(_Trainer):
         if found is None:
             return None
         mean, epochs = found[1].T
-        return int(((mean < 0) & (epochs > 0)).sum())
+        return int((dynamics.flags((1 - mean) / 2) & (epochs > 0)).sum())
 
     def push_to_hub(
         self,

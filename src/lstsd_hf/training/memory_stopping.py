@@ -1,15 +1,17 @@
-"""Ends a run, or says so, when further epochs buy memory alone."""
+"""Ends a run, or says so, when further epochs only memorise."""
 
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..store.manifest import is_whole
+
 logger = logging.get_logger(__name__)
 
 
 class MemoryStoppingCallback(TrainerCallback):
-    """Stops training when further epochs buy memory alone; it needs no held-out rows.
+    """Stops training when further epochs only memorise; it needs no held-out rows.
 
     ```python
     trainer = LSTSDTrainer(..., callbacks=[MemoryStoppingCallback(patience=2)])
@@ -35,7 +37,7 @@ class MemoryStoppingCallback(TrainerCallback):
         Raises:
             ValueError: the patience is no such number.
         """
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        if not is_whole(patience, low=1):
             raise ValueError(f"patience={patience!r}: expected a whole number of epochs, at least 1.")
         self.patience, self.stop = patience, stop
         self.stopped_at: int | None = None

@@ -24,7 +24,7 @@ from ..method.many_rows import ManyRows, many_rows_head
 from ..method.rows import RowIndex
 from ..store import LogitsStore, StoreError, StoreMismatchError
 from ..store.files import writing
-from ..store.manifest import NAME
+from ..store.manifest import NAME, is_whole
 from ..store.rows import VALUES
 from . import place
 from .collator import COUNTS, POSITIONS, SAMPLE_IDS, IdentifiedDataset, TeacherCollator, TeachingEpochs
@@ -121,7 +121,7 @@ def _is_first(state: PartialState) -> bool:
 
 def _refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int) -> None:
     for name, value in (("batch_size", batch_size), ("top_k", top_k)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_whole(value, low=1):
             raise ValueError(f"{name}={value!r} is not allowed: expected an integer of at least 1.")
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype={dtype!r} is not allowed: expected 'float16' or 'float32'.")
@@ -148,6 +148,7 @@ class _Recording:
         column: str,
     ) -> None:
         self._model, self._head = model, head
+        self._settings = DistillationArguments().resolve(0.0)  # nobody teaches: any will do
         self._batch_size, self._processing_class = batch_size, processing_class
         inner: Any = unwrapped(model)
         self._taken = inspect.signature(inner.forward).parameters
@@ -289,7 +290,7 @@ class _Recording:
             shape = next(inputs[name].shape[:2] for name in self._head.grid if name in inputs)
             grid = grid_of(outputs, self._head.outputs, tuple(shape))
             index = RowIndex(added[POSITIONS].to(device), added[COUNTS].to(device))
-            compared = self._head.compare(grid, {}, DistillationArguments().resolve(0.0), index)
+            compared = self._head.compare(grid, {}, self._settings, index)
             found, counts = compared.recorded, added[COUNTS].numpy()
             self._vocabulary = compared.vocabulary
         parts = {n: part.float() if part.is_floating_point() else part for n, part in found.items()}
