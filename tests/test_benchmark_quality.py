@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from datasets import Dataset
 from scipy.stats import ttest_rel
 
 import benchmark_quality as benchmark
 from lstsd_hf import LogitsStore, write_report
+from quality.rows import without_overlap
 
 SCRIPT = Path(benchmark.__file__)
 RANKINGS = ("auc", "precision", "recall")
@@ -58,7 +61,7 @@ def finished(plan: Path, text_layout: str) -> Path:
     results = plan.with_name("results.jsonl")
     whole = benchmark.read_plan(str(plan))
     first = [run for run in whole.runs() if run.seed == 0]
-    benchmark.train_all(first, text_layout, results, workers=1)
+    benchmark.train_all(first, partial(benchmark.train, data_dir=text_layout), results, 1, benchmark.told)
     before = results.read_text()
     command = [sys.executable, str(SCRIPT), str(plan), "--data_dir", text_layout, "--results", str(results)]
     outcome = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -101,12 +104,12 @@ def test_exactly_the_share_of_labels_is_changed_and_always_to_another_class(text
 
 
 def test_phrases_that_overlap_are_found_in_both_directions() -> None:
-    drawn = benchmark.Dataset.from_dict({"sentence": ["a very fine film", "dull"]})
+    drawn = Dataset.from_dict({"sentence": ["a very fine film", "dull"]})
     candidates = ["fine film", "a fine film", "so dull a film", "FINE", "fin", "dulled", "a very fine film indeed"]
-    rows = benchmark.Dataset.from_dict({"sentence": candidates})
-    kept = benchmark.without_overlap(rows, drawn, ("sentence",), None)
+    rows = Dataset.from_dict({"sentence": candidates})
+    kept = without_overlap(rows, drawn, ("sentence",), None)
     assert [candidates[i] for i in kept] == ["a fine film", "fin", "dulled"]
-    assert benchmark.without_overlap(rows, drawn, ("sentence",), 1) == kept[:1]
+    assert without_overlap(rows, drawn, ("sentence",), 1) == kept[:1]
 
 
 def test_more_rows_than_there_are_is_refused(text_layout: str) -> None:
@@ -175,7 +178,8 @@ def test_a_method_s_name_is_not_part_of_its_result_and_its_settings_are(plan: Pa
 def test_two_methods_that_are_one_in_a_cell_are_trained_once(plan: Path, text_layout: str, tmp_path: Path) -> None:
     run = next(benchmark.read_plan(str(plan)).runs())
     results = tmp_path / "results.jsonl"
-    benchmark.train_all([run, replace(run, method="again")], text_layout, results, workers=1)
+    both = [run, replace(run, method="again")]
+    benchmark.train_all(both, partial(benchmark.train, data_dir=text_layout), results, 1, benchmark.told)
     assert len(results.read_text().splitlines()) == 1
 
 

