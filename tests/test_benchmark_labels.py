@@ -1,13 +1,14 @@
 """The benchmark of wrong labels: what it measures on a history made by hand, its tables, and a small loop of it."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import benchmark_labels as benchmark
 from benchmark_labels import History, Run
+from quality.grid import read_results
+from quality.rows import load
 
 SAMPLES = 1000
 
@@ -39,47 +40,67 @@ def test_what_is_measured_of_a_history():
 def test_a_history_is_kept_and_measured_anew(tmp_path):
     history(100).save(tmp_path / "a" / "sst2-0.1-0-dirty-plain.npz")
     results = tmp_path / "results.jsonl"
-    results.write_text(json.dumps({"name": "sst2-0.1-0-dirty-plain", "rows": "dirty", "estimate": -1}) + "\n")
+    results.write_text(json.dumps({"key": "sst2-0.1-0-dirty-plain", "rows": "dirty", "estimate": -1}) + "\n")
     benchmark.main(["--rescore", "--results", str(results), "--histories", str(tmp_path / "a")])
-    (line,) = benchmark.read_lines(results)
+    (line,) = read_results([results])
     assert line["estimate"] == benchmark.detection(history(100))["estimate"]
 
 
-def test_runs_are_planned_once_and_after_what_they_need():
+def test_all_that_cleaned_rows_need_is_planned():
     runs = list(benchmark.planned())
-    assert len(runs) == len(set(runs)) == len({run.name for run in runs})
-    for run in runs:
-        if run.rows in ("relabelled", "dropped"):
-            assert runs.index(Run(run.task, run.noise, run.seed)) < runs.index(run)
+    assert len(set(runs)) == len({run.key for run in runs})
+    cleaned = [run for run in runs if run.rows in ("relabelled", "dropped")]
+    assert {(run.task, run.noise) for run in cleaned} == set(benchmark.LOOP)
+    assert {Run(run.task, run.noise, run.seed) for run in cleaned} <= set(runs)
+    assert runs[0] == Run("sst2", 0.2, 0)
 
 
-def test_trec_by_its_coarse_classes(tmp_path):
-    (tmp_path / "trec.txt").write_text("DESC:manner How is it ?\nENTY:cremat What is it ?\nDESC:def Why ?\n")
-    rows, dev, columns, names = benchmark.load_trec(str(tmp_path / "trec.txt"))
+def test_trec_lies_beside_glue_and_has_six_coarse_classes(tmp_path):
+    (tmp_path / "glue").mkdir()
+    (tmp_path / "trec").mkdir()
+    (tmp_path / "trec" / "trec-train.txt").write_text(
+        "DESC:manner How is it ?\nENTY:cremat What is it ?\nDESC:def Why ?\n"
+    )
+    rows, dev, columns, names = load(benchmark.TREC, str(tmp_path / "glue"))
     assert (rows["label"][:], rows["text"][2], rows["sample_id"][:]) == ([0, 1, 0], "Why ?", [0, 1, 2])
     assert (dev, columns, names) == (None, ("text",), ("DESC", "ENTY"))
 
 
+def test_how_far_the_estimates_are_off():
+    lines = [
+        {"key": "a", "estimate": 110, "wrong": 100, "train_samples": 1000},
+        {"key": "b", "estimate": 250, "wrong": 300, "train_samples": 1000},
+    ]
+    mean, largest = benchmark.estimate_errors(lines)
+    assert (mean, largest["key"], largest["error"]) == (pytest.approx(0.03), "b", pytest.approx(0.05))
+
+
 def test_a_small_loop(model, text_layout, tmp_path, monkeypatch, capsys):
-    runs = [Run("sst2", 0.2, 0), Run("sst2", 0.2, 0, "relabelled"), Run("sst2", 0.2, 0, "dropped", "lstsd")]
+    runs = [Run("sst2", 0.2, 0, "relabelled"), Run("sst2", 0.2, 0, "dropped", "confidence"), Run("sst2", 0.2, 0)]
     runs += [Run("sst2", 0.2, 0, "folds")]
+    lines = []
+
+    def here(runs, work, results, workers, told):  # this process knows the small settings
+        lines.extend(work(run) for run in runs)
+        assert (results, workers, told(lines[0])[:23]) == (tmp_path / "results.jsonl", 2, "sst2-0.2-0-dirty-plain:")
+
+    monkeypatch.setattr(benchmark, "train_all", here)
     monkeypatch.setattr(benchmark, "planned", lambda: iter(runs))
     monkeypatch.setattr(benchmark, "SETTINGS", benchmark.SETTINGS | {"num_train_epochs": 3, "bf16": False})
     monkeypatch.setattr(benchmark, "TEST_ROWS", 8)
     results = tmp_path / "results.jsonl"
     command = ["--model_name_or_path", model, "--data_dir", text_layout, "--rows", "30", "--results", str(results)]
     benchmark.main([*command, "--histories", str(tmp_path)])
-    lines = benchmark.read_lines(results)
-    assert [line["name"] for line in lines] == [run.name for run in runs]
-    assert lines[0]["wrong"] == 6
+    dirty, relabelled, dropped, folds = lines
+    assert [line["key"] for line in lines] == [run.key for run in (runs[2], *runs[:2], runs[3])]
+    assert dirty["wrong"] == 6
+    assert "accuracy" not in folds
     kept = History.load(tmp_path / "sst2-0.2-0-dirty-plain.npz")
     assert kept.logits.shape == (3, 30, 2)
-    assert lines[2]["train_samples"] == 30 - kept.wrong().sum()
-    assert all(0 <= line["accuracy"] <= 1 for line in lines[:3])
-    benchmark.main([*command, "--histories", str(tmp_path)])  # all are done
-    assert len(benchmark.read_lines(results)) == len(lines)
-    capsys.readouterr()
+    assert dropped["train_samples"] == 30 - kept.wrong().sum()
+    assert all(0 <= line["accuracy"] <= 1 for line in (dirty, relabelled, dropped))
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     benchmark.main(["--report", str(results)])
     out = capsys.readouterr().out
     assert "### F1 of the flags, x 100\n\n|  | SST-2 20% |" in out
-    assert Path(results).exists()
+    assert "points on average over 1 runs" in out

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from transformers import EvalPrediction
 
 import benchmark_memory as benchmark
 
@@ -34,14 +35,15 @@ def test_held_out_rows_are_others_from_the_same_hat() -> None:
 
 
 def line(honest: float, **changes: Any) -> dict[str, Any]:
-    epoch = {"honest_accuracy": honest, "honest_accuracy_error": 0.02, "accuracy": 0.8, "truth": 0.8}
+    epoch = {"honest": honest, "honest_error": 0.02, "score": 0.8, "truth": 0.8, "truth_error": 0.0126}
     epoch |= {"agreement": 0.9, "noise_share": 0.05}
     return {
         "task": "sst2",
         "noise": 0.0,
         "rows": 2000,
+        "seed": 0,
+        "kind": "meter",
         "classes": 2,
-        "held_out": 1000,
         "epochs": [epoch] * 2,
     } | changes
 
@@ -52,11 +54,53 @@ def test_the_report_tells_errors_and_how_often_the_truth_is_in_the_interval() ->
     assert "| 2,000 rows | 2 | 4.0 | -2.0 | 4.0 | 2.4 | 50 % | 10.0 |" in text
     assert "| 10,000 rows | 1 | 1.0 | -1.0 | 1.0 | 2.4 | 100 % | 10.0 |" in text
     assert "| sst2, 0%, 2,000 rows | 5%, 5% |" in text
+    assert "MemoryStoppingCallback" not in text
+
+
+def test_errors_of_a_regression_are_told_as_shares_of_the_truth() -> None:
+    text = benchmark.report([line(0.82, task="stsb", classes=0), line(0.7, task="stsb", classes=0)])
+    assert text.startswith("| stsb, 2 runs: epoch |")
+    assert "| 2 | 0.800 | 7.5% | -5.0% | 3.0% | 50% |" in text
+
+
+def test_the_score_is_the_accuracy_or_the_mean_squared_error() -> None:
+    logits, labels = np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([1, 0, 0, 0])
+    assert benchmark.score(EvalPrediction(logits, labels)) == pytest.approx({"score": 0.75, "error": 0.2165}, abs=1e-4)
+    scores = EvalPrediction(np.array([[1.0], [2.0]]), np.array([1.0, 4.0]))
+    assert benchmark.score(scores) == pytest.approx({"score": 2.0, "error": np.sqrt(2)})
+
+
+def test_early_stopping_takes_the_first_best_epoch_before_its_patience_ends() -> None:
+    assert benchmark.early_stopped([0.5, 0.7, 0.7, 0.6, 0.9]) == (2, 4)
+    assert benchmark.early_stopped([0.5, 0.4, 0.6, 0.5]) == (3, 4)
+    assert benchmark.early_stopped([0.5, 0.6]) == (2, 2)
+
+
+def test_when_to_stop_is_compared_by_cell() -> None:
+    def run(seed: int, scores: list[float], kind: str, **changes: Any) -> dict[str, Any]:
+        epochs = [{"score": score, "validation": 1 - score} for score in scores]
+        return line(0.0, seed=seed, kind=kind, epochs=epochs, noise=0.2, **changes)
+
+    lines = [
+        run(0, [0.6, 0.9, 0.8, 0.7], "all_rows", stopped_at=3),
+        run(0, [0.5, 0.6, 0.7, 0.8], "four_fifths", stopped_at=None),
+        run(1, [0.6, 0.7, 0.8, 0.9], "all_rows", stopped_at=None),
+        run(1, [0.8, 0.7, 0.7, 0.7], "four_fifths", stopped_at=2),
+        run(2, [0.8, 0.7, 0.7, 0.7], "all_rows", stopped_at=2),  # its other half is still to come
+    ]
+    assert benchmark.stops(*lines[:2]) == [0.7, 0.8, 0.5, 0.9, 3, 3, 2]
+    assert benchmark.stops(*lines[2:4]) == [0.9, 0.9, 0.7, 0.9, 4, 4, 4]
+    text = benchmark.report(lines)
+    row = "| 2 | 80.0 | 85.0 | 60.0 | 90.0 | 3.5 | 3.5 | 3.0 |"
+    assert f"| sst2, 20% wrong {row}\n| all {row}" in text
 
 
 def test_runs_are_told_apart_and_the_most_valuable_come_first() -> None:
     runs = list(benchmark.runs())
     assert len({run.key for run in runs}) == len(runs)
     assert {run.task for run in runs[:7]} == set(benchmark.TASKS)
-    assert runs[0].rows == 2000
-    assert runs[-1].rows == 10_000
+    assert {run.rows for run in runs[:7]} == {2000, 1490}
+    assert sum(run.rows == 20_000 for run in runs) == 6
+    stopping = [run for run in runs if run.kind != benchmark.METER]
+    assert len(stopping) == 72
+    assert all(run.settings["lr_scheduler_type"] == "constant_with_warmup" for run in stopping)

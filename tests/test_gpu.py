@@ -39,7 +39,7 @@ def test_the_loss_and_its_gradient_wait_for_nothing(problem_type, classes, teach
     loss.backward()
 
 
-@pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"dataloader_num_workers": 2}])
+@pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"dataloader_num_workers": 2}, {"teacher_trust": "honest"}])
 def test_the_teachers_and_the_record_wait_for_nothing(tmp_path, monkeypatch, changes):
     """All that LSTSDTrainer does around the plain Trainer's own forward pass, which may wait for its masks."""
     plain, distilled = Trainer.compute_loss, LSTSDTrainer.compute_loss

@@ -45,6 +45,7 @@ class Scale:
         ragged: The same of the stores in section `rows`.
         vocabularies: The sizes of the language models' vocabularies there.
         longest: The most tokens of a sample there.
+        brief: Time steps alone, of few settings in `step` and `rows`.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Scale:
     ragged: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     vocabularies: tuple[int, ...] = (32_000, 150_000)
     longest: int = 512
+    brief: bool = False
 
     def setting(self, size: str, batch: int, classes: int, workers: int = 0, folder: str = "run") -> Setting:
         setting = Setting(
@@ -100,6 +102,8 @@ def step(scale: Scale) -> Iterator[Line]:
     if torch.cuda.is_available():
         grid = list(product(["BERT-base"], (8, 32), (2, 3, 1000), (0, 2)))
     grid += product(("MiniLM-L6", "two-layer"), (8, 32), (2, 3, 1000), (0, 2))
+    if scale.brief:
+        grid = [*product(scale.turns, (32,), (2,), (0,)), ("MiniLM-L6", 32, 1000, 0)]
     for size, batch, classes, workers in grid:
         setting = scale.setting(size, batch, classes, workers)
         make_checkpoint(setting)
@@ -107,7 +111,7 @@ def step(scale: Scale) -> Iterator[Line]:
         seconds = take_turns(trainings(setting, ("plain", "lstsd")), **scale.turn(workers))
         plain, lstsd = milliseconds(seconds["plain"]), milliseconds(seconds["lstsd"])
         yield compare("step", what, "ms", "plain Trainer", plain, lstsd, at_most=_STEP_GOALS[size])
-        if (batch, classes, workers) == (8, 3, 0):
+        if (batch, classes, workers) == (8, 3, 0):  # never of a brief run
             yield from memory(scale, setting, "step", f"{size}, batch 8", "plain", at_most=1.01)
 
 
@@ -392,8 +396,10 @@ def rows(scale: Scale) -> Iterator[Line]:
         seconds = take_turns(trainings(setting, ("plain", "lstsd")), **turn)
         plain, lstsd = milliseconds(seconds["plain"]), milliseconds(seconds["lstsd"])
         yield compare("rows", f"step, {what}", "ms", "plain Trainer", plain, lstsd, at_most=1.03)
-        yield from memory(scale, setting, "rows", what, "plain", at_most=1.05)
-    yield from seal_and_read(scale.folder, scale.ragged, max(scale.memory_repeats, 2))
+        if not scale.brief:
+            yield from memory(scale, setting, "rows", what, "plain", at_most=1.05)
+    if not scale.brief:
+        yield from seal_and_read(scale.folder, scale.ragged, max(scale.memory_repeats, 2))
 
 
 SECTIONS = {"step": step, "rows": rows, "instead": instead, "store": store, "growth": growth, "processes": processes}

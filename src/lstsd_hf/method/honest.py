@@ -33,6 +33,8 @@ Array = npt.NDArray[Any]
 SPREAD, SHARPNESS = 0.7, 2.0
 # What the label keeps where the gate is open: the model can go on to change its mind.
 LABEL_SHARE = 0.05
+# The gate begins to open at one standard error of what is memorised, and is open at three: chance seldom gives two.
+UNSURE, SURE = 1.0, 3.0
 # Less of a class than this, or less of an error, would divide by next to nothing.
 _LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6
 _VALUES_AT_ONCE = 4 << 20
@@ -124,7 +126,7 @@ def memory_gate(memorised: float, error: float, honest: float, chance: float) ->
     memorised = max(memorised, 0.0)
     if not memorised:
         return 0.0
-    surely = min(max((memorised / max(error, _LEAST_SPREAD) - 1) / 2, 0.0), 1.0)
+    surely = min(max((memorised / max(error, _LEAST_SPREAD) - UNSURE) / (SURE - UNSURE), 0.0), 1.0)
     return surely * memorised / (memorised + max(honest - chance, 0.0))
 
 

@@ -265,12 +265,13 @@ class LSTSDMixin(BaseLossMixin):
         return rows.logits
 
     def _weigh(self, recorder: Recorder, names: tuple[str, ...]) -> torch.Tensor:
-        """The weights of the teachers of these names, made once an epoch: a step that brings numbers to the device
-        waits for it."""
+        """The weights of the teachers of these names, made once an epoch."""
         if self._weighted_for != (recorder.epoch, names):
             epochs = recorder.num_train_epochs
             weights = [t.weight_of(recorder.epoch, epochs) for t in self._teachers if t.name in names]
-            self.teacher_weights = torch.tensor(weights, device=self.accelerator.device)
+            self.teacher_weights = torch.empty(len(weights), device=self.accelerator.device)
+            for own, weight in zip(self.teacher_weights, weights, strict=True):
+                own.fill_(weight)  # a copy from the host would wait for the device
             if recorder.honesty is not None:
                 self.teacher_weights = recorder.honesty.weigh(self.teacher_weights)
             self._weighted_for = recorder.epoch, names

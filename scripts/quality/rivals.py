@@ -1,0 +1,140 @@
+"""Other ways to train under wrong labels, as their papers give them: losses for `compute_loss_func`.
+
+A plan's method names one as `rival`. Constants are the papers' own. Epochs at which a method begins are their share of
+its paper's run. Losses are of B samples with C classes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from scipy.stats import beta
+
+from lstsd_hf import LSTSDTrainer
+
+_LEAST = 1e-4
+
+
+class Rival:
+    """A loss with a state by sample; without gradient, as in evaluation, it is the cross-entropy.
+
+    Attributes:
+        trainer: Says whose the rows of a batch are, and which epoch it is.
+        given: int64 (N,) the labels by sample id.
+        classes: C.
+        noise: The share of labels that was changed; only `Forward` may know it.
+    """
+
+    def __init__(self, trainer: LSTSDTrainer, noise: float) -> None:
+        rows, device = trainer.train_dataset, trainer.args.device
+        ids = torch.tensor(rows["sample_id"][:])
+        self.trainer, self.classes, self.noise = trainer, trainer.model.config.num_labels, noise
+        self.given = torch.zeros(int(ids.max()) + 1, dtype=torch.int64)
+        self.given[ids] = torch.tensor(rows["label"][:])
+        self.given = self.given.to(device)
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = outputs.logits.float()
+        if not logits.requires_grad:
+            return F.cross_entropy(logits, labels)
+        ids = self.trainer.batch_sample_ids.to(logits.device)
+        return self.loss(logits, labels, ids, int(self.trainer.state.epoch or 0))
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def one_hot(self) -> torch.Tensor:
+        """(N, C) float32."""
+        return F.one_hot(self.given, self.classes).float()
+
+
+class EarlyLearning(Rival):
+    """ELR (Liu et al., 2020): a running mean of the predictions, which the student is drawn towards; beta 0.7, 3."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._target = torch.zeros_like(self.one_hot())
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        probs = logits.softmax(dim=-1).clamp(_LEAST, 1 - _LEAST)
+        said = probs.detach() / probs.detach().sum(dim=-1, keepdim=True)
+        self._target[ids] = 0.7 * self._target[ids] + 0.3 * said
+        agreed = (self._target[ids] * probs).sum(dim=-1)
+        return F.cross_entropy(logits, labels) + 3 * torch.log(1 - agreed).mean()
+
+
+class SelfAdaptive(Rival):
+    """SAT (Huang et al., 2020): after 0.3 of the run labels move to the predictions by 0.1 a visit."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._target = self.one_hot()
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        if epoch < round(0.3 * self.trainer.args.num_train_epochs):
+            return F.cross_entropy(logits, labels)
+        self._target[ids] = 0.9 * self._target[ids] + 0.1 * logits.detach().softmax(dim=-1)
+        target = self._target[ids]
+        weights = target.amax(dim=-1)
+        each = -(target * logits.log_softmax(dim=-1)).sum(dim=-1)
+        return (weights * each).sum() / weights.sum()
+
+
+class Mixture(Rival):
+    """Dynamic bootstrapping (Arazo et al., 2019), the hard one without mixup: two beta distributions of the losses.
+
+    The probability that a label is wrong is read off each sample's loss in the epoch before, from the second one on.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._losses = torch.full(self.given.shape, torch.nan, device=self.given.device)
+        self._wrong = torch.zeros_like(self._losses)
+        self._epoch = 0
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        if epoch > self._epoch:
+            known = self._losses.isfinite()
+            wrong = wrong_by_loss(self._losses[known].cpu().double().numpy())
+            self._wrong[known] = torch.tensor(wrong, dtype=torch.float32, device=logits.device)
+            self._epoch = epoch
+        each = F.cross_entropy(logits, labels, reduction="none")
+        self._losses[ids] = each.detach()
+        wrong = self._wrong[ids]
+        return ((1 - wrong) * each + wrong * F.cross_entropy(logits, logits.argmax(dim=-1), reduction="none")).mean()
+
+
+def wrong_by_loss(losses: np.ndarray, rounds: int = 10) -> np.ndarray:
+    """(N,) probabilities of the component with the larger losses, of a mixture of two beta distributions by EM."""
+    low, high = np.percentile(losses, [5, 95])
+    x = np.clip((losses - low) / max(high - low, _LEAST), _LEAST, 1 - _LEAST)
+    of_high = (x > 0.5).astype(float)
+    for _ in range(rounds):
+        densities = []
+        for share in (1 - of_high, of_high):
+            share = np.maximum(share, _LEAST)
+            mean = np.average(x, weights=share)
+            variance = max(np.average((x - mean) ** 2, weights=share), _LEAST)
+            strength = max(mean * (1 - mean) / variance - 1, _LEAST)
+            densities.append(share.mean() * beta.pdf(x, mean * strength, (1 - mean) * strength))
+        of_high = densities[1] / np.maximum(sum(densities), np.finfo(float).tiny)
+    return of_high
+
+
+class Forward(Rival):
+    """Forward correction (Patrini et al., 2017) by even flips, told the true share of wrong labels: an upper bound."""
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        probs = logits.softmax(dim=-1)
+        as_labels = (1 - self.noise) * probs + self.noise * (1 - probs) / (self.classes - 1)
+        return F.nll_loss(as_labels.clamp(min=1e-7).log(), labels)
+
+
+RIVALS: dict[str, Callable[[LSTSDTrainer, float], Rival]] = {
+    "elr": EarlyLearning,
+    "sat": SelfAdaptive,
+    "mixture": Mixture,
+    "forward": Forward,
+}
