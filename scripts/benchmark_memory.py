@@ -1,6 +1,7 @@
 """How well the log's honest accuracy, which needs no held-out data, says what held-out data would.
 
     python scripts/benchmark_memory.py --data_dir GLUE --results memory.jsonl [--workers 2]
+    python scripts/benchmark_memory.py --results memory.jsonl --rescore
     python scripts/benchmark_memory.py --report memory.jsonl [more.jsonl ...]
 
 Plain fine-tuning, with the weights of both teachers 0, is tested after each epoch on rows that are drawn as the
@@ -22,11 +23,12 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ from transformers import (
 from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, MemoryStoppingCallback
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
-from lstsd_hf.method.memory import noise_share
+from lstsd_hf.method.memory import Counters, Measured, MemoryMeter, noise_share
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, machine, read_results, train_all
 from quality.rows import load
@@ -193,8 +195,10 @@ def train(run: Run, data_dir: str) -> Line:
             callbacks=[stopping] if run.kind == ALL_ROWS else None,
         )
         trainer.remove_callback(PrinterCallback)
+        folded: list[dict[str, Any]] = []
         started = time.perf_counter()
-        trainer.train()
+        with mock.patch.object(MemoryMeter, "fold", watched(folded)):
+            trainer.train()
         seconds = time.perf_counter() - started
         store = LogitsStore.open(Path(folder, LOGITS_FOLDER))
         epochs = measured(run, trainer.state.log_history, store, data, len(labels))
@@ -207,11 +211,33 @@ def train(run: Run, data_dir: str) -> Line:
         "num_hidden_layers": run.layers,
         "train_seconds": round(seconds, 1),
         "epochs": epochs,
+        "counters": folded,
         "stopped_at": stopping.stopped_at,
         "settings": run.settings,
         "device": machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+
+
+def watched(folded: list[dict[str, Any]]) -> Callable[..., Measured]:
+    """`MemoryMeter.fold`, which keeps what it is given, so that `--rescore` can measure another filter."""
+    fold = MemoryMeter.fold
+
+    def kept(meter: MemoryMeter, counters: Counters, rate: float) -> Measured:
+        folded.append({"of_losses": meter.of_losses, "sums": np.round(counters.sums, 6).tolist(), "rate": rate})
+        return fold(meter, counters, rate)
+
+    return kept
+
+
+def rescored(line: Line) -> Line:
+    """The line with what the filter that there is now says of its counters."""
+    meter, epochs = MemoryMeter(line["counters"][0]["of_losses"]), []
+    for epoch, folded in zip(line["epochs"], line["counters"], strict=True):
+        found = meter.fold(Counters.of_state(folded["sums"]), folded["rate"])
+        names = ("honest", "honest_error", "memorised", "memorised_error")
+        epochs.append(epoch | {name: round(value, 4) for name, value in zip(names, found, strict=True)})
+    return line | {"epochs": epochs}
 
 
 def measured(run: Run, log: list[Line], store: LogitsStore, data: Dataset, classes: int) -> list[Line]:
@@ -396,10 +422,14 @@ def main() -> None:
     parser.add_argument("--data_dir", help="GLUE's folder, with trec-train.txt in it or in a folder beside it")
     parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
+    parser.add_argument("--rescore", action="store_true", help="measure the kept counters anew, and train nothing")
     parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables, train nothing")
     args = parser.parse_args()
     if args.report:
         print(report(read_results(args.report)))
+    elif args.rescore and args.results:
+        lines = map(rescored, read_results([args.results]))
+        args.results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     elif args.data_dir and args.results:
         train_all(runs(), functools.partial(train, data_dir=args.data_dir), args.results, args.workers, told)
     else:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from transformers import TrainingArguments
 
 from .method.heads import Classes, ProblemType, Scores
+from .method.many_rows import ManyRows, Vocabulary
 from .method.outside import TeacherArguments
 from .method.teachers import LoneTeacher, Settings, TeacherTrust, WeightSchedule
 from .paths import LOGITS_FOLDER
@@ -92,14 +93,16 @@ class DistillationArguments(TeacherArguments):
         default=None,
         metadata={
             "help": "Share of the loss that the long-term teacher takes from the label. 0 is off. Default: "
-            f"{Classes.default_weight}, and {Scores.default_weight} for a regression."
+            f"{Classes.default_weight}; {ManyRows.default_weight} for tokens and spans, {Scores.default_weight} for a "
+            f"regression, {Vocabulary.default_weight} for a language model."
         },
     )
     short_term_weight: float | None = field(
         default=None,
         metadata={
             "help": "Share of the loss that the short-term teacher takes from the label. 0 is off. Default: "
-            f"{Classes.default_weight}, and {Scores.default_weight} for a regression."
+            f"{Classes.default_weight}; {ManyRows.default_weight} for tokens and spans, {Scores.default_weight} for a "
+            f"regression, {Vocabulary.default_weight} for a language model."
         },
     )
     temperature: float = field(
