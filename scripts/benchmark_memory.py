@@ -223,9 +223,9 @@ def watched(folded: list[dict[str, Any]]) -> Callable[..., Measured]:
     """`MemoryMeter.fold`, which keeps what it is given, so that `--rescore` can measure another filter."""
     fold = MemoryMeter.fold
 
-    def kept(meter: MemoryMeter, counters: Counters, rate: float) -> Measured:
-        folded.append({"of_losses": meter.of_losses, "sums": np.round(counters.sums, 6).tolist(), "rate": rate})
-        return fold(meter, counters, rate)
+    def kept(meter: MemoryMeter, counters: Counters) -> Measured:
+        folded.append({"of_losses": meter.of_losses, "sums": np.round(counters.sums, 6).tolist()})
+        return fold(meter, counters)
 
     return kept
 
@@ -234,7 +234,7 @@ def rescored(line: Line) -> Line:
     """The line with what the filter that there is now says of its counters."""
     meter, epochs = MemoryMeter(line["counters"][0]["of_losses"]), []
     for epoch, folded in zip(line["epochs"], line["counters"], strict=True):
-        found = meter.fold(Counters.of_state(folded["sums"]), folded["rate"])
+        found = meter.fold(Counters.of_state(folded["sums"]))
         names = ("honest", "honest_error", "memorised", "memorised_error")
         epochs.append(epoch | {name: round(value, 4) for name, value in zip(names, found, strict=True)})
     return line | {"epochs": epochs}

@@ -15,6 +15,7 @@ from lstsd_hf import LogitsStore, LSTSDTrainer, add_sample_ids
 from lstsd_hf.method.heads import Classes
 from lstsd_hf.method.honest import Honest, LabelShares, Witness, memory_gate, with_gate, witness
 from lstsd_hf.method.loss import distillation_loss
+from lstsd_hf.method.memory import MODEL_ERROR
 from toys import config, logged, rows, tiny_bert, weights
 
 
@@ -200,8 +201,9 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
         weight = {"long": long_term, "short": short_term}
         teaching = [(weight[name], e) for name, e in teachers.items() if e >= 0 and weight[name]]
         if teaching:
-            m, error, skill = memorised[epoch - 1], errors[epoch - 1], max(honest[epoch - 1] - chance, 0)
+            m, skill = memorised[epoch - 1], max(honest[epoch - 1] - chance, 0)
             if m > 0:
+                error = math.sqrt(errors[epoch - 1] ** 2 - MODEL_ERROR**2)
                 gate = max(gate, min(max((m / error - 1) / 2, 0), 1) * m / (m + skill))
         assert found_gates[epoch] == pytest.approx(gate if teaching else 0, abs=1e-6)
         corrections = {e: slow_witness(logits[e].tolist(), labels, honest[e]) for _, e in teaching}

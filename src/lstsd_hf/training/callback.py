@@ -65,8 +65,6 @@ class RecorderCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.recorder is not None:
-            self.recorder.memory.see_rate(kwargs.get("optimizer"))
         if not self.taught:
             raise ValueError(
                 f"The first step of {self._trainer} is about to update the weights, and its loss never reached "

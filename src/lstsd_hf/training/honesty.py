@@ -75,8 +75,9 @@ class Honesty:
             self._corrections = Honest.of([self._witnesses[e] for e in own.values()], self._device)
             self._corrected = tuple(own)
             assert self._priors is not None
-            _, _, memorised, error = measured
-            share = memory_gate(memorised, error, measured.honest, self._priors.chance)
+            # That the filter may be off is no reason to doubt that there is memory.
+            error = self._memory.meter.sampling_error
+            share = memory_gate(measured.memorised, error, measured.honest, self._priors.chance)
             self._share = self.gate = max(self._share, share)
 
     def _read(self, store: LogitsStore, epochs: set[int]) -> None:

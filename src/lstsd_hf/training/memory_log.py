@@ -69,7 +69,6 @@ class MemoryLog:
         self._head: Head | None = None
         self._counters: Counters | None = None
         self._folded = 0  # epochs
-        self._rates, self._steps_made, self._highest = 0.0, 0, 0.0
         self._waiting: list[_Batch] = []
         self._values = 0
         self._has_before: bool | None = None  # whether the store holds the epoch before; None: not known yet
@@ -93,15 +92,6 @@ class MemoryLog:
             self.leave_out(f"epoch {self._folded} was cut short, or the checkpoint has no counters of it")
         elif self._counters is None:
             self._counters = Counters()
-
-    def see_rate(self, optimizer: Any) -> None:
-        """Notes the learning rate of a step."""
-        groups = getattr(optimizer, "param_groups", None)
-        rate = groups[0].get("lr") if groups else None
-        if isinstance(rate, (int, float)):  # a tensor may be on the device, which would be waited for
-            self._rates += rate
-            self._steps_made += 1
-            self._highest = max(self._highest, float(rate))
 
     def add(
         self,
@@ -186,10 +176,8 @@ class MemoryLog:
             return
         if self.meter is None:
             self.meter = MemoryMeter(of_losses=not head.decides)
-        rate = self._rates / self._steps_made / self._highest if self._highest > 0 else 1.0
-        measured = self.meter.fold(counters, rate)
+        measured = self.meter.fold(counters)
         self._counters, self._folded, self._has_before = None, epoch + 1, None
-        self._rates, self._steps_made = 0.0, 0
         self._log(logged(measured, head))
 
     def _total(self) -> Counters | None:
@@ -210,7 +198,6 @@ class MemoryLog:
             "folded": self._folded,
             "counters": None if counters is None else counters.state(),
             "meter": None if self.meter is None else self.meter.state(),
-            "rates": [self._rates, self._steps_made, self._highest],
         }
 
     def restore(self, note: dict[str, Any] | None) -> None:
@@ -225,11 +212,10 @@ class MemoryLog:
             self.leave_out("the checkpoint has no counters")
             return
         try:
-            reason, folded, (rates, made, highest) = note["left_out"], note["folded"], note["rates"]
+            reason, folded = note["left_out"], note["folded"]
             counters = None if note["counters"] is None else Counters.of_state(note["counters"])
             meter = None if note["meter"] is None else MemoryMeter.of_state(note["meter"])
-            fits = type(folded) is int and folded >= 0 and type(made) is int and made >= 0
-            fits = fits and all(type(rate) is float and np.isfinite(rate) for rate in (rates, highest))
+            fits = type(folded) is int and folded >= 0
             fits = fits and (reason is None or type(reason) is str)
             fits = fits and (folded == 0 if meter is None else folded == meter.epochs)
         except (KeyError, TypeError, ValueError):
@@ -240,7 +226,6 @@ class MemoryLog:
             self.leave_out(reason)
             return
         self._folded, self.meter = folded, meter
-        self._rates, self._steps_made, self._highest = rates, made, highest
         # The note has the sums over all processes: one of them goes on from these.
         if counters is not None:
             self._counters = counters if self._processes.accelerator.is_main_process else Counters()
