@@ -40,15 +40,16 @@ class DistillationArguments(TeacherArguments):
     ```
 
     has every check. The defaults are for labels that are mostly right: with classes accuracy rose a little in all ten
-    pairs of runs of the README's table, and no model was held back before it had learnt, because a teacher counts by
-    how sure it is. Where many labels are wrong a teacher is as unsure as one that has learnt nothing:
-    `teacher_trust="constant"`, with a learning rate that starts anew with each mini-generation, protects better there.
-    The teachers of a regression always count in full, and held it back with the weights that are good for classes, so
-    their default is smaller.
+    pairs of runs of docs/results.md, and no model was held back before it had learnt, because a teacher counts by how
+    sure it is. Where many labels are wrong a teacher is as unsure as one that has learnt nothing:
+    `teacher_trust="honest"` protects there, and holds back on hard tasks. The teachers of a regression always count in
+    full, and held it back with the weights that are good for classes, so their default is smaller; and smaller weights
+    were better for tokens and spans.
 
     Attributes:
         mini_generation_epochs: K, the number of epochs in a mini-generation. 2.
-        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4, and 0.1 for a regression.
+        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4; of tokens and spans 0.2, of a
+            regression and a language model 0.1.
         short_term_weight: The short-term teacher's, likewise. Both together at most 1.
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
@@ -284,7 +285,8 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
 
     Attributes:
         mini_generation_epochs: K, the number of epochs in a mini-generation. 2.
-        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4, and 0.1 for a regression.
+        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4; of tokens and spans 0.2, of a
+            regression and a language model 0.1.
         short_term_weight: The short-term teacher's, likewise. Both together at most 1.
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
