@@ -28,6 +28,7 @@ from lstsd_hf.glue import run as glue
 from lstsd_hf.glue.arguments import DataArguments, ModelArguments
 from lstsd_hf.glue.prepare import label_order
 from lstsd_hf.glue.tasks import TASKS
+from lstsd_hf.report import measures
 from toys import BAD, GOOD
 
 ROOT = Path(__file__).parents[1]
@@ -235,12 +236,28 @@ def test_regression(layout: str, model: str, tmp_path: Path, trainer: str) -> No
 
 
 @pytest.mark.parametrize(("task", "first"), [("sst2", "the film was bad"), ("stsb", "the film was bad\nvery")])
-def test_report(layout: str, model: str, tmp_path: Path, task: str, first: str, capsys: pytest.CaptureFixture) -> None:
+def test_report(
+    layout: str,
+    model: str,
+    tmp_path: Path,
+    task: str,
+    first: str,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[str] = []
+    for name in ("of_classes", "of_scores"):
+        real = getattr(measures, name)
+        monkeypatch.setattr(measures, name, lambda *args, name=name, real=real: measured.append(name) or real(*args))
     argv = flags(model, tmp_path, "--task_name", task, "--data_dir", layout, "--do_train", "--max_train_samples", "40")
     config = write(tmp_path / "run.yaml", "report: true", "logits_retention: all")
     glue.main([str(config), *argv])
     page = tmp_path / "_report" / "report.html"
-    assert capsys.readouterr().out.endswith(f"Report: {page}\n")
+    lines = capsys.readouterr().out.splitlines()
+    title = re.search("<h1>(.*)</h1>", page.read_text(encoding="utf-8"))
+    assert title is not None
+    assert lines[-2:] == [f"{title[1]}.", f"Report: {page}"]
+    assert len(measured) == 1
     samples = pq.read_table(page.parent / "samples.parquet").to_pydict()
     assert samples["sample_id"] == list(range(40))
     assert samples["label"][:2] == ([0, 1] if task == "sst2" else [0, 5])
@@ -384,7 +401,7 @@ def test_it_says_what_it_will_do_and_what_it_found(
         "3 epochs. Teachers: long-term from epoch 2, short-term from epoch 1.",
         f"Predictions: {tmp_path}/_logits, 0 kB for each epoch that is kept.",
     ]
-    assert re.fullmatch(rf"\d+ of 48 labels look wrong. To see them: lstsd report {tmp_path}", lines[-1])
+    assert re.fullmatch(rf"(\d+|None) of 48 labels looks? wrong\. To see them: lstsd report {tmp_path}", lines[-1])
 
     glue.main([*argv, "--trainer", "plain", "--max_steps", "2"])
     assert "2 steps, with transformers.Trainer." in capsys.readouterr().out.splitlines()
@@ -394,4 +411,4 @@ def test_it_says_what_it_will_do_and_what_it_found(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "BertForSequenceClassification learns 48 rows (scores from 0 to 5)."
     assert lines[1] == "3 epochs. Teachers: long-term from epoch 2."
-    assert re.fullmatch(rf"\d+ of 48 scores look wrong. To see them: lstsd report {tmp_path}", lines[-1])
+    assert re.fullmatch(rf"(\d+|None) of 48 scores looks? wrong\. To see them: lstsd report {tmp_path}", lines[-1])

@@ -11,7 +11,8 @@ from cleanlab.multilabel_classification.rank import get_label_quality_scores_per
 from datasets import Dataset, load_from_disk
 from transformers import Trainer
 
-from lstsd_hf import LogitsStore, PredictionRecorder, add_sample_ids, clean, cli, read_history, write_report
+from lstsd_hf import LogitsStore, PredictionRecorder, add_sample_ids, clean, read_history, write_report
+from lstsd_hf.report.compare import write_comparison
 from toys import config, rows, tiny_bert
 
 NAMES = ("short", "funny", "rude")
@@ -95,27 +96,16 @@ def test_rows_with_several_labels_are_dropped_or_mended(several, tmp_path, ids):
     assert found.features == data.features
 
 
-def test_labels_that_no_row_has_are_not_made_up(several, tmp_path, caplog):
-    given = [*GIVEN[:3], [1, 0, 0], *GIVEN[4:]]  # without "short + funny"
-    LogitsStore.open(several / "_logits").write_labels(np.array(given, np.float32))
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps({"text": f"text {i}", "labels": row}) + "\n" for i, row in enumerate(given)))
-    cli.main(["clean", str(several), "--dataset", str(path), "--relabel", "-o", str(tmp_path / "clean.jsonl")])
-    assert "2 rows keep their labels, because no row has those that the run suggests" in caplog.text
-    found = [json.loads(line)["labels"] for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
-    assert found == [given[0], [0, 1, 0], *given[2:]]
-
-
-def test_what_is_about_one_label_is_refused_of_several(several, tmp_path):
-    data_set(GIVEN).save_to_disk(str(tmp_path / "data"))
-    with pytest.raises(ValueError, match="multi-label head: expected one label for each sample"):
-        write_report(several)
-    with pytest.raises(ValueError, match="multi-label head: expected no decisions"):
-        clean(several, tmp_path / "data", tmp_path / "clean", decisions="decisions.csv")
+def test_other_labels_are_refused(several, tmp_path):
     other = data_set([[1, 1, 1], *GIVEN[1:]])
     other.save_to_disk(str(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"1 of 6 labels in 'labels' .* expected \[1\.0, 0\.0, 0\.0\], found"):
+    refused = r"1 of 6 labels in 'labels' .* expected \[1\.0, 0\.0, 0\.0\], found"
+    with pytest.raises(ValueError, match=refused):
         clean(several, tmp_path / "other", tmp_path / "clean", drop=True)
+    with pytest.raises(ValueError, match=refused):
+        write_report(several, other)
+    with pytest.raises(ValueError, match="multi-label head: expected one label for each sample"):
+        write_comparison(several, several)
 
 
 # ---- soft labels

@@ -1,6 +1,7 @@
 """The review in headless Chromium: decisions by keyboard, what the browser keeps of them, and the file."""
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,3 +229,51 @@ def test_a_regression_with_gaps_and_without_texts(tmp_path: Path) -> None:
         browser.find("#query").send_keys("00\n")
         assert browser.text("#found") == "no id on this page matches"
         assert [one for one in browser.barriers() if one.startswith(("critical", "serious"))] == []
+
+
+@pytest.mark.slow
+def test_one_of_several_labels_is_flipped_and_a_sample_dropped_with_all(tmp_path: Path) -> None:
+    given = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
+    against = np.array([[0, 4], [3, 2], [1, 0], [0, 0]])  # how much the model is against each; samples 0, 1 and 2
+    logits = np.where(given == 1, 1, -1) * np.where(against > 0, -against, 3)
+    write_store(tmp_path, np.stack([logits, logits]).astype(np.float32), given.astype(np.float32))
+    config = {"problem_type": "multi_label_classification", "id2label": {0: "joy", 1: "<b>fear</b>"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with Browser(write_report(tmp_path), tmp_path) as window:
+        assert window.text("h1") == "4 of 8 labels look wrong"
+        assert window.all("#new, [data-key=r]") == []
+        assert [window.column(name)[:4] for name in ("id", "label", "looks", "given")] == [
+            ["0", "1", "1", "2"],
+            ["<b>fear</b>", "joy", "<b>fear</b>", "joy"],
+            ["missing", "added", "added", "missing"],
+            ["no", "yes", "yes", "no"],
+        ]
+        window.click("#start")
+        assert (window.text("#place"), window.text("#own")) == ("Sample 0, 1 of 4 · <b>fear</b>", "joy")
+        assert (window.text("#given"), window.text("#suggested")) == ("no", "yes, looks missing")
+        assert window.text("[data-key=f]") == "F Add it"
+        window.press("1f")  # numbers give no label
+        assert window.text("[data-key=f]") == "F Take it away"
+        window.press("d")  # both labels of sample 1
+        assert window.text("#place").startswith("Sample 2, 4 of 4")
+        window.press("k")
+        assert window.text("#progress") == "4 of 4 decided"
+        assert window.column("decision")[:4] == ["flip", "drop", "drop", "keep"]
+        rows = decisions(window)
+        made = [(row["sample_id"], row["decision"], row["label"], row["given"], row["suggested"]) for row in rows]
+        assert made == [
+            ("0", "flip", "<b>fear</b>", "no", "yes"),
+            ("1", "drop", "joy", "yes", "no"),
+            ("1", "drop", "<b>fear</b>", "yes", "no"),
+            ("2", "keep", "joy", "no", "yes"),
+        ]
+        window.open()  # what was kept, by sample and label
+        window.find("#query").send_keys("1\n")
+        window.click("#review-title")
+        window.press("f")  # that sample stays after all, so its other label is open again
+        assert window.column("decision")[:4] == ["flip", "flip", "", "keep"]
+        window.press("u")
+        assert window.column("decision")[:4] == ["flip", "drop", "drop", "keep"]
+        window.find("#matrix button[title='label joy, looks missing']").click()
+        assert window.column("id") == ["2"]
+        assert [one for one in window.barriers() if one.startswith(("critical", "serious"))] == []

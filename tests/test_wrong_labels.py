@@ -78,6 +78,7 @@ def test_the_page_and_clean_say_how_many(tmp_path):
     count = looking_wrong(run)
     page = write_report(run).read_text(encoding="utf-8")
     assert f"About {count} of 1,000 labels look wrong ({count / 10:.0f}%)" in page
+    assert "it was off by 4 percentage points on average, and by 26 at the most" in page
     names = [str(label) for label in read_history(run)["label"]]
     path = tmp_path / "train.csv"
     path.write_text("text,label\n" + "".join(f"text {i},{name}\n" for i, name in enumerate(names)))

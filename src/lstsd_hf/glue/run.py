@@ -25,6 +25,12 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from ..report import write_measured
+from ..report.folder import report_folder
+from ..report.history import open_run
+from ..report.measures import measure
+from ..report.texts import read_texts
+from ..store import StoreError
 from ..training.trainer import LSTSDTrainer
 from . import words
 from .arguments import DataArguments, ModelArguments
@@ -136,9 +142,7 @@ def _run(job: Job, progress: LossProgressCallback, interrupts: LateInterruptCall
     if data.train is not None:
         trainer.create_model_card(**card)
     if isinstance(trainer, LSTSDTrainer) and data.train is not None and trainer.is_world_process_zero():
-        print(words.found(job))
-    if model_args.report and trainer.is_world_process_zero():
-        report(job)
+        conclude(job)
     if args.push_to_hub:  # last: all else is on disk, whatever the network does
         trainer.push_to_hub(**card)
     return results
@@ -194,19 +198,23 @@ def collator_of(job: Job) -> Callable[..., dict[str, Any]]:
     return DataCollatorWithPadding(job.tokenizer, pad_to_multiple_of=8 if on_tensor_cores else None)
 
 
-def report(job: Job) -> None:
-    """Writes the run's report, and says where it is."""
-    from ..report import write_report  # needs an extra of its own
-
+def conclude(job: Job) -> None:
+    """Says how many labels look wrong, and writes the run's report where one is wanted."""
     args = job.args
-    page = write_report(
-        str(args.output_dir),
-        job.texts,
-        job.data.text_columns,
-        logits_dir=args.logits_dir,
-        sample_id_column=args.sample_id_column,
-    )
-    print(f"Report: {page}")
+    try:
+        found = open_run(str(args.output_dir), args.logits_dir)
+        measures = measure(found)
+    except StoreError as error:  # of a run that diverged; what it trained is saved
+        if job.model_args.report:
+            raise
+        print(f"What the model learnt of each row cannot be told: {error}")
+        return
+    print(words.found(job, found, measures))
+    if job.model_args.report:
+        texts = None
+        if job.texts is not None:
+            texts = read_texts(job.texts, found, job.data.text_columns, sample_id_column=args.sample_id_column)
+        print(f"Report: {write_measured(report_folder(Path(str(args.output_dir))), found, measures, texts)}")
 
 
 def refuse_no_batch(args: TrainingArguments, rows: int) -> None:

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from ..method.heads import Classes, Scores
 from ..method.teachers import teachers_of
-from ..report.history import open_run
-from ..report.measures import measure
-from ..store import StoreError
+from ..report.headline import headline
+from ..report.measures import Measures
+from ..report.run import Run
 from .prepare import Job
 
 _MOST_CLASSES = 6  # whose sizes fit a line
@@ -42,21 +42,10 @@ def plan(job: Job, model: PreTrainedModel) -> str:
     return "\n".join(lines)
 
 
-def found(job: Job) -> str:
+def found(job: Job, run: Run, measures: Measures) -> str:
     """How many labels look wrong, and the command that shows them where no report does."""
-    args = job.args
-    try:
-        run = open_run(str(args.output_dir), args.logits_dir)
-        measures = measure(run)
-    except StoreError as error:  # of a run that diverged; what it trained is saved, and this is no reason to fail
-        return f"What the model learnt of each row cannot be told: {error}"
-    if not measures.has_learnt:
-        return "The model learnt too little to say which labels look wrong."
-    flagged = int(measures.samples["looks_wrong"].sum())
-    what = "scores" if run.is_regression else "labels"
-    about = "" if measures.wrong_labels is None else "About "
-    sentence = f"{about}{flagged:,} of {measures.seen.sum():,} {what} look wrong."
-    if job.model_args.report:
+    sentence = f"{headline(run, measures).title}."
+    if job.model_args.report or not measures.has_learnt:
         return sentence
     texts = [] if job.data_args.train_file is None else ["--dataset", job.data_args.train_file]
-    return f"{sentence} To see them: {shlex.join(['lstsd', 'report', str(args.output_dir), *texts])}"
+    return f"{sentence} To see them: {shlex.join(['lstsd', 'report', str(job.args.output_dir), *texts])}"

@@ -9,6 +9,8 @@
       pred_probs.npy        (M, C) float32: the last epoch's probabilities, as cleanlab takes them; in-sample
       predictions.npy       (M,) float32: the last epoch's scores; a regression has it in place of pred_probs.npy
 
+Of a multi-label head labels.npy is (M, C), 1 where a label holds, and pred_probs.npy has the probability of each.
+
 Of a tagger samples.parquet has each sample's most suspicious token, and tokens.parquet a row for each labelled token.
 labels.npy and pred_probs.npy are of the tokens, sample by sample, and offsets.npy (M + 1,) says where each sample's
 begin. Of question answering and language models there are the page and samples.parquet, with losses.
@@ -39,8 +41,9 @@ from .history import losses_table, samples_table, token_table
 from .losses import measure_losses
 from .many_rows import LossRun, TokenRun, open_any_run, worst_tokens
 from .measures import Measures, measure
+from .multi_label import by_sample, label_run, sigmoid, suspects
 from .run import Run
-from .texts import read_plain_texts, read_texts
+from .texts import Texts, read_plain_texts, read_texts
 from .token_texts import read_token_texts
 
 PAGE = "report.html"
@@ -80,8 +83,8 @@ def write_report(
     Raises:
         StoreError: there is no store, no epoch of it is sealed, or it has no labels or no finite prediction.
         StoreCorruptionError: the store is damaged: every byte of it is checked.
-        ValueError: there is no such run, or a file where the report goes; labels that are no classes, a multi-label
-            head; or texts that cannot be read or are of other samples.
+        ValueError: there is no such run, or a file where the report goes; labels that are no classes; or texts that
+            cannot be read or are of other samples.
         MissingExtraError: the extra `report` is not installed.
     """
     require("report")
@@ -113,11 +116,33 @@ def write_report(
             write_page(new / PAGE, worst, of_samples, sentences, (run, measures))
     else:
         texts = None if dataset is None else read_texts(dataset, run, text_columns, **options)
-        measures = measure(run)
-        with _publishing(folder) as new:
-            pq.write_table(samples_table(measures), new / "samples.parquet")
-            _write_last_epoch(new, run, measures)
+        return write_measured(folder, run, measure(label_run(run) if run.is_multi_label else run), texts)
+    return folder / PAGE
+
+
+def write_measured(folder: Path, run: Run, measures: Measures, texts: Texts | None) -> Path:
+    """Writes the report of a run with one row of predictions for each sample, and returns the path of the page.
+
+    Args:
+        folder: Where to.
+        run: The run.
+        measures: Of its samples; of a multi-label head those of its labels, see `multi_label.label_run`.
+        texts: What the page shows.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    from .page import write_page  # needs the extra
+
+    with _publishing(folder) as new:
+        if run.is_multi_label:
+            every, of_samples = label_run(run), by_sample(run, measures)
+            write_page(new / PAGE, *suspects(every, measures), texts, (every, measures))
+        else:
+            of_samples = measures
             write_page(new / PAGE, run, measures, texts)
+        pq.write_table(samples_table(of_samples), new / "samples.parquet")
+        _write_last_epoch(new, run, measures)
     return folder / PAGE
 
 
@@ -147,9 +172,10 @@ def _publishing(folder: Path) -> Iterator[Path]:
 
 
 def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
-    """The last epoch's predictions as plain arrays, of the samples that have one."""
-    prediction = measures.samples["prediction"]
-    seen = ~np.isnan(prediction) if run.is_regression else prediction >= 0
+    """The last epoch's predictions as plain arrays, of the samples that have one; `measures` as `write_measured`."""
+    prediction = measures.samples["prediction"].reshape(run.labels.shape)
+    absent = np.isnan(prediction) if run.is_regression else prediction < 0
+    seen = ~(absent.any(axis=1) if run.is_multi_label else absent)
     ids = run.ids[seen]
     write_array(folder / "sample_ids.npy", ids)
     write_array(folder / "labels.npy", run.labels[seen])
@@ -159,7 +185,7 @@ def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
     with NpyWriter(folder / "pred_probs.npy", np.dtype("<f4"), (len(ids), len(run.classes))) as file:
         for chunk in run.chunks(len(ids)):
             (logits,) = run.logits(ids[chunk], run.epochs[-1:])
-            file.write(dynamics.softmax(logits))
+            file.write(sigmoid(logits) if run.is_multi_label else dynamics.softmax(logits))
         file.finish()
 
 

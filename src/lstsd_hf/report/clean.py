@@ -10,13 +10,13 @@ To train on it, as a new run with a folder of its own:
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .cells import Column, shown, tell
+from .cells import Column, shown
 from .decisions import Decisions, read_decisions
 from .files import UserFile, open_user_file
 from .history import open_run
@@ -85,9 +85,9 @@ def clean(
 
     The copy has the format, the columns and the order of the original. Of CSV, TSV and JSON all that is not dropped or
     relabelled stays byte for byte; parquet keeps its schema, its metadata and its compression; a folder keeps its
-    features and its other splits. A new label is spelled as the file spells that class in another row. Rows that the
-    run has no label of, such as those that were held out, stay. To train on the copy: `lstsd train --train_file
-    clean.csv`, with a new output_dir.
+    features and its other splits. A new label is spelled as the file spells that class in another row; of several
+    labels, a list of 0 and 1 for each sample, the numbers change that must. Rows that the run has no label of, such as
+    those that were held out, stay. To train on the copy: `lstsd train --train_file clean.csv`, with a new output_dir.
 
     Args:
         run_dir: The run's output_dir, or a checkpoint in it.
@@ -95,7 +95,8 @@ def clean(
             wrote. Rows are matched to samples by ids, or by position and labels, as for the report.
         output: The file or folder to write, which must not exist; a file ends as `dataset` does.
         drop: Whether to leave out the samples whose label looks wrong, by `looks_wrong` of `read_history`.
-        relabel: Whether to give them the class with the highest mean probability over epochs.
+        relabel: Whether to give them the class with the highest mean probability over epochs; of several labels those
+            that look wrong are flipped.
         decisions: A file of decisions, see `report.decisions`, which alone chooses the rows and what becomes of them.
             Every row that it does not name stays as it is, whether `drop` or `relabel` is set or not.
         min_score: A label looks wrong from this `noise_score` on, from 0 to 1; None: as many as are wrong by
@@ -120,7 +121,7 @@ def clean(
     file = open_user_file(path, split=split, tsv_quoting=tsv_quoting)
     _check_output(path, output)
     run = open_run(run_dir, logits_dir, multi_label=True)
-    _check_head(run, relabel, decisions is not None)
+    _check_head(run, relabel)
     if relabel and run.is_regression:
         raise ValueError(
             f"{run.store.path} holds scores: expected classes to relabel. Drop what looks wrong (--drop)."
@@ -136,7 +137,7 @@ def clean(
         raise ValueError(f"{path}: all of the {len(edit.keep):,} rows would be dropped: expected some to stay.")
     write_edited(path, output, edit, split=split, tsv_quoting=tsv_quoting)
     dropped = int((~edit.keep).sum())
-    unchanged = len(chosen.relabel) - sum(relabelled.values()) - rows.unwritten
+    unchanged = len(chosen.relabel) - sum(relabelled.values())
     return Cleaned(output, len(edit.keep), dropped, relabelled, unchanged if decisions is None else 0, chosen_by)
 
 
@@ -156,15 +157,8 @@ def _check_options(drop: bool, relabel: bool, has_decisions: bool, min_score: fl
         raise ValueError(f"min_score={min_score} is not allowed: expected a number from 0 to 1.")
 
 
-def _check_head(run: Run, relabel: bool, has_decisions: bool) -> None:
-    if run.vectors is None:
-        return
-    if run.is_multi_label and has_decisions:
-        raise ValueError(
-            f"{run.store.path} is of a multi-label head: expected no decisions, which are about one label for each "
-            "sample. Use drop (--drop) or relabel (--relabel)."
-        )
-    if relabel and not run.is_multi_label:
+def _check_head(run: Run, relabel: bool) -> None:
+    if relabel and run.vectors is not None and not run.is_multi_label:
         raise ValueError(
             f"{run.store.path} holds soft labels, which are probabilities: expected classes to relabel, because the "
             "run suggests a class. Drop what looks wrong (--drop), or change those labels yourself (read_history)."
@@ -192,10 +186,7 @@ class _Rows:
 
     Attributes:
         ids: (n,) the samples that both have, ascending.
-        unwritten: Of a multi-label head: how many rows keep their labels, because no row has those to give.
     """
-
-    unwritten = 0
 
     def __init__(self, file: UserFile, run: Run, sample_id_column: str, label_column: str | None) -> None:
         self._run = run
@@ -224,7 +215,7 @@ class _Rows:
         keep[self._rows_of(chosen.drop)] = False
         at = np.searchsorted(self.ids, chosen.relabel)
         if self._run.is_multi_label:
-            return self._edit_vectors(keep, source, at, chosen.labels)
+            return self._edit_lists(keep, source, at, chosen.labels)
         differs = self._labels[at] != chosen.labels
         old, new = self._labels[at[differs]], chosen.labels[differs]
         if len(new):
@@ -234,28 +225,24 @@ class _Rows:
             (names[a], names[b]) for a, b in zip(old.tolist(), new.tolist(), strict=True)
         )
 
-    def _edit_vectors(
-        self, keep: Array, source: Array, at: Array, suggested: Array
+    def _edit_lists(
+        self, keep: Array, source: Array, at: Array, labels: Array
     ) -> tuple[Edit, dict[tuple[str, str], int]]:
-        """As `edit`, of a multi-label head. A row whose new labels no row of the file has keeps its own: there may be
-        many combinations, and how the file would write one is not known."""
-        places = {tuple(labels): place for labels, place in zip(self._labels.tolist(), self._places, strict=True)}
+        """As `edit`, of a multi-label head: what changes are numbers in a row's list."""
+        flips: dict[int, Array] = {}
         relabelled: Counter[tuple[str, str]] = Counter()
-        for i, labels in zip(at.tolist(), map(tuple, suggested.tolist()), strict=True):
-            old = tuple(self._labels[i].tolist())
-            if labels not in places:
-                self.unwritten += 1
-            elif labels != old:
-                source[self._places[i]] = places[labels]
-                relabelled[self._named(old), self._named(labels)] += 1
-        if self.unwritten:
-            tell(
-                f"{self._file}: {self.unwritten:,} rows keep their labels, because no row has those that the run "
-                "suggests, which would show how they are written. Change them yourself (read_history)."
-            )
-        return Edit(keep, source, self._column), relabelled
+        for old, new, row in zip(self._labels[at], labels, self._places[at].tolist(), strict=True):
+            if (old != new).any():
+                self._check_column(self._column is not None)
+                flips[row] = old != new
+                relabelled[self._named(old), self._named(new)] += 1
+        return Edit(keep, source, self._column, flips), relabelled
 
-    def _named(self, labels: Sequence[int]) -> str:
+    def _check_column(self, is_there: bool) -> None:
+        if not is_there:
+            raise ValueError(f"{self._file} has no column of labels: expected one. Name it (--label_column).")
+
+    def _named(self, labels: Array) -> str:
         return " + ".join(name for name, holds in zip(self._run.classes, labels, strict=True) if holds) or "none"
 
     def _rows_of(self, sample_ids: Array) -> Array:
@@ -263,8 +250,8 @@ class _Rows:
 
     def _examples(self, classes: Array) -> Array:
         """(n,) of each class a row that has it, spelled as most rows spell it."""
-        if self._cells is None:
-            raise ValueError(f"{self._file} has no column of labels: expected one. Name it (--label_column).")
+        self._check_column(self._cells is not None)
+        assert self._cells is not None
         examples = {}
         for label in np.unique(classes).tolist():
             rows = self._places[self._labels == label].tolist()
@@ -299,4 +286,8 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
     nothing = np.empty(0, np.int64)
     if drop:
         return Decisions(run.ids[wrong], nothing, nothing, 0), chosen_by
-    return Decisions(nothing, run.ids[wrong], samples["suggested_label"][wrong], 0), chosen_by
+    suggested = samples["suggested_label"][wrong]
+    if run.is_multi_label and min_score is not None:  # which a sample may have reached by one of its labels
+        reached = samples["noise_score_by_label"][wrong] >= min_score
+        suggested = np.where(reached, suggested, run.labels[wrong])
+    return Decisions(nothing, run.ids[wrong], suggested, 0), chosen_by

@@ -7,6 +7,9 @@ Columns, found by name, in any order; others are ignored:
     label       of "relabel": the class to give, by its name in the report, or as the training file writes it
     given       the label that the decision was made about, by name; where there is one, it must still be the label
 
+Where each sample has several labels, a row is about one of them: `label` is its name, `given` says yes or no, and the
+decision may be flip, in place of relabel. A sample that one row drops goes, whatever others say.
+
 A spreadsheet may have written it: with commas, semicolons or tabs, a byte-order mark, Windows' line ends, cells added
 to the right, and rows of empty cells. The page puts an apostrophe in front of a name that a spreadsheet would run as a
 formula; where no class has the name as it stands, it is taken away.
@@ -26,7 +29,8 @@ from .run import Run
 
 _NEEDED = ("sample_id", "decision")
 _ID = re.compile("[0-9]{1,18}")
-KEEP, RELABEL, DROP = "keep", "relabel", "drop"
+KEEP, RELABEL, DROP, FLIP = "keep", "relabel", "drop", "flip"
+_GIVEN = {"no": 0, "yes": 1, "0": 0, "1": 1}  # of several labels
 
 
 class Decisions(NamedTuple):
@@ -35,7 +39,7 @@ class Decisions(NamedTuple):
     Attributes:
         drop: (n,) int64: the samples to drop.
         relabel: (m,) int64: the samples to relabel.
-        labels: (m,) int64: the classes to give them.
+        labels: (m,) int64: the classes to give them; of a multi-label head (m, C).
         kept: How many samples are named, to be kept as they are.
     """
 
@@ -60,7 +64,7 @@ def read_decisions(path: Path, run: Run, known: Array, written: Mapping[str, int
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file: expected decisions, as the report's page gives them.")
-    reader = _Reader(path, run, known, written)
+    reader = (_LabelReader if run.is_multi_label else _Reader)(path, run, known, written)
     rows = delimited_rows(path, _delimiter(path), has_quotes=True)
     header = [name.strip() for name in next(rows, (0, []))[1]]
     reader.check_header(header)
@@ -166,3 +170,62 @@ class _Reader:
     def _refuse(self, line: int, what: str) -> NoReturn:
         end = "" if what.endswith("?") else "."
         raise ValueError(f"{self._path}, line {line}: {what}{end}")
+
+
+class _LabelReader(_Reader):
+    """Reads decisions about single labels of samples that have several."""
+
+    def __init__(self, path: Path, run: Run, known: Array, written: Mapping[str, int]) -> None:
+        super().__init__(path, run, known, written)
+        self._lines: dict[tuple[int, int], tuple[str, int]] = {}  # by sample id and label: the decision, its line
+
+    def take(self, line: int, row: dict[str, str]) -> None:
+        sample_id = self._sample_id(line, row.get("sample_id", ""))
+        decision, name = row.get("decision", "").lower(), row.get("label", "")
+        if decision not in (KEEP, FLIP, DROP):
+            self._refuse(
+                line, f"expected keep, flip or drop as decision, found {shown(row.get('decision', ''))}. Mend it"
+            )
+        label = self._class(name)
+        if label is None and (name or decision == FLIP):
+            self._refuse(
+                line,
+                f"expected a label's name as label, one of {listed(self._run.classes)}, found {shown(name)}. Mend it",
+            )
+        if label is not None and self._run.classes.count(self._run.classes[label]) > 1:
+            self._refuse(line, f"{shown(name)} is the name of several labels: expected one. Rename them (id2label)")
+        place = (sample_id, -1 if label is None else label)
+        if place in self._lines:
+            self._refuse(
+                line,
+                f"sample id {sample_id} has a decision about {shown(name)} in line {self._lines[place][1]} already: "
+                "expected one. Delete one of them",
+            )
+        if label is not None and row.get("given"):
+            is_given = self._labels_of(sample_id)[label]
+            if _GIVEN.get(row["given"].lower()) != is_given:
+                self._refuse(
+                    line,
+                    f"the decision was made where {shown(name)} was given as {shown(row['given'])}, and sample id "
+                    f"{sample_id} has {shown('yes' if is_given else 'no')}. Make it anew, with the report of this run",
+                )
+        self._lines[place] = decision, line
+
+    def decisions(self) -> Decisions:
+        dropped = {sample for (sample, _), (decision, _) in self._lines.items() if decision == DROP}
+        flipped: dict[int, Array] = {}
+        for (sample, label), (decision, _) in self._lines.items():
+            if decision == FLIP and sample not in dropped:
+                labels = flipped.setdefault(sample, self._labels_of(sample).copy())
+                labels[label] = 1 - labels[label]
+        samples = {sample for sample, _ in self._lines}
+        return Decisions(
+            np.array(sorted(dropped), np.int64),
+            np.array(list(flipped), np.int64),
+            np.array(list(flipped.values()), np.int64).reshape(-1, len(self._run.classes)),
+            len(samples) - len(dropped) - len(flipped),
+        )
+
+    def _labels_of(self, sample_id: int) -> Array:
+        labels: Array = self._run.labels[np.searchsorted(self._run.ids, sample_id)]
+        return labels

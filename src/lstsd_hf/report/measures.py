@@ -77,8 +77,9 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
                 suggested = np.where(mean < 0, 1 - run.labels, run.labels)
                 samples["suggested_label"] = np.where(np.isnan(mean), -1, suggested)
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
-    # Tokens of one sentence are no independent draws, and mostly of one class: what counts samples is not for them.
-    wrong_labels = None if run.is_regression or run.store.is_ragged else _count_wrong(run)
+    # Tokens of one sentence, and several labels of one sample, are no independent draws, and mostly of one class: what
+    # counts samples is not for them.
+    wrong_labels = None if run.is_regression or run.unit != "sample" else _count_wrong(run)
     has_learnt = wrong_labels is None or _has_learnt(run, wrong_labels)
     if not has_learnt:
         wrong_labels, samples["looks_wrong"] = None, np.zeros(len(run.ids), bool)
@@ -101,8 +102,8 @@ def refuse_several_labels(run: Run) -> None:
     """Raises ValueError where a run is of a multi-label head; `multi_label.measure_labels` measures that."""
     if run.is_multi_label:
         raise ValueError(
-            f"{run.store.path} is of a multi-label head: expected one label for each sample, because the pages show "
-            "one. `read_history` and `lstsd clean` know several."
+            f"{run.store.path} is of a multi-label head: expected one label for each sample. The report of one run, "
+            "`read_history` and `lstsd clean` know several."
         )
 
 

@@ -5,11 +5,12 @@ reads. It is a CSV file in UTF-8, its fields quoted where they must be (RFC 4180
 decided sample, the most suspicious first:
 
     sample_id   the sample's id
-    decision    keep: the given label is right; relabel: it gets another one; drop: the sample goes
-    label       relabel: the name of the new class; else empty
+    decision    keep: the given label is right; relabel: it gets another one; drop: the sample goes. Of several labels
+                for each sample flip in place of relabel: a label that was given goes, and one that was not comes
+    label       relabel: the name of the new class; else empty. Of several labels: the name of the one it is about
     token       of a tagger: which of the sample's labelled tokens, from 0; else there is no such column
-    given       the name of the given class; of a regression the given score
-    suggested   the name of the class that the history suggests; of a regression empty
+    given       the name of the given class; of a regression the given score; of several labels yes or no
+    suggested   the name of the class that the history suggests; of a regression empty; of several labels yes or no
     score       the noise score, rounded to four decimals
 
 A spreadsheet would run a name that begins with one of = + - @, a tab or a carriage return as a formula, if it is no
@@ -27,7 +28,9 @@ import numpy.typing as npt
 from ..method import dynamics
 from . import page_columns, summary
 from .assembly import write_html
+from .headline import headline
 from .measures import Measures
+from .multi_label import LOOKS, LabelRun, looks
 from .page_columns import PageColumn
 from .run import Run
 from .texts import Texts
@@ -55,10 +58,11 @@ def write_page(
 
     Args:
         path: Where to.
-        run: The run; a tagger's as `WorstTokens`.
+        run: The run; a tagger's as `WorstTokens`, a multi-label head's as `LabelRun`.
         measures: Of its samples.
         texts: What the page shows of them.
-        whole: Of a tagger all tokens, which the numbers and the curves are of; else they are those of the samples.
+        whole: Of a tagger all tokens, and of a multi-label head all labels, which the numbers and the curves are of;
+            else they are those of the samples.
     """
     every, all_measures = whole or (run, measures)
     noise, further = (
@@ -67,7 +71,7 @@ def write_page(
         else (page_columns.NOISE, page_columns.MEASURES_OF_CLASSES)
     )
     listed, drawn = choose(measures.samples["noise_rank"])
-    words, cut = (None, "") if texts is None else texts_of(texts, run.ids[listed])
+    words, cut = (None, "") if texts is None else texts_of(texts, run.shown_ids[listed])
     plots, missing = summary.curves(every, all_measures)
     memory = summary.memory(run.log)
     if memory is not None:
@@ -75,17 +79,19 @@ def write_page(
     data_map, colourings = summary.data_map(run, measures, listed[drawn])
     rows = _rows(run, measures, (noise, *further), listed)
     data = {
-        "key": _key(run),
+        "key": _key(every),
         "epochs": run.epochs,
         "classes": run.classes,
         "columns": [column._asdict() for column in (noise, *further)],
-        "rows": rows | {"text": words} | _tokens(run, measures, texts, listed),
+        "rows": rows | {"text": words} | _tokens(run, measures, texts, listed) | _labels(run, rows, listed),
         "drawn": drawn.tolist(),
         "figures": {"map": data_map, **plots},
         "colourings": colourings,
-        "pair": ["label", "suggested"],
+        "pair": ["about", "look"] if isinstance(run, LabelRun) else ["label", "suggested"],
+        "names": run.names if isinstance(run, LabelRun) else None,
+        "looks": LOOKS,
     }
-    left_out = _left_out(measures, listed, drawn)
+    left_out = _left_out(run, measures, listed, drawn)
     if words is None:
         left_out.append("The page shows ids, because the report was made without texts: name them with --dataset.")
     elif cut:
@@ -98,20 +104,20 @@ def write_page(
         data,
         run=run,
         title=f"{run.name} · training report",
-        headline=summary.headline(run, measures),
+        headline=headline(run, measures),
         tiles=summary.tiles(every, all_measures),
         notes=[*summary.notes(run, measures), *missing, *left_out],
         columns=(noise, *further),
         noise=noise,
         further=further,
         colourings=colourings,
-        matrix=None
-        if run.is_regression
-        else summary.matrix(run.labels[listed], measures.samples["suggested_label"][listed], len(run.classes)),
+        matrix=_matrix(run, measures.samples["suggested_label"], listed) if run.classes else None,
+        looks=LOOKS,
         memory=memory,
         plots=[(name, *summary.PLOTS[name]) for name in plots if name in summary.PLOTS],
         has_texts=words is not None,
         is_tagger=run.unit == "token",
+        is_multi_label=run.unit == "label",
     )
 
 
@@ -184,7 +190,7 @@ def _rows(run: Run, measures: Measures, shown: tuple[PageColumn, ...], listed: A
                 add(name, [page_columns.percent(epoch) for epoch in shares])
     rows: dict[str, Any] = {column.name: column.cells(samples[column.name][listed]) for column in shown}
     rows |= {
-        "id": page_columns.identifiers(ids),
+        "id": page_columns.identifiers(run.shown_ids[listed]),
         "flagged": samples["looks_wrong"][listed].astype(int).tolist(),
     }
     if run.is_regression:
@@ -205,15 +211,33 @@ def _tokens(run: Run, measures: Measures, texts: Any, listed: Array) -> dict[str
     return rows
 
 
-def _left_out(measures: Measures, listed: Array, drawn: Array) -> list[str]:
+def _labels(run: Run, rows: dict[str, Any], listed: Array) -> dict[str, Any]:
+    """Of several labels: which one a row is about, which of `LOOKS` it has, and those that its sample was given."""
+    if not isinstance(run, LabelRun):
+        return {}
+    look = looks(np.array(rows["label"], int), np.array(rows["suggested"], int))
+    vectors = run.run.labels[run.ids[listed] // len(run.names)]
+    own = [np.flatnonzero(vector).tolist() for vector in vectors]
+    return {"about": run.about[listed].tolist(), "look": look.tolist(), "own": own}
+
+
+def _matrix(run: Run, suggested: Array, listed: Array) -> summary.Matrix:
+    given, suggested = run.labels[listed], suggested[listed]
+    if isinstance(run, LabelRun):
+        return summary.matrix_of_labels(run.about[listed], looks(given, suggested), len(run.names))
+    return summary.matrix(given, suggested, len(run.classes))
+
+
+def _left_out(run: Run, measures: Measures, listed: Array, drawn: Array) -> list[str]:
     """What the page does not show, because it is too much."""
     count, told = int(measures.samples["noise_rank"].max()), []
+    rows = "labels" if run.unit == "label" else "samples"
     if len(drawn) < count:
         told.append(
-            f"The map shows {len(drawn):,} samples: the {SUSPECTS:,} most suspicious, and others drawn at random."
+            f"The map shows {len(drawn):,} {rows}: the {SUSPECTS:,} most suspicious, and others drawn at random."
         )
     if len(listed) < count:
         told.append(
-            f"The table and the review have {len(listed):,} samples, the most suspicious; samples.parquet has all."
+            f"The table and the review have {len(listed):,} {rows}, the most suspicious; samples.parquet has all."
         )
     return told

@@ -2,17 +2,18 @@
 // ---- the page of a run
 
 start(async (data) => {
-  const { rows, epochs, classes, columns } = data;
+  const { rows, epochs, classes, columns, names } = data; // names: of the labels, where a sample has several
   const isRegression = classes.length === 0;
   const everyRow = rows.id.map((_, i) => i);
   const flagged = everyRow.filter((i) => rows.flagged[i]);
-  const rowOf = new Map(rows.id.map((id, i) => [String(id), i]));
+  const keyOf = (i) => (names ? `${rows.id[i]}/${rows.about[i]}` : String(rows.id[i]));
+  const rowOf = new Map(everyRow.map((i) => [keyOf(i), i]));
   const last = rows.predicted[epochs.length - 1];
   const suggested = isRegression ? last : rows.suggested;
   const name = (value) => (value === null ? "no prediction" : isRegression ? String(value) : classes[value]);
   let table = null;
 
-  // ---- decisions, by row: ["keep"], ["drop"], ["relabel", class] or nothing. The browser keeps them by sample id.
+  // ---- decisions, by row: ["keep"], ["drop"], ["relabel", class] or nothing. The browser keeps them by `keyOf`.
 
   let decisions = [];
   let undo = []; // the latest last: pairs of a sample id and its decision before
@@ -30,7 +31,7 @@ start(async (data) => {
 
   function set(changes) {
     for (const [id, decision] of changes) decisions[rowOf.get(id)] = decision ?? undefined;
-    const kept = everyRow.filter((i) => decisions[i]).map((i) => [String(rows.id[i]), decisions[i]]);
+    const kept = everyRow.filter((i) => decisions[i]).map((i) => [keyOf(i), decisions[i]]);
     try {
       localStorage.setItem(data.key, JSON.stringify({ decisions: kept, undo: undo.slice(-100) }));
     } catch (error) {
@@ -41,9 +42,21 @@ start(async (data) => {
     if (["undecided", "decided"].includes(byId("show").value)) table?.draw(false);
   }
 
-  function decide(decided) { // pairs of a row and its decision
-    undo.push(decided.map(([i]) => [String(rows.id[i]), decisions[i]]));
-    set(decided.map(([i, decision]) => [String(rows.id[i]), decision]));
+  const rowsOf = new Map(); // of a sample with several labels, by its id
+  if (names) for (const i of everyRow) rowsOf.set(rows.id[i], [...rowsOf.get(rows.id[i]) ?? [], i]);
+
+  // Pairs of a row and its decision. To drop one label's row is to drop the sample; another decision takes that back.
+  function decide(decided) {
+    const made = new Map();
+    for (const [i, decision] of decided) {
+      const isDrop = decision[0] === "drop";
+      for (const k of rowsOf.get(rows.id[i]) ?? []) {
+        if (isDrop || decisions[k]?.[0] === "drop") made.set(k, isDrop ? decision : undefined);
+      }
+      made.set(i, decision);
+    }
+    undo.push([...made.keys()].map((i) => [keyOf(i), decisions[i]]));
+    set([...made].map(([i, decision]) => [keyOf(i), decision]));
     step(1, (i) => !decisions[i]);
   }
 
@@ -54,17 +67,16 @@ start(async (data) => {
   }
 
   function download() {
-    const lines = everyRow.filter((i) => decisions[i]).map((i) => [
-      rows.id[i], decisions[i][0], decisions[i][0] === "relabel" ? classes[decisions[i][1]] : "", name(rows.label[i]),
-      isRegression ? "" : name(suggested[i]), rows.noise_score[i],
-    ]);
+    const cells = {
+      sample_id: (i) => rows.id[i], ...(rows.token && { token: (i) => rows.token[i] }),
+      decision: (i) => verb(decisions[i][0]),
+      label: (i) => (names ? names[rows.about[i]] : decisions[i][0] === "relabel" ? classes[decisions[i][1]] : ""),
+      given: (i) => name(rows.label[i]), suggested: (i) => (isRegression ? "" : name(suggested[i])),
+      score: (i) => rows.noise_score[i],
+    };
+    const lines = everyRow.filter((i) => decisions[i]).map((i) => Object.values(cells).map((cell) => cell(i)));
     const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
-    const header = ["sample_id", "decision", "label", "given", "suggested", "score"];
-    if (rows.token) {
-      header.splice(1, 0, "token");
-      for (const line of lines) line.splice(1, 0, rows.token[rowOf.get(String(line[0]))]);
-    }
-    const text = [header, ...lines]
+    const text = [Object.keys(cells), ...lines]
       .map((line) => `${line.map(forFile).map(quoted).join(",")}\r\n`).join("");
     const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
     Object.assign(element("a"), { href: url, download: "decisions.csv" }).click();
@@ -76,7 +88,9 @@ start(async (data) => {
   let queue = flagged.length ? flagged : everyRow;
   let at = queue[0];
 
-  const tokenOf = (i) => (!rows.token ? "" : rows.word?.[i] == null ? ` · token ${rows.token[i] + 1}` : ` · ${rows.word[i]}`);
+  const verb = (decision) => (names && decision === "relabel" ? "flip" : decision);
+  const aboutOf = (i) => (names ? ` · ${names[rows.about[i]]}` : !rows.token ? ""
+    : rows.word?.[i] == null ? ` · token ${rows.token[i] + 1}` : ` · ${rows.word[i]}`);
 
   // The token of a tagger's sample, in its text.
   function markToken(i) {
@@ -91,12 +105,17 @@ start(async (data) => {
     const place = queue.indexOf(i);
     const isSame = suggested[i] === rows.label[i];
     fill({
-      place: `Sample ${rows.id[i]}${place < 0 ? "" : `, ${place + 1} of ${counted(queue.length)}`}${tokenOf(i)}`,
+      place: `Sample ${rows.id[i]}${place < 0 ? "" : `, ${place + 1} of ${counted(queue.length)}`}${aboutOf(i)}`,
       text: textOf(rows, i), given: name(rows.label[i]), suggested: name(suggested[i]),
       score: measured(rows.noise_score[i], columns[0]),
     });
     markToken(i);
-    if (!isRegression) byId("new").value = decisions[i]?.[1] ?? (isSame ? "" : suggested[i]);
+    if (names) {
+      const own = rows.own[i].map((label) => names[label]).join(", ");
+      const looks = `looks ${data.looks[rows.look[i]]}`;
+      fill({ own: own || "none", about: names[rows.about[i]], flip: rows.label[i] ? "Take it away" : "Add it",
+        suggested: `${name(suggested[i])}, ${looks}` });
+    } else if (!isRegression) byId("new").value = decisions[i]?.[1] ?? (isSame ? "" : suggested[i]);
     const percent = (value) => (value === null ? "–" : `${value}%`);
     byId("epochs").replaceChildren(...epochs.map((epoch, e) => {
       const predicted = rows.predicted[e][i];
@@ -138,9 +157,10 @@ start(async (data) => {
   };
   const keys = {
     k: () => decide([[at, ["keep"]]]), r: () => relabel(byId("new")?.value), d: () => decide([[at, ["drop"]]]),
+    ...(names && { f: () => relabel(1 - rows.label[at]) }),
     n: () => step(1), p: () => step(-1), arrowright: () => step(1), arrowleft: () => step(-1), u: takeBack,
   };
-  for (let number = 1; number <= 9; number += 1) keys[number] = () => relabel(number - 1);
+  for (let number = 1; number <= 9 && !names; number += 1) keys[number] = () => relabel(number - 1);
   on("review", "keydown", (event) => {
     const isFinished = event.target === byId("new") && event.key === "Enter";
     const act = isFinished ? keys.r : keys[event.key.toLowerCase()];
@@ -164,7 +184,7 @@ start(async (data) => {
   });
 
   function refresh() {
-    const pressed = { keep: "k", relabel: "r", drop: "d" }[decisions[at]?.[0]];
+    const pressed = { keep: "k", relabel: names ? "f" : "r", drop: "d" }[decisions[at]?.[0]];
     byId("choices").querySelectorAll("button").forEach((of) => { of.ariaPressed = of.dataset.key === pressed; });
     const done = flagged.filter((i) => decisions[i]).length;
     const further = decisions.filter(Boolean).length - done;
@@ -195,10 +215,11 @@ start(async (data) => {
 
   const label = (values) => (isRegression ? scores(({ i }) => values[i]) : choices(({ i }) => name(values[i])));
   const measure = (column, more) => numbers(({ i }) => rows[column.name][i], column, more);
-  const inWords = (decision = "", to = null) => (to === null ? decision : `${decision}: ${classes[to]}`);
+  const inWords = (decision = "", to = null) => (to === null || names ? verb(decision) : `${decision}: ${classes[to]}`);
   const id = ({ i }) => String(rows.id[i]);
   table = await explore(data, {
-    hoverText: (i) => hoverLabel(`id ${rows.id[i]}, given: ${name(rows.label[i])}`, rows.text?.[i],
+    hoverText: (i) => hoverLabel(`id ${rows.id[i]}${names ? aboutOf(i) : ""}, given: ${name(rows.label[i])}`,
+      rows.text?.[i],
       epochs.map((epoch, e) => `epoch ${epoch}: ${name(rows.predicted[e][i])}`
         + (isRegression || rows.given[e][i] === null ? "" : ` (${rows.given[e][i]}% given label)`))),
     open: (i, isFocused) => {
@@ -208,7 +229,9 @@ start(async (data) => {
     columns: [
       ...(rows.text ? [opener(({ i }) => rows.text[i] ?? "")] : []),
       ...(rows.token ? [plain(({ i }) => rows.word?.[i] ?? String(rows.token[i] + 1))] : []),
-      label(rows.label), label(suggested), measure(columns[0]), choices(({ i }) => inWords(...(decisions[i] ?? []))),
+      ...(names ? [({ i }) => names[rows.about[i]], ({ i }) => data.looks[rows.look[i]]].map(choices) : []),
+      label(rows.label), ...(names ? [] : [label(suggested)]), measure(columns[0]),
+      choices(({ i }) => inWords(...(decisions[i] ?? []))),
       (rows.text ? plain : opener)(id, { type: "num", className: "number" }),
       ...(isRegression ? [] : [plain(({ i }) => name(last[i]), { className: "more", visible: false })]),
       ...columns.slice(1).map((column) => measure(column, "more")),
@@ -228,7 +251,8 @@ start(async (data) => {
   on("find", "submit", (event) => {
     event.preventDefault();
     const query = byId("query").value.trim().toLowerCase().replace(/^0+(?=\d+$)/, "");
-    const found = rowOf.has(query) ? [rowOf.get(query)]
+    const known = everyRow.find((i) => String(rows.id[i]) === query);
+    const found = known !== undefined ? [known]
       : everyRow.filter((i) => query && rows.text?.[i]?.toLowerCase().includes(query));
     // Of more samples than are listed, and of long texts, the page has a part.
     byId("found").value = !query || found.length === 1 ? "" : found.length

@@ -1,15 +1,17 @@
 """Copies of a user's file with some rows left out and some labels changed, and nothing else.
 
 A changed label is the cell of another row, byte for byte: so it is spelled, typed and quoted as the file does it. Of
-CSV, TSV and JSON all that stays is as it was, byte for byte: line ends, quotes, spaces, the byte-order mark.
+a list of 0 and 1, which may be text, single numbers change. Of CSV, TSV and JSON all that stays is as it was, byte for
+byte: line ends, quotes, spaces, the byte-order mark.
 """
 
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,7 @@ from ..store.files import remove, replacing, temporary_name, writing
 from .matching import Array
 
 _SPACE = re.compile(r"\s*")
+_LISTED = re.compile(r"true|false|[-+.0-9eE]+")  # what JSON has for 0 and 1
 
 
 class Edit(NamedTuple):
@@ -29,16 +32,21 @@ class Edit(NamedTuple):
         keep: (N,) bool: whether a row stays.
         source: (N,) int64: the row whose label a row gets; its own position where it keeps its label.
         column: The name of the label column; None: no label changes.
+        flips: By position the rows whose label is a list of 0 and 1 that changes: (C,) bool, whether a number does.
     """
 
     keep: Array
     source: Array
     column: str | None
+    flips: Mapping[int, Array] = MappingProxyType({})
 
-    @property
-    def changed(self) -> Array:
-        """The positions of the rows that stay with another label."""
-        return np.flatnonzero(self.keep & (self.source != np.arange(len(self.source))))
+    def changes(self, row: int) -> bool:
+        """Whether a row gets another label."""
+        return bool(self.source[row] != row) or row in self.flips
+
+    def new_text(self, row: int, source: str) -> str:
+        """The label of a row as text, where that of its source is `source`."""
+        return _flipped(source, self.flips[row]) if row in self.flips else source
 
 
 def write_edited(path: Path, output: Path, edit: Edit, *, split: str, tsv_quoting: bool) -> None:
@@ -65,6 +73,26 @@ def write_edited(path: Path, output: Path, edit: Edit, *, split: str, tsv_quotin
                 file.write(part.encode("utf-8"))
 
 
+def _flipped(text: str, flips: Array) -> str:
+    """A list of 0 and 1 as it is written, with some numbers turned, spelled as they are: 1.0 becomes 0.0.
+
+    `flips`: (C,) bool, of each number whether it turns.
+    """
+    turned = iter(flips.tolist())
+
+    def spelled(found: re.Match[str]) -> str:
+        number = found[0]
+        if not next(turned):
+            return number
+        if number in ("true", "false"):
+            return "false" if number == "true" else "true"
+        other = "0" if float(number) > 0.5 else "1"
+        plain = re.fullmatch(r"[01](\.0*)?", number)
+        return other + (plain[1] or "") if plain else other
+
+    return _LISTED.sub(spelled, text)
+
+
 # ---- CSV and TSV
 
 
@@ -85,10 +113,10 @@ def _edited_lines(text: str, edit: Edit, delimiter: str, *, has_quotes: bool) ->
             row += 1
             if not edit.keep[row]:
                 continue
-            if edit.source[row] != row:
+            if edit.changes(row):
                 start, end = piece.fields[place]
                 source = data[edit.source[row]].fields[place]
-                yield text[piece.start : start] + text[slice(*source)] + text[end : piece.end]
+                yield text[piece.start : start] + edit.new_text(row, text[slice(*source)]) + text[end : piece.end]
                 continue
         yield text[piece.start : piece.end]
 
@@ -148,13 +176,13 @@ def _edited_json(path: Path, text: str, edit: Edit) -> Iterator[str]:
     kept = np.flatnonzero(edit.keep)
     for row in kept.tolist():
         begin, end = spans[row]
-        if edit.source[row] == row:
+        if not edit.changes(row):
             yield text[begin:end]
         else:
             assert edit.column is not None
             first, last = _member(text, begin, edit.column, decoder)
             source = _member(text, spans[edit.source[row]][0], edit.column, decoder)
-            yield text[begin:first] + text[slice(*source)] + text[last:end]
+            yield text[begin:first] + edit.new_text(row, text[slice(*source)]) + text[last:end]
         if row != kept[-1]:
             yield text[end : spans[row + 1][0]]
     yield text[spans[-1][1] :]
@@ -208,10 +236,24 @@ def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
 
 
 def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
-    if edit.column is None or not len(edit.changed):
+    rows = [row for row in np.flatnonzero(edit.keep).tolist() if edit.changes(row)]
+    if edit.column is None or not rows:
         return table
     at = table.schema.get_field_index(edit.column)
-    return table.set_column(at, table.schema.field(at), table[at].take(pa.array(edit.source)))
+    column, source = table[at], edit.source.copy()
+    lists = [row for row in rows if row in edit.flips]
+    if lists:  # which stand behind the others until they are taken
+        new = pa.array([_with_flips(column[row].as_py(), edit.flips[row]) for row in lists], column.type)
+        source[lists] = len(column) + np.arange(len(lists))
+        column = pa.chunked_array([*column.chunks, new], column.type)
+    return table.set_column(at, table.schema.field(at), column.take(pa.array(source)))
+
+
+def _with_flips(cell: Any, flips: Array) -> Any:
+    """A list of 0 and 1, or one as text, with some numbers turned; they keep their type."""
+    if isinstance(cell, str):
+        return _flipped(cell, flips)
+    return [type(value)(value < 0.5) if turn else value for value, turn in zip(cell, flips.tolist(), strict=True)]
 
 
 def _write_folder(path: Path, output: Path, edit: Edit, split: str) -> None:

@@ -45,7 +45,7 @@ class Run:
             probabilities, and those of a multi-label head; else None.
         classes: The names of the C classes; empty for a regression.
         log: The run's log, of numbers by name; empty where there is none.
-        unit: What has a label: a sample, or one of its tokens.
+        unit: What a label is judged for: a sample, one of its tokens, or one of its several labels.
     """
 
     name: str
@@ -57,6 +57,11 @@ class Run:
     log: list[dict[str, float]]
     unit: ClassVar[str] = "sample"
     vectors: Array | None = field(default=None, kw_only=True)
+
+    @property
+    def shown_ids(self) -> Array:
+        """(N,): the sample that each row of a page is of. Here these are the `ids`."""
+        return self.ids
 
     @property
     def is_multi_label(self) -> bool:

@@ -8,82 +8,12 @@ import numpy.typing as npt
 from ..method import dynamics
 from . import figures
 from .measures import Measures, logged_over_epochs
+from .multi_label import LOOKS, LabelRun
 from .run import Run
 
 Array = npt.NDArray[Any]
 
-OFF_BY = 7  # percentage points: see docs/labels.md
 MATRIX_CLASSES = 12  # more do not fit a screen
-
-
-class Headline(NamedTuple):
-    """What the page says first: how many labels look wrong, what that means, and what the button does."""
-
-    title: str
-    text: str
-    action: str
-
-
-def headline(run: Run, measures: Measures) -> Headline:
-    """How many of the samples that have a prediction are flagged."""
-    flagged = int(measures.samples["looks_wrong"].sum())
-    if run.unit == "token":
-        return _headline_of_tokens(run, measures, flagged)
-    if not measures.has_learnt:
-        return Headline(
-            "The model learnt too little to judge labels",
-            "Its surest predictions are no more often as labelled than the largest class is. Train for more epochs, "
-            "or with another learning rate.",
-            "Review the least likely",
-        )
-    what = "score" if run.is_regression else "label"
-    title = (
-        f"{f'{flagged:,}' if flagged else 'None'} of {measures.seen.sum():,} {what}s look{'s' * (flagged < 2)} wrong"
-    )
-    if measures.wrong_labels is not None:
-        return _about(title, flagged, measures)
-    them = "this one" if flagged == 1 else "these"
-    if run.is_regression:
-        reason = "the predictions were further from the given score than the scores vary"
-    else:
-        reason = "the model found another class more probable than the given one"
-    epochs = run.epochs[-1] + 1 if measures.noise_of_all_epochs else len(run.epochs)
-    when = "in its one epoch" if epochs == 1 else f"on average over {epochs} epochs"
-    if not flagged:
-        return Headline(title, f"For no {what} {reason}, {when}.", "Review the least likely")
-    advice = "Hard and unusual samples look like this too: read before you change one."
-    return Headline(title, f"For {them} {reason}, {when}. {advice}", "Review it" if flagged == 1 else "Review them")
-
-
-def _headline_of_tokens(run: Run, measures: Measures, flagged: int) -> Headline:
-    tokens = int(measures.samples["flagged_tokens"].sum())
-    title = f"{f'{tokens:,}' if tokens else 'No'} label{'s' * (tokens != 1)} of tokens look{'s' * (tokens == 1)} wrong"
-    when = "in its one epoch" if len(run.epochs) == 1 else f"on average over {len(run.epochs)} epochs"
-    if not tokens:
-        return Headline(
-            title, f"For no token the model found another class more probable, {when}.", "Review the least likely"
-        )
-    text = (
-        f"They are in {flagged:,} of {measures.seen.sum():,} samples. For these tokens the model found another class "
-        f"more probable than the given one, {when}. A sample is here by its worst token. Hard and unusual ones look "
-        "like this too: read before you change one."
-    )
-    return Headline(title, text, "Review it" if flagged == 1 else "Review them")
-
-
-def _about(title: str, count: int, measures: Measures) -> Headline:
-    """The headline where the number of wrong labels is an estimate."""
-    how = (
-        "An estimate, from how often the surest early predictions were against the label; in tests it was mostly "
-        f"within {OFF_BY} percentage points"
-    )
-    if not count:
-        return Headline(title, f"{how}.", "Review the least likely")
-    title = f"About {title} ({count / measures.seen.sum():.0%})"
-    text = f"{how}. These are those that the model's predictions were most against, over all epochs."
-    return Headline(
-        title, f"{text} Hard and unusual samples look like this too: read before you change one.", "Review them"
-    )
 
 
 def data_map(run: Run, measures: Measures, rows: Array) -> tuple[figures.Figure, list[figures.Colouring]]:
@@ -100,6 +30,8 @@ def data_map(run: Run, measures: Measures, rows: Array) -> tuple[figures.Figure,
         figures.by_class("given label", samples["label"], run.classes),
         figures.by_class("suggested label", samples["suggested_label"], run.classes),
     ]
+    if isinstance(run, LabelRun):
+        colourings.append(figures.by_class("which label", run.about[rows], run.names))
     titles = ("variability: standard deviation over epochs", "confidence: mean probability of the label")
     regions = [("easy to learn", 0.01, 0.99), ("ambiguous", 0.99, 0.66), ("hard to learn", 0.01, 0.01)]
     confidence = samples["confidence"]
@@ -111,15 +43,17 @@ class Matrix(NamedTuple):
 
     Attributes:
         classes: The ids of the K classes that it shows.
-        counts: (K, K) by given and suggested class.
-        largest: The largest count off the diagonal.
+        counts: (K, K) by given and suggested class; of several labels (K, 2), see `matrix_of_labels`.
+        largest: The largest count of what looks wrong.
         is_part: Whether there are classes that it does not show.
+        columns: What its columns are, as ids.
     """
 
     classes: list[int]
     counts: list[list[int]]
     largest: int
     is_part: bool
+    columns: list[int]
 
 
 def matrix(given: Array, suggested: Array, classes: int) -> Matrix:
@@ -133,7 +67,19 @@ def matrix(given: Array, suggested: Array, classes: int) -> Matrix:
     counts = np.zeros((len(shown), len(shown)), np.int64)
     np.add.at(counts, (place[given[inside]], place[suggested[inside]]), 1)
     largest = int(counts[~np.eye(len(shown), dtype=bool)].max(initial=0))
-    return Matrix(shown.tolist(), counts.tolist(), largest, len(shown) < classes)
+    return Matrix(shown.tolist(), counts.tolist(), largest, len(shown) < classes, shown.tolist())
+
+
+def matrix_of_labels(about: Array, look: Array, labels: int) -> Matrix:
+    """How many of (n,) labels look added, and how many missing, of the kinds of label that most look wrong.
+
+    `about`: which of the kinds each is; `look`: which of `multi_label.LOOKS` holds.
+    """
+    counts = np.zeros((labels, len(LOOKS)), np.int64)
+    np.add.at(counts, (about, look), 1)
+    wrong = counts[:, 1:]
+    shown = np.sort(np.argsort(-wrong.sum(axis=1), kind="stable")[:MATRIX_CLASSES])
+    return Matrix(shown.tolist(), wrong[shown].tolist(), int(wrong.max()), len(shown) < labels, [1, 2])
 
 
 class Memory(NamedTuple):
@@ -239,8 +185,9 @@ def _calibration(measures: Measures) -> dynamics.Calibration | None:
 def tiles(run: Run, measures: Measures) -> list[tuple[str, str, str]]:
     """The numbers on top: of what, how much, and what that means."""
     samples = measures.samples
+    what = f"each a yes or no, of {len(run.run.ids):,} samples" if isinstance(run, LabelRun) else "that have a label"
     shown = [
-        (f"{run.unit}s", f"{len(run.ids):,}", "that have a label"),
+        (f"{run.unit}s", f"{len(run.ids):,}", what),
         ("epochs", str(len(run.epochs)), "whose predictions are here"),
     ]
     if run.is_regression:
@@ -270,7 +217,8 @@ def notes(run: Run, measures: Measures) -> list[str]:
     told = notes_of_epochs(epochs, _of_which_epochs(run, measures))
     gaps = len(epochs) <= epochs[-1]
     seen, last = measures.seen, measures.samples["prediction"]
-    unseen, late = int((~seen).sum()), int((seen & (np.isnan(last) if run.is_regression else last < 0)).sum())
+    absent = seen & (np.isnan(last) if run.is_regression else last < 0)
+    unseen, late = (len(np.unique(run.shown_ids[rows])) for rows in (~seen, absent))
     if unseen:
         which = "any epoch that the store holds" if gaps else "any epoch"
         told.append(f"Samples with a label and no prediction in {which}: {unseen:,}. They are not on this page.")

@@ -36,16 +36,17 @@ class Texts:
         """
         if isinstance(text_columns, str):
             text_columns = [text_columns]
-        keys = KeyColumns(file, sample_id_column, label_column, text_columns or ())
-        others = (sample_id_column, *LABEL_COLUMNS, *keys.labels)
-        columns = text_columns or file.text_columns([name for name in file.columns if name and name not in others])
+        keys = KeyColumns(file, sample_id_column, label_column, text_columns or (), run=run)
+        known = (sample_id_column, *LABEL_COLUMNS, *keys.labels)
+        columns = text_columns or file.text_columns([name for name in file.columns if name and name not in known])
         if not columns:
             raise ValueError(
                 f"{file.name} has no column of text, but {listed(file.columns)}. Name the columns to "
                 "show with text_columns (--text_columns)."
             )
         self.columns = tuple(columns)
-        cells = file.read(columns, [*keys.ids, *keys.labels], to_show=True)
+        lists, others = (keys.labels, keys.ids) if keys.are_lists else ([], [*keys.ids, *keys.labels])
+        cells = file.read([*columns, *(name for name in lists if name not in columns)], others, to_show=True)
         self._texts = cells.texts
         self._rows: RowsById = SampleRows(file.name, run, cells, keys)
 

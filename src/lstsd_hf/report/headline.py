@@ -1,0 +1,107 @@
+"""What is said first of a run, on its page and at the end of `lstsd train`: how many labels look wrong."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .measures import Measures
+from .multi_label import LabelRun
+from .run import Run
+
+# By scripts/results/labels.jsonl; see docs/labels.md.
+_HOW_FAR_OFF = (
+    "In 66 test runs it was off by 4 percentage points on average, and by 26 at the most: mostly too high where few "
+    "labels were wrong, and too low where many were."
+)
+
+
+class Headline(NamedTuple):
+    """What the page says first: how many labels look wrong, what that means, and what the button does."""
+
+    title: str
+    text: str
+    action: str
+
+
+def headline(run: Run, measures: Measures) -> Headline:
+    """How many of the samples that have a prediction are flagged."""
+    flagged = int(measures.samples["looks_wrong"].sum())
+    if run.unit == "token":
+        return _headline_of_tokens(run, measures, flagged)
+    if isinstance(run, LabelRun):
+        return _headline_of_labels(run, measures, flagged)
+    if not measures.has_learnt:
+        return Headline(
+            "The model learnt too little to judge labels",
+            "Its surest predictions are no more often as labelled than the largest class is. Train for more epochs, "
+            "or with another learning rate.",
+            "Review the least likely",
+        )
+    what = "score" if run.is_regression else "label"
+    title = _title(flagged, measures.seen.sum(), what)
+    if measures.wrong_labels is not None:
+        return _about(title, flagged, measures)
+    them = "this one" if flagged == 1 else "these"
+    if run.is_regression:
+        reason = "the predictions were further from the given score than the scores vary"
+    else:
+        reason = "the model found another class more probable than the given one"
+    epochs = run.epochs[-1] + 1 if measures.noise_of_all_epochs else len(run.epochs)
+    when = "in its one epoch" if epochs == 1 else f"on average over {epochs} epochs"
+    if not flagged:
+        return Headline(title, f"For no {what} {reason}, {when}.", "Review the least likely")
+    advice = "Hard and unusual samples look like this too: read before you change one."
+    return Headline(title, f"For {them} {reason}, {when}. {advice}", "Review it" if flagged == 1 else "Review them")
+
+
+def _title(flagged: int, count: int, what: str) -> str:
+    return f"{f'{flagged:,}' if flagged else 'None'} of {count:,} {what}s look{'s' * (flagged < 2)} wrong"
+
+
+def _headline_of_tokens(run: Run, measures: Measures, flagged: int) -> Headline:
+    tokens = int(measures.samples["flagged_tokens"].sum())
+    title = f"{f'{tokens:,}' if tokens else 'No'} label{'s' * (tokens != 1)} of tokens look{'s' * (tokens == 1)} wrong"
+    when = "in its one epoch" if len(run.epochs) == 1 else f"on average over {len(run.epochs)} epochs"
+    if not tokens:
+        return Headline(
+            title, f"For no token the model found another class more probable, {when}.", "Review the least likely"
+        )
+    text = (
+        f"They are in {flagged:,} of {measures.seen.sum():,} samples. For these tokens the model found another class "
+        f"more probable than the given one, {when}. A sample is here by its worst token. Hard and unusual ones look "
+        "like this too: read before you change one."
+    )
+    return Headline(title, text, "Review it" if flagged == 1 else "Review them")
+
+
+def _headline_of_labels(run: LabelRun, measures: Measures, flagged: int) -> Headline:
+    wrong = measures.samples["looks_wrong"]
+    samples = len(np.unique(run.shown_ids[measures.seen]))
+    title = _title(flagged, samples * len(run.names), "label")
+    each = f"Each of {samples:,} samples has {len(run.names):,} labels, a yes or no each."
+    when = "in its one epoch" if len(run.epochs) == 1 else f"on average over {len(run.epochs)} epochs"
+    if not flagged:
+        return Headline(
+            title,
+            f"{each} For no label the model found the opposite more probable, {when}.",
+            "Review the least likely",
+        )
+    added, owners = int((run.labels[wrong] == 1).sum()), len(np.unique(run.shown_ids[wrong]))
+    text = (
+        f"{each} {added:,} added and {flagged - added:,} missing, it seems, in {owners:,} sample{'s' * (owners > 1)}: "
+        f"there the model found the opposite more probable, {when}. Hard and unusual samples look like this too: read "
+        "before you change one."
+    )
+    return Headline(title, text, "Review it" if flagged == 1 else "Review them")
+
+
+def _about(title: str, count: int, measures: Measures) -> Headline:
+    """The headline where the number of wrong labels is an estimate."""
+    how = f"An estimate, from how often the surest early predictions were against the label. {_HOW_FAR_OFF}"
+    if not count:
+        return Headline(title, how, "Review the least likely")
+    title = f"About {title} ({count / measures.seen.sum():.0%})"
+    text = f"{how} These are those that the model's predictions were most against, over all epochs."
+    return Headline(
+        title, f"{text} Hard and unusual samples look like this too: read before you change one.", "Review them"
+    )
