@@ -41,6 +41,9 @@ from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
     PrinterCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
     set_seed,
 )
 
@@ -237,7 +240,18 @@ def rescored(line: Line) -> Line:
         found = meter.fold(Counters.of_state(folded["sums"]))
         names = ("honest", "honest_error", "memorised", "memorised_error")
         epochs.append(epoch | {name: round(value, 4) for name, value in zip(names, found, strict=True)})
-    return line | {"epochs": epochs}
+    return line | {"epochs": epochs, "stopped_at": stopped_at(epochs) if line["kind"] == ALL_ROWS else None}
+
+
+def stopped_at(epochs: Sequence[Line]) -> int | None:
+    """When `MemoryStoppingCallback` would have stopped a run that logged this."""
+    callback, state = MemoryStoppingCallback(PATIENCE, stop=False), TrainerState()
+    arguments, control = TrainingArguments(), TrainerControl()
+    for epoch in epochs:
+        said = {"honest_accuracy": epoch["honest"], "honest_accuracy_error": epoch["honest_error"]}
+        state.log_history.append(said | {name: epoch[name] for name in ("memorised", "memorised_error")})
+        callback.on_epoch_end(arguments, state, control)
+    return callback.stopped_at
 
 
 def measured(run: Run, log: list[Line], store: LogitsStore, data: Dataset, classes: int) -> list[Line]:

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import EvalPrediction
 
 import benchmark_memory as benchmark
+from lstsd_hf.method.memory import Counters
 
 
 def test_agreement_with_noisy_labels_follows_from_the_accuracy() -> None:
@@ -93,6 +94,20 @@ def test_when_to_stop_is_compared_by_cell() -> None:
     text = benchmark.report(lines)
     row = "| 2 | 80.0 | 85.0 | 60.0 | 90.0 | 3.5 | 3.5 | 3.0 |"
     assert f"| sst2, 20% wrong {row}\n| all {row}" in text
+
+
+def test_counters_that_were_kept_are_measured_anew() -> None:
+    rng = np.random.default_rng(0)
+    folded = []
+    for agreement in (0.5, 0.6, 0.8, 0.9, 0.95):  # what grows is jumps
+        counters = Counters()
+        counters.add(rng.random(2000), rng.random(2000) < agreement)
+        folded.append({"of_losses": False, "sums": counters.state()})
+    stale = {"honest": 0.9, "honest_error": 0.0, "memorised": 0.0, "memorised_error": 0.0, "truth": 0.5}
+    found = benchmark.rescored({"kind": "all_rows", "epochs": [stale] * 5, "counters": folded, "stopped_at": None})
+    assert found["epochs"][-1]["honest"] == pytest.approx(0.5, abs=0.1)
+    assert found["epochs"][-1]["truth"] == 0.5
+    assert found["stopped_at"] == 3
 
 
 def test_runs_are_told_apart_and_the_most_valuable_come_first() -> None:
