@@ -252,6 +252,7 @@ def test_the_configurations_are_read(path: Path, tmp_path: Path) -> None:
         benchmark.LSTSDConfig(**{**run.arguments, "bf16": False, "output_dir": str(tmp_path)})
 
 
+@pytest.mark.slow
 def test_a_killed_grid_leaves_no_worker_behind(plan: Path, text_layout: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(plan), "--data_dir", text_layout, "--results", str(tmp_path / "r")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as grid:
