@@ -1,0 +1,75 @@
+"""The other ways to train of the quality benchmark, and labels that are changed where annotators would err."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from quality.rivals import RIVALS, wrong_by_loss
+from quality.rows import Cell, flipped
+
+LABELS = [0, 1, 1, 0]
+
+
+def rival(name: str, noise: float = 0.0) -> Any:
+    """Of four samples of two classes, in a run of six epochs; what it asks of a trainer, and no more."""
+    trainer = SimpleNamespace(
+        train_dataset={"sample_id": [0, 1, 2, 3], "label": LABELS},
+        args=SimpleNamespace(device="cpu", num_train_epochs=6),
+        model=SimpleNamespace(config=SimpleNamespace(num_labels=2)),
+        state=SimpleNamespace(epoch=0.0),
+        batch_sample_ids=torch.arange(4),
+    )
+    return RIVALS[name](trainer, noise)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_evaluation_is_by_cross_entropy_and_leaves_no_trace(name: str) -> None:
+    made, logits, labels = rival(name, noise=0.2), torch.randn(4, 2), torch.tensor(LABELS)
+    for _ in range(2):
+        found = made(SimpleNamespace(logits=logits), labels)
+        assert found == F.cross_entropy(logits, labels)
+
+
+def test_forward_correction_by_hand() -> None:
+    logits = torch.zeros(4, 2, requires_grad=True)
+    with torch.no_grad():
+        logits[:, 0] = np.log(3.0)  # 0.75 and 0.25
+    loss = rival("forward", noise=0.2)(SimpleNamespace(logits=logits), torch.tensor(LABELS))
+    expected = -(2 * np.log(0.8 * 0.75 + 0.2 * 0.25) + 2 * np.log(0.8 * 0.25 + 0.2 * 0.75)) / 4
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_self_adaptive_training_begins_after_a_third_of_the_run_and_moves_labels_by_a_tenth() -> None:
+    made, logits, labels = rival("sat"), torch.randn(4, 2, requires_grad=True), torch.tensor(LABELS)
+    assert made(SimpleNamespace(logits=logits), labels) == F.cross_entropy(logits, labels)
+    made.trainer.state.epoch = 2.0
+    probs = logits.detach().softmax(dim=-1)
+    target = 0.9 * F.one_hot(labels, 2) + 0.1 * probs
+    weights = target.amax(dim=-1)
+    expected = (weights * -(target * probs.log()).sum(dim=-1)).sum() / weights.sum()
+    assert made(SimpleNamespace(logits=logits), labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_large_losses_are_told_from_small_ones() -> None:
+    rng = np.random.default_rng(0)
+    losses = np.concatenate([rng.exponential(0.1, 800), 2 + rng.exponential(0.5, 200)])
+    wrong = wrong_by_loss(losses)
+    assert wrong[:800].mean() < 0.05
+    assert wrong[800:].mean() > 0.9
+
+
+def test_annotators_err_where_a_bag_of_words_does() -> None:
+    rng = np.random.default_rng(0)
+    given = rng.integers(0, 2, 200)
+    texts = [f"the film was {('bad', 'good')[label]} {i % 7}" for i, label in enumerate(given)]
+    misleading = rng.permutation(200)[:40]
+    for i in misleading:
+        texts[i] = f"the film was {('good', 'bad')[given[i]]} {i % 7}"
+    wrong = flipped(Cell("sst2", noise=0.2, flips="as_annotators"), given, texts, rng, ("a", "b"))
+    assert set(np.flatnonzero(wrong != given)) == set(misleading)
+    with pytest.raises(ValueError, match=r"expected flips to be one of .* not 'oddly'"):
+        flipped(Cell("sst2", noise=0.2, flips="oddly"), given, texts, rng, ("a", "b"))
