@@ -17,7 +17,6 @@ import itertools
 import json
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 import yaml
 from datasets import Dataset
 from seqeval.metrics import f1_score
@@ -49,7 +47,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers
 from lstsd_hf.method.many_rows import many_rows_head
-from quality.grid import machine, read_results, train_all
+from quality.grid import made_with, read_results, train_all, train_and_test
 
 NO_LABEL = -100
 LANGUAGE_PIECES = 2000
@@ -321,10 +319,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
             **run.settings,
         )
         trainer = LSTSDTrainer(task.model, args, train_dataset=task.train, data_collator=task.collator)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-        outcome = trainer.predict(task.test)
+        seconds, outcome = train_and_test(trainer, task.test)
     return {
         "key": run.key,
         "head": run.head,
@@ -335,8 +330,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
         "test_samples": len(task.test),
         "train_seconds": round(seconds, 1),
         "settings": run.settings,
-        "device": machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **made_with(),
         **task.score(outcome),
     }
 

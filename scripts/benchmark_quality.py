@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ from unittest import mock
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import transformers
 import yaml
 from datasets import Dataset
 from scipy.special import log_softmax
@@ -52,7 +50,7 @@ from lstsd_hf.glue.tasks import GlueMetric
 from lstsd_hf.method import dynamics, honest
 from lstsd_hf.method.heads import Classes, Scores
 from lstsd_hf.paths import REPORT_FOLDER
-from quality.grid import machine, read_results, train_all
+from quality.grid import made_with, read_results, train_all, train_and_test
 from quality.rivals import RIVALS
 from quality.rows import ROTTEN_TOMATOES, TREC, Cell, split
 
@@ -200,10 +198,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
             trainer.lr_scheduler = in_cycles(trainer, run.settings["peaks"])
         if "rival" in run.settings:
             trainer.compute_loss_func = RIVALS[run.settings["rival"]](trainer, run.cell.noise)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-        outcome = trainer.predict(tokens(data.test))
+        seconds, outcome = train_and_test(trainer, tokens(data.test))
         believed = trainer.predict(tokens(data.mislabelled)) if len(data.mislabelled) else None
         search = {}
         if believed is not None and args.logits_retention == "all":
@@ -222,8 +217,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
         "train_seconds": round(seconds, 1),
         "settings": run.settings,
         "num_hidden_layers": run.num_hidden_layers,
-        "device": machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **made_with(),
         **search,
     }
     line |= scores(run.cell.task, outcome.predictions, outcome.label_ids, data.train["label"])

