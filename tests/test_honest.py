@@ -13,7 +13,16 @@ from transformers import Trainer
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, add_sample_ids
 from lstsd_hf.method.heads import Classes
-from lstsd_hf.method.honest import Honest, LabelShares, Witness, memory_gate, with_gate, witness
+from lstsd_hf.method.honest import (
+    Honest,
+    LabelShares,
+    Witness,
+    contradicted,
+    label_doubt,
+    memory_gate,
+    with_gate,
+    witness,
+)
 from lstsd_hf.method.loss import distillation_loss
 from lstsd_hf.method.memory import MODEL_ERROR
 from toys import config, logged, rows, tiny_bert, weights
@@ -146,6 +155,21 @@ def test_the_gate_opens_with_what_is_surely_memorised() -> None:
     assert memory_gate(0.2, 0.03, 0.45, 0.5) == 1  # no skill at all
 
 
+@pytest.mark.parametrize(("against", "expected"), [(0.0, 0.0), (0.04, 0.0), (0.06, 0.5), (0.08, 1.0), (0.4, 1.0)])
+def test_labels_are_doubted_by_what_the_surest_predictions_say(against: float, expected: float) -> None:
+    """Of 1,000 predictions the surest 200 count; the others are all against their labels."""
+    logits, labels = np.zeros((1000, 2)), np.zeros(1000, np.int64)
+    logits[:200, 0], logits[200:, 1] = 4.0, 1.0
+    labels[: round(200 * against)] = 1
+    found = contradicted(logits, labels)
+    assert found == pytest.approx(against)
+    assert label_doubt(found) == pytest.approx(expected, abs=1e-9)
+
+
+def test_no_prediction_says_nothing_of_the_labels() -> None:
+    assert contradicted(np.full((3, 2), np.nan), np.array([0, 1, 0])) == 0
+
+
 # ---- runs
 
 EPOCHS, STEPS = 6, 12
@@ -195,7 +219,7 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
     honest = logged(trainer, "honest_accuracy")
     memorised, errors = logged(trainer, "memorised"), logged(trainer, "memorised_error")
     chance = sum((labels.count(c) / 96) ** 2 for c in range(3))
-    losses, found_gates, gate = logged(trainer, "loss"), gates(trainer), 0.0
+    losses, found_gates, share, doubt = logged(trainer, "loss"), gates(trainer), 0.0, 0.0
     for epoch in range(EPOCHS):
         teachers = {"long": epoch // k * k - 1, "short": epoch - 1}
         weight = {"long": long_term, "short": short_term}
@@ -204,7 +228,11 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
             m, skill = memorised[epoch - 1], max(honest[epoch - 1] - chance, 0)
             if m > 0:
                 error = math.sqrt(errors[epoch - 1] ** 2 - MODEL_ERROR**2)
-                gate = max(gate, min(max((m / error - 1) / 2, 0), 1) * m / (m + skill))
+                share = max(share, min(max((m / error - 1) / 2, 0), 1) * m / (m + skill))
+        for _, e in teaching:
+            if e >= 2:
+                doubt = max(doubt, min(max((slow_contradicted(logits[e].tolist(), labels) - 0.04) / 0.04, 0), 1))
+        gate = doubt * share
         assert found_gates[epoch] == pytest.approx(gate if teaching else 0, abs=1e-6)
         corrections = {e: slow_witness(logits[e].tolist(), labels, honest[e]) for _, e in teaching}
         for step in range(epoch * STEPS, (epoch + 1) * STEPS):
@@ -213,6 +241,12 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
             parts = [slow_loss(logits, epoch, i, labels[i], label_loss, teaching, corrections, gate) for i in ids]
             assert losses[step] == pytest.approx(sum(parts) / len(ids), abs=2e-5), step
     assert max(found_gates) > 0.3
+
+
+def slow_contradicted(logits: list[list[float]], labels: list[int]) -> float:
+    """Of the surest fifth of the predictions, the share that is against the label."""
+    sure = sorted((-max(log_p_of(np.array(row))), row.index(max(row)) != labels[i]) for i, row in enumerate(logits))
+    return sum(against for _, against in sure[: round(len(logits) / 5)]) / round(len(logits) / 5)
 
 
 def log_p_of(logits: np.ndarray) -> list[float]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from .loss import TeacherTerms, divergence
 from .teachers import TeacherTrust
 
-_VALUES_AT_ONCE = 4 << 20
+_VALUES_AT_ONCE = 1 << 20
 _BLOCK = 128
 
 
@@ -112,36 +112,35 @@ class _Events(torch.autograd.Function):
         own = torch.empty(count, k + 1, device=device)
         largest = torch.empty(count, k, dtype=torch.int64, device=device)
         of_teachers = torch.empty(*classes.shape[:2], classes.shape[2] + 1, device=device)
-        totals = torch.empty(count, 1, device=device)  # of exp(z), as logarithms
         for chunk in _chunks(positions, logits.shape[1]):
             rows = logits.index_select(0, positions[chunk]).float()
             most, top = largest_of(rows, k)
-            rows.sub_(most[:, :1]).exp_()
+            rows = rows.softmax(dim=1)  # one pass, where an exponential and a sum are several
             shares = rows.gather(1, top)
             rest = rows.scatter_(1, top, 0.0).sum(dim=1, keepdim=True)
-            log_total = (rest + shares.sum(dim=1, keepdim=True)).log()
-            largest[chunk], totals[chunk] = top, log_total + most[:, :1]
+            total = most[:, :1] - shares[:, :1].log()  # of exp(z), as a logarithm
+            largest[chunk] = top
             # Not through the exponential, which underflows for the least probable of the k.
-            own[chunk, :-1], own[chunk, -1:] = most - totals[chunk], rest.log() - log_total
+            own[chunk, :-1], own[chunk, -1:] = most - total, rest.log()
             for teacher, named in enumerate(classes[:, chunk]):
-                known = logits[positions[chunk, None], named].float()
-                others = _rest_of(named, (known - most[:, :1]).exp(), top, shares, rest, rows)
-                of_teachers[teacher, chunk, :-1] = known - totals[chunk]
-                of_teachers[teacher, chunk, -1:] = others.log() - log_total
-        ctx.save_for_backward(logits, positions, classes, of_teachers, totals)
+                known = logits[positions[chunk, None], named].float() - total
+                others = _rest_of(named, known.exp(), top, shares, rest, rows)
+                of_teachers[teacher, chunk, :-1] = known
+                of_teachers[teacher, chunk, -1:] = others.log()
+        ctx.save_for_backward(logits, positions, classes, of_teachers)
         ctx.mark_non_differentiable(own, largest)
         return of_teachers, own, largest
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        logits, positions, classes, events, totals = ctx.saved_tensors
+        logits, positions, classes, events = ctx.saved_tensors
         grad = grads[0]
         result = torch.zeros_like(logits)
         # d log p_c / dz = [c] - p;  d log rest / dz = p [not among the k] / rest - p
         of_rest = grad[..., -1:] * (-events[..., -1:]).exp()
         factor = of_rest.sum(dim=0) - grad.sum(dim=(0, 2))[:, None]
         for chunk in _chunks(positions, logits.shape[1]):
-            p = logits.index_select(0, positions[chunk]).float().sub_(totals[chunk]).exp_()
+            p = logits.index_select(0, positions[chunk]).softmax(dim=1, dtype=torch.float32)
             at = [
                 grad[t, chunk, :-1] - p.gather(1, named[chunk]) * of_rest[t, chunk] for t, named in enumerate(classes)
             ]

@@ -8,7 +8,17 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from ..method.heads import Classes, Compared, Head
-from ..method.honest import Honest, LabelShares, Witness, memory_gate, with_gate, witness
+from ..method.honest import (
+    SINCE_EPOCH,
+    Honest,
+    LabelShares,
+    Witness,
+    contradicted,
+    label_doubt,
+    memory_gate,
+    with_gate,
+    witness,
+)
 from ..method.loss import TeacherTerms
 from ..method.teachers import PREDICTIONS, Teacher
 from ..store import LogitsStore
@@ -37,7 +47,9 @@ class Honesty:
         self._names = [teacher.name for teacher in teachers]
         self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
-        self._share = 0.0  # the largest `memory_gate` so far: the label's memory does not come back
+        # The largest `memory_gate` and `label_doubt` so far: what is by heart, and hides that a label is wrong, is not
+        # forgotten again.
+        self._share = self._doubt = 0.0
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
@@ -78,7 +90,8 @@ class Honesty:
             # That the filter may be off is no reason to doubt that there is memory.
             error = self._memory.meter.sampling_error
             share = memory_gate(measured.memorised, error, measured.honest, self._priors.chance)
-            self._share = self.gate = max(self._share, share)
+            self._share = max(self._share, share)
+            self.gate = self._doubt * self._share
 
     def _read(self, store: LogitsStore, epochs: set[int]) -> None:
         labels = store.read_labels()
@@ -86,9 +99,12 @@ class Honesty:
         if self._priors is None:
             self._priors = LabelShares.of(labels, store.row_shape[-1])
         for epoch in epochs - self._witnesses.keys():
-            found = witness(store.epoch_rows(epoch), labels, self._priors, self._honest[epoch])
+            rows = store.epoch_rows(epoch)
+            found = witness(rows, labels, self._priors, self._honest[epoch])
             if found is not None:
                 self._witnesses[epoch] = found
+            if epoch >= SINCE_EPOCH:
+                self._doubt = max(self._doubt, label_doubt(contradicted(rows, labels)))
         oldest = min(epochs, default=0)
         for known in (self._witnesses, self._honest):
             for epoch in [epoch for epoch in known if epoch < oldest]:
@@ -133,14 +149,14 @@ class Honesty:
     def note(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         honest = [[epoch, value] for epoch, value in self._honest.items()]
-        return {"honest": honest, "share": self._share}
+        return {"honest": honest, "share": self._share, "doubt": self._doubt}
 
     def restore(self, note: Any) -> None:
         """Goes on from what `note` gave; the teachers are read anew. Raises ValueError where it is something else."""
         try:
             honest = {epoch: float(value) for epoch, value in note["honest"]}
-            share = float(note["share"])
-            fits = all(type(epoch) is int for epoch in honest) and 0 <= share <= 1
+            share, doubt = float(note["share"]), float(note["doubt"])
+            fits = all(type(epoch) is int for epoch in honest) and 0 <= share <= 1 and 0 <= doubt <= 1
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
@@ -148,7 +164,7 @@ class Honesty:
                 "The checkpoint does not say whom to believe, or is damaged: was it saved with "
                 f"teacher_trust='honest'? Resume from another. {_ADVICE}."
             )
-        self._honest, self._share = honest, share
+        self._honest, self._share, self._doubt = honest, share, doubt
 
 
 def refuse_left_out(memory: MemoryLog) -> None:
