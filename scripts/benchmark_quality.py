@@ -220,6 +220,8 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
         **made_with(),
         **search,
     }
+    gates = [entry["honest_gate"] for entry in trainer.state.log_history if "honest_gate" in entry]
+    line |= {"honest_gate": gates[-1]} if gates else {}
     line |= scores(run.cell.task, outcome.predictions, outcome.label_ids, data.train["label"])
     if believed is not None:
         line["believed"] = float((believed.predictions.argmax(-1) == believed.label_ids).mean())

@@ -282,6 +282,34 @@ def kl(log_q: list[float], log_p: list[float]) -> float:
     return sum(math.exp(a) * (a - b) for a, b in zip(log_q, log_p, strict=True))
 
 
+def test_it_is_the_default_where_it_has_a_rule(tmp_path: Path) -> None:
+    ours = run(tmp_path / "default", teacher_trust=None)
+    asked = run(tmp_path / "asked")
+    assert ours.settings.teacher_trust == "honest"
+    assert gates(ours) == gates(asked)
+    assert torch.equal(weights(ours.model), weights(asked.model))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"head": "multi_label"}, {"head": "regression"}, {"train_sampling_strategy": "sequential"}],
+    ids=["multi_label", "regression", "sequential"],
+)
+def test_by_default_trust_is_by_confidence_where_it_has_none(tmp_path: Path, changes: Any) -> None:
+    ours = run(tmp_path / "default", teacher_trust=None, num_train_epochs=3, **changes)
+    asked = run(tmp_path / "asked", teacher_trust="confidence", num_train_epochs=3, **changes)
+    assert ours.settings.teacher_trust == "confidence"
+    assert not logged(ours, "honest_gate")
+    assert torch.equal(weights(ours.model), weights(asked.model))
+
+
+def test_while_no_label_looks_wrong_it_is_trust_by_confidence(tmp_path: Path) -> None:
+    """Bit for bit: 96 rows whose label is their first token."""
+    ours, asked = (run(tmp_path / str(trust), data=rows(96), teacher_trust=trust) for trust in (None, "confidence"))
+    assert max(gates(ours)) == 0
+    assert torch.equal(weights(ours.model), weights(asked.model))
+
+
 def test_with_weights_of_0_it_is_the_plain_trainer(tmp_path: Path) -> None:
     ours = run(tmp_path / "ours", long_term_weight=0, short_term_weight=0, dropout=0.1)
     settings = config(tmp_path / "plain", num_train_epochs=EPOCHS, optim="adamw_torch", learning_rate=3e-3)

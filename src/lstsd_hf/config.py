@@ -18,7 +18,7 @@ LogitsRetention = Literal["needed", "all"]
 
 _CHOICES = {
     "weight_schedule": get_args(WeightSchedule),
-    "teacher_trust": get_args(TeacherTrust),
+    "teacher_trust": (None, *get_args(TeacherTrust)),
     "lone_teacher": get_args(LoneTeacher),
     "logits_dtype": get_args(LogitsDtype),
     "logits_retention": (None, *get_args(LogitsRetention)),
@@ -39,12 +39,10 @@ class DistillationArguments(TeacherArguments):
     class MyConfig(DistillationArguments, SomeConfig): ...
     ```
 
-    has every check. The defaults are for labels that are mostly right: with classes accuracy rose a little in all ten
-    pairs of runs of docs/results.md, and no model was held back before it had learnt, because a teacher counts by how
-    sure it is. Where many labels are wrong a teacher is as unsure as one that has learnt nothing:
-    `teacher_trust="honest"` protects there, and holds back on hard tasks. The teachers of a regression always count in
-    full, and held it back with the weights that are good for classes, so their default is smaller; and smaller weights
-    were better for tokens and spans.
+    has every check. With the defaults a teacher counts by how sure it is, so no model is held back before it has
+    learnt; and where labels look wrong, what the model said of them before takes their place. The teachers of a
+    regression always count in full, and held it back with the weights that are good for classes, so their default is
+    smaller; and smaller weights were better for tokens and spans.
 
     Attributes:
         mini_generation_epochs: K, the number of epochs in a mini-generation. 2.
@@ -54,8 +52,9 @@ class DistillationArguments(TeacherArguments):
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence" at first; as the model memorises labels, what it said of a sample before that takes the
-            label's place, see `method.honest`. For one class for each sample, and a training set in random order.
+            "confidence" at first; as the model memorises labels that look wrong, what it said of a sample before that
+            takes the label's place, see `method.honest`. None: "honest" for one class for each sample, with labels
+            that are known before training and samples in random order, else "confidence".
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
@@ -114,12 +113,14 @@ class DistillationArguments(TeacherArguments):
         default="constant",
         metadata={"help": "'linear': the weights grow by epoch, (epoch + 1) / epochs. 'constant': they stay."},
     )
-    teacher_trust: TeacherTrust = field(
-        default="confidence",
+    teacher_trust: TeacherTrust | None = field(
+        default=None,
         metadata={
             "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
             "nothing teaches nothing. 'constant': every teacher counts in full. 'honest': as 'confidence'; and as "
-            "the model memorises labels, its past with that memory taken out takes the label's place."
+            "the model memorises labels that look wrong, its past with that memory taken out takes the label's place. "
+            "Default: 'honest' for one class for each sample, labels that are known before training and samples in "
+            "random order, else 'confidence'."
         },
     )
     lone_teacher: LoneTeacher = field(
@@ -223,7 +224,7 @@ class DistillationArguments(TeacherArguments):
             short_term_weight=short_term,
             temperature=self.temperature,
             weight_schedule=self.weight_schedule,
-            teacher_trust=self.teacher_trust,
+            teacher_trust=self.teacher_trust or "confidence",
             lone_teacher=self.lone_teacher,
             long_term_teacher=self.long_term_teacher,
             outside_weight=self.outside_share,
@@ -291,8 +292,9 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence" at first; as the model memorises labels, what it said of a sample before that takes the
-            label's place, see `method.honest`. For one class for each sample, and a training set in random order.
+            "confidence" at first; as the model memorises labels that look wrong, what it said of a sample before that
+            takes the label's place, see `method.honest`. None: "honest" for one class for each sample, with labels
+            that are known before training and samples in random order, else "confidence".
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the

@@ -1,6 +1,7 @@
 """The head of a run: assumed while its loader is made, chosen at the first batch, kept in checkpoints."""
 
 import warnings
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..method.heads import HEADS, Head, ProblemType, choose_head
 from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.teachers import Teacher, teachers_of
 from ..store import LogitsStore
-from .honesty import Honesty, refuse_other_heads
+from .honesty import Honesty, why_not
 from .hub import HubMixin
 from .memory_log import MemoryLog
 from .model_head import Rows, known_columns, known_vocabulary, many_rows_problem, unwrapped
@@ -31,6 +32,7 @@ class HeadMixin(HubMixin):
     # The training labels, until the head is known.
     _labels: npt.NDArray[Any] | None = None
     _outside: OutsideTeacher | None = None
+    _is_honest = False
     _described_model: Any = None
     _described_problem: ProblemType | None = None
 
@@ -88,7 +90,8 @@ class HeadMixin(HubMixin):
         self._settle(choose_head(self._problem_type(), first, self._known_columns() or 2).head)
 
     def _settle(self, head: Head) -> None:
-        self.settings = self.distillation.resolve(head.default_weight)
+        settings = self.distillation.resolve(head.default_weight)
+        self.settings = replace(settings, teacher_trust="honest") if self._is_honest else settings
         self._teachers = teachers_of(self.settings, None if self._outside is None else self._outside.source)
 
     def _take_head(self, head: Head) -> None:
@@ -145,22 +148,23 @@ class HeadMixin(HubMixin):
         """What takes memory out of the teachers of a run which begins; None: nothing does.
 
         Raises:
-            ValueError: the run has no such measures, or labels or a head for which there is no rule; or the checkpoint
-                that is resumed from was not saved with this trust.
+            ValueError: the user asks for this trust, and the run has no such measures, or labels or a head for which
+                there is no rule; or the checkpoint that is resumed from was not saved with this trust.
         """
-        settings = self.settings
-        if settings.teacher_trust != "honest" or not (settings.long_term_weight or settings.short_term_weight):
+        settings, asked_for = self.settings, self.distillation.teacher_trust
+        if asked_for not in (None, "honest") or not (settings.long_term_weight or settings.short_term_weight):
             return None
-        if settings.long_term_teacher == "ensemble" and not settings.short_term_weight:
-            raise ValueError(
-                "teacher_trust='honest' corrects predictions of single epochs: expected long_term_teacher='epoch', or "
-                "a short_term_weight above 0 beside an 'ensemble'."
-            )
+        if asked_for is None and self._outside is not None:
+            return None  # whom to believe beside another model was not measured
         first = None if labels is None else torch.from_numpy(labels[:1])
-        refuse_other_heads(
-            self._head or choose_head(self._problem_type(), first, self._known_columns() or 2).head, labels
-        )
-        honesty = Honesty(self._teachers, memory, self.accelerator)
+        head = self._head or choose_head(self._problem_type(), first, self._known_columns() or 2).head
+        reason = why_not(head, labels, settings, memory)
+        if reason is not None and asked_for is not None:
+            raise ValueError(reason)
+        if reason is not None:
+            return None
+        self._is_honest, self.settings = True, replace(settings, teacher_trust="honest")
+        honesty = Honesty(self._teachers, memory, self.accelerator, asked_for is not None)
         if saved is not None:
             honesty.restore(saved.note.get("honesty"))
         return honesty

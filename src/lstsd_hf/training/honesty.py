@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from transformers.utils import logging
@@ -20,7 +21,7 @@ from ..method.honest import (
     witness,
 )
 from ..method.loss import TeacherTerms
-from ..method.teachers import PREDICTIONS, Teacher
+from ..method.teachers import PREDICTIONS, Settings, Teacher
 from ..store import LogitsStore
 from ..store.rows import VALUES
 from .memory_log import MemoryLog
@@ -40,25 +41,32 @@ class Honesty:
             epochs alone.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], memory: MemoryLog, accelerator: Accelerator) -> None:
-        """Raises ValueError where the run has no measures of what is memorised."""
-        refuse_left_out(memory)
+    def __init__(
+        self, teachers: Sequence[Teacher], memory: MemoryLog, accelerator: Accelerator, is_asked_for: bool
+    ) -> None:
+        """Args:
+        teachers: Those of the run.
+        memory: Its measures of what is memorised.
+        accelerator: That of the run.
+        is_asked_for: Whether the user has set this trust; else it ends in silence where it has no rule.
+        """
         self._teachers = [teacher.store is None and teacher.track == PREDICTIONS for teacher in teachers]
         self._names = [teacher.name for teacher in teachers]
         self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
+        self._is_asked_for = is_asked_for
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
         # The largest `memory_gate` and `label_doubt` so far: what is by heart, and hides that a label is wrong, is not
         # forgotten again.
         self._share = self._doubt = 0.0
+        self._asked: set[int] = set()  # the epochs whose doubt is known
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
-        self._priors: LabelShares | None = None
         self._gave_up = False
         self.gate = 0.0
 
     def begin_epoch(self, epoch: int, store: LogitsStore | None, teaching: Sequence[int]) -> None:
-        """Reads the teachers' epochs where they were not read before.
+        """Opens the gate, and reads the teachers' epochs where it is open and they were not read before.
 
         Args:
             epoch: The one that begins.
@@ -69,7 +77,7 @@ class Honesty:
         if not epoch or store is None:
             return
         if self._memory.left_out is not None:  # an epoch was cut short; the log says so as well
-            if not self._gave_up and self._is_main:
+            if self._is_asked_for and not self._gave_up and self._is_main:
                 logger.warning("teacher_trust='honest' is trust by confidence for the rest of this run.")
             self._gave_up = True
             return
@@ -81,34 +89,37 @@ class Honesty:
             for name, is_own, e in zip(self._names, self._teachers, teaching, strict=True)
             if is_own and e in self._honest
         }
-        self._read(store, set(own.values()))
+        for forgotten in [e for e in self._honest if e < min(own.values(), default=0)]:
+            del self._honest[forgotten]
+        if not own:
+            return
+        labels = store.read_labels()
+        assert labels is not None
+        priors = LabelShares.of(labels, store.row_shape[-1])
+        # That the filter may be off is no reason to doubt that there is memory.
+        error = self._memory.meter.sampling_error
+        share = memory_gate(measured.memorised, error, measured.honest, priors.chance)
+        self._share = max(self._share, share)
+        for e in sorted({e for e in own.values() if e >= SINCE_EPOCH} - self._asked):
+            self._doubt = max(self._doubt, label_doubt(contradicted(store.epoch_rows(e), labels)))
+            self._asked.add(e)
+        self.gate = self._doubt * self._share
+        if self.gate:
+            self._correct(own, store, labels, priors)
+
+    def _correct(self, own: dict[str, int], store: LogitsStore, labels: npt.NDArray[Any], priors: LabelShares) -> None:
+        """Takes the memory out of these epochs, by the names of the teachers that have them."""
+        for epoch in set(own.values()) - self._witnesses.keys():
+            found = witness(store.epoch_rows(epoch), labels, priors, self._honest[epoch])
+            if found is not None:
+                self._witnesses[epoch] = found
+        self._witnesses = {e: w for e, w in self._witnesses.items() if e in own.values()}
         own = {name: e for name, e in own.items() if e in self._witnesses}
         if own:
             self._corrections = Honest.of([self._witnesses[e] for e in own.values()], self._device)
             self._corrected = tuple(own)
-            assert self._priors is not None
-            # That the filter may be off is no reason to doubt that there is memory.
-            error = self._memory.meter.sampling_error
-            share = memory_gate(measured.memorised, error, measured.honest, self._priors.chance)
-            self._share = max(self._share, share)
-            self.gate = self._doubt * self._share
-
-    def _read(self, store: LogitsStore, epochs: set[int]) -> None:
-        labels = store.read_labels()
-        assert labels is not None
-        if self._priors is None:
-            self._priors = LabelShares.of(labels, store.row_shape[-1])
-        for epoch in epochs - self._witnesses.keys():
-            rows = store.epoch_rows(epoch)
-            found = witness(rows, labels, self._priors, self._honest[epoch])
-            if found is not None:
-                self._witnesses[epoch] = found
-            if epoch >= SINCE_EPOCH:
-                self._doubt = max(self._doubt, label_doubt(contradicted(rows, labels)))
-        oldest = min(epochs, default=0)
-        for known in (self._witnesses, self._honest):
-            for epoch in [epoch for epoch in known if epoch < oldest]:
-                del known[epoch]
+        else:
+            self.gate = 0.0
 
     def join(
         self, compared: Compared, past: torch.Tensor | None, names: tuple[str, ...], labels: torch.Tensor | None
@@ -125,14 +136,14 @@ class Honesty:
             The student beside T + 1 teachers, and the names of these.
 
         Raises:
-            ValueError: the labels are not one class for each sample.
+            ValueError: the labels are not one class for each sample, and the user has set this trust.
         """
-        if labels is None:
+        if labels is None and self._is_asked_for:
             raise ValueError(
                 "teacher_trust='honest' compares predictions with labels: expected one integer class for each sample "
                 f"in a batch's labels, under a name in label_names. {_ADVICE}."
             )
-        if compared.terms is None or past is None or self._corrections is None:
+        if labels is None or compared.terms is None or past is None or self._corrections is None:
             return compared, names
         own = torch.stack([past[names.index(name)] for name in self._corrected])
         honest = self._corrections.terms(compared.recorded[VALUES], own, labels)
@@ -167,31 +178,34 @@ class Honesty:
         self._honest, self._share, self._doubt = honest, share, doubt
 
 
-def refuse_left_out(memory: MemoryLog) -> None:
-    """Raises ValueError where there are no measures of what is memorised, and says why."""
-    if memory.left_out is not None:
-        raise ValueError(
-            f"teacher_trust='honest' needs the measures of what is memorised, and they are left out: "
-            f"{memory.left_out}. Train in random order, with train_sampling_strategy='random'. {_ADVICE}."
-        )
-
-
-def refuse_other_heads(head: Head | None, labels: Any, said: str | None = None) -> None:
-    """Raises ValueError where predictions or labels are not one class for each sample.
+def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, memory: MemoryLog) -> str | None:
+    """Why there is no such trust in a run; None: there is.
 
     Args:
-        head: That of the run; None: not known yet.
+        head: That of the run.
         labels: The training labels by sample id; None: they are not known, as of a stream.
-        said: What the head is called where it is known before.
+        settings: Those of the run, with a weight for one of its own teachers.
+        memory: The measures of what is memorised.
     """
-    if head is not None and not isinstance(head, Classes):
-        raise ValueError(
+    if settings.long_term_teacher == "ensemble" and not settings.short_term_weight:
+        return (
+            "teacher_trust='honest' corrects predictions of single epochs: expected long_term_teacher='epoch', or "
+            "a short_term_weight above 0 beside an 'ensemble'."
+        )
+    if not isinstance(head, Classes):
+        return (
             f"teacher_trust='honest' takes memory out of one row of classes for each sample, and this model has "
-            f"{said or type(head).__name__.lower()}: no rule is known for these. {_ADVICE}."
+            f"{type(head).__name__.lower()}: no rule is known for these. {_ADVICE}."
         )
     if labels is None or labels.ndim != 1 or labels.dtype.kind != "i":
         found = "labels that are not known before training" if labels is None else f"labels of type {labels.dtype}"
-        raise ValueError(
+        return (
             f"teacher_trust='honest' compares predictions with integer labels, and the training set has {found}. "
             f"{_ADVICE}."
         )
+    if memory.left_out is not None:
+        return (
+            f"teacher_trust='honest' needs the measures of what is memorised, and they are left out: "
+            f"{memory.left_out}. Train in random order, with train_sampling_strategy='random'. {_ADVICE}."
+        )
+    return None

@@ -92,7 +92,7 @@ class LSTSDMixin(BaseLossMixin):
 
     def _reset(self) -> None:
         """Forgets what an earlier run was."""
-        self._head = None
+        self._head, self._is_honest = None, False
         self._callback.recorder = None
         self._plan: Plan | None = None
         self._saved: LogitsStore | None = None
