@@ -42,6 +42,7 @@ from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method import dynamics
+from lstsd_hf.method.memory import MODEL_ERROR, Counters, MemoryMeter
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, machine, read_results, train_all
 from quality.rows import ROTTEN_TOMATOES, Cell, Split, draw, load
@@ -240,6 +241,18 @@ def detection(history: History) -> dict[str, Any]:
     }
 
 
+def honest_accuracy(history: History, seed: int) -> float:
+    """What the log of a run says at its end, see `lstsd_hf.method.memory`; an epoch's order is the sampler's."""
+    meter, samples = MemoryMeter(), len(history.given)
+    hits = dynamics.correct(history.logits, history.given)
+    for epoch, own in enumerate(hits):
+        order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed + epoch)).numpy()
+        counters = Counters()
+        counters.add(np.arange(samples) / samples, own[order], hits[epoch - 1][order] if epoch else None)
+        meter.fold(counters)
+    return meter.values().honest
+
+
 def suggestions(probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """Rules for a suggested label, each as (N, C), of which the largest is meant, from (E, N, C)."""
     return {
@@ -342,7 +355,7 @@ def measure(run: Run, arguments: argparse.Namespace) -> Line:
             logits = np.stack([store.read(epoch, ids) for epoch in store.sealed_epochs]).astype(np.float32)
             history = History(logits, given, true)
             history.save(arguments.histories / f"{run.key}.npz")
-            line |= detection(history)
+            line |= detection(history) | {"honest_accuracy": honest_accuracy(history, run.seed)}
     return line | {"seconds": round(trainings.seconds, 1)}
 
 
@@ -364,7 +377,8 @@ def rescore(results: Path, histories: Path) -> None:
     lines = read_results([results])
     for line in lines:
         if line["rows"] == "dirty":
-            line |= detection(History.load(histories / f"{line['key']}.npz"))
+            history = History.load(histories / f"{line['key']}.npz")
+            line |= detection(history) | {"honest_accuracy": honest_accuracy(history, line["seed"])}
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -424,6 +438,14 @@ def tables(lines: Lines) -> str:
             f"The estimate is off by {100 * mean:.1f} points on average over {len(of_runs)} runs, and by "
             f"{100 * largest['error']:.1f} at the most ({largest['key']})."
         )
+    errors = honest_errors([line for line in of_runs if "accuracy" in line])
+    if len(errors):
+        parts.append(
+            f"Honest accuracy at the end is off by {100 * np.abs(errors).mean():.1f} points on average over "
+            f"{len(errors)} runs with test rows, by {100 * errors.mean():+.1f} if signs count, and by at most "
+            f"{196 * MODEL_ERROR:.0f}, 1.96 standard errors of the filter itself, in "
+            f"{(np.abs(errors) <= 1.96 * MODEL_ERROR).sum()} of them."
+        )
     rules = dict.fromkeys(rule for cell in noisy for line in dirty[cell] for rule in line["labels_right"])
     rows = [
         ["as given", *(percent([1 - line["wrong"] / line["train_samples"] for line in dirty[cell]]) for cell in noisy)]
@@ -464,6 +486,16 @@ def estimate_errors(lines: Lines) -> tuple[float, Line]:
     """The mean absolute error of the estimated share of wrong labels, and the line of the largest, with "error"."""
     found = [line | {"error": abs(line["estimate"] - line["wrong"]) / line["train_samples"]} for line in lines]
     return float(np.mean([line["error"] for line in found])), max(found, key=lambda line: line["error"])
+
+
+def honest_errors(lines: Lines) -> np.ndarray:
+    """Of each run, honest accuracy less how often it is as labelled on rows with labels as noisy as its own."""
+    errors = []
+    for line in lines:
+        wrong, right = line["wrong"] / line["train_samples"], line["accuracy"]
+        others = (6 if line["task"] == TREC else 2) - 1  # a wrong label is any other class, as often as another
+        errors.append(line["honest_accuracy"] - (1 - wrong) * right - wrong * (1 - right) / others)
+    return np.array(errors)
 
 
 METHOD_NAMES = {"plain": "plain", "confidence": "LSTSD by confidence", "honest": "LSTSD by honesty"}

@@ -3,8 +3,7 @@
     python scripts/demo.py [--output_dir runs/demo] [--flag value ...]
 
 1. Draws real reviews, and gives exactly a fifth of the training ones the other label.
-2. Trains with `transformers.Trainer` and with `LSTSDTrainer`, whose `teacher_trust="honest"` is for labels that may be
-   wrong, and writes the report of what LSTSD's run learnt.
+2. Trains with `transformers.Trainer` and with `LSTSDTrainer`, and writes the report of what LSTSD's run learnt.
 3. `lstsd clean` drops the labels that look wrong to it, or mends them, and both are trained on again.
 
 All four runs read configs/demo.yaml, with the same seed and epochs. The reviews that they are tested on have their
@@ -100,12 +99,11 @@ def main() -> None:
     is_wrong = draw_reviews(root)
     dirty, tested = str(root / "train.csv"), root / "validation.csv"
     print(f"{TRAIN_ROWS} film reviews, of which exactly {is_wrong.sum()} got the wrong label: {dirty}", flush=True)
-    honest = ["--teacher_trust", "honest"]
     runs = {
         "plain": ("transformers.Trainer", ["--trainer", "plain"]),
-        "lstsd": ("LSTSDTrainer", [*honest, "--report", "true"]),
-        "dropped": ("LSTSDTrainer, wrong labels dropped", honest),
-        "relabelled": ("LSTSDTrainer, wrong labels mended", honest),
+        "lstsd": ("LSTSDTrainer", ["--report", "true"]),
+        "dropped": ("LSTSDTrainer, wrong labels dropped", []),
+        "relabelled": ("LSTSDTrainer, wrong labels mended", []),
     }
     lines = []
     for number, (name, (title, own)) in enumerate(runs.items(), 1):

@@ -40,10 +40,17 @@ def test_what_is_measured_of_a_history():
 def test_a_history_is_kept_and_measured_anew(tmp_path):
     history(100).save(tmp_path / "a" / "sst2-0.1-0-dirty-plain.npz")
     results = tmp_path / "results.jsonl"
-    results.write_text(json.dumps({"key": "sst2-0.1-0-dirty-plain", "rows": "dirty", "estimate": -1}) + "\n")
+    line = {"key": "sst2-0.1-0-dirty-plain", "rows": "dirty", "seed": 0, "estimate": -1}
+    results.write_text(json.dumps(line) + "\n")
     benchmark.main(["--rescore", "--results", str(results), "--histories", str(tmp_path / "a")])
     (line,) = read_results([results])
     assert line["estimate"] == benchmark.detection(history(100))["estimate"]
+    assert line["honest_accuracy"] == pytest.approx(0.9, abs=0.03)  # a tenth of the labels is wrong, all else is known
+
+
+def test_honest_accuracy_is_compared_with_labels_as_noisy_as_the_runs_own():
+    line = {"task": "sst2", "wrong": 200, "train_samples": 1000, "accuracy": 0.9, "honest_accuracy": 0.80}
+    assert benchmark.honest_errors([line]) == pytest.approx([0.80 - (0.8 * 0.9 + 0.2 * 0.1)])
 
 
 def test_all_that_cleaned_rows_need_is_planned():

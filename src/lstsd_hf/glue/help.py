@@ -27,7 +27,7 @@ the method
   --long_term_weight, --short_term_weight
                              share of the loss of each teacher; 0 is off
   --outside_teacher          a store of lstsd record, which teaches as well
-  --teacher_trust            confidence, constant or honest
+  --teacher_trust            honest (of classes), confidence or constant
   --weight_schedule          constant or linear
   --logits_retention         all or needed: which epochs' predictions to keep
 

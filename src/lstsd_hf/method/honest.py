@@ -37,7 +37,7 @@ LABEL_SHARE = 0.05
 # The gate begins to open at one standard error of what is memorised, and is open at three: chance seldom gives two.
 UNSURE, SURE = 1.0, 3.0
 # What the surest predictions say of the labels, from the third epoch on: up to so many against them are found where
-# labels are right, from so many on some are wrong. Read off 58 runs, with changed labels and without; docs/honest.md.
+# labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md.
 DOUBT_FROM, SINCE_EPOCH = (0.04, 0.08), 2
 # Less of a class than this, or less of an error, would divide by next to nothing.
 _LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6
