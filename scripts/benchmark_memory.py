@@ -440,7 +440,7 @@ def main() -> None:
     if args.report:
         print(report(read_results(args.report)))
     elif args.rescore and args.results:
-        lines = map(rescored, read_results([args.results]))
+        lines = [rescored(line) if "counters" in line else line for line in read_results([args.results])]
         args.results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     elif args.data_dir and args.results:
         train_all(runs(), functools.partial(train, data_dir=args.data_dir), args.results, args.workers, told)

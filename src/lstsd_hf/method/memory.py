@@ -38,7 +38,7 @@ LEARNT = (0.05, 0.01)
 CARRY = 0.25
 # By how much the filter itself is off from epoch 1 on, however many samples there are: the standard deviation that
 # makes nine of ten intervals hold.
-MODEL_ERROR = 0.04
+MODEL_ERROR = 0.055
 # Degrees of freedom of Student's t for it: what is clearly seen to be learnt is not drawn towards 0.
 FREEDOM = 2
 _REWEIGHTINGS = 6  # of the t, after which its weight changes no more
