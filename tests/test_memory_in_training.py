@@ -187,7 +187,7 @@ def random_labels(count: int) -> datasets.Dataset:
 
 def test_random_labels_are_by_heart(tmp_path: Path) -> None:
     """What a model knows of labels that a die has cast is by heart."""
-    args = {"optim": "adamw_torch", "learning_rate": 5e-3, "num_train_epochs": 25}
+    args = {"optim": "adamw_torch", "learning_rate": 5e-3, "num_train_epochs": 25, "teacher_trust": "confidence"}
     last = measured(run(tmp_path, dataset=random_labels(240), **args))[-1]
     assert last["honest_accuracy"] + last["memorised"] > 0.75
     assert last["memorised"] > 0.2

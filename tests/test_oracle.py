@@ -125,7 +125,8 @@ def slow_run(head: str, batches: list[list[dict[str, Any]]], settings: Any, epoc
 )
 def test_a_run_is_what_the_formulas_say(tmp_path, head, changes):
     epochs = 6
-    settings = config(tmp_path, num_train_epochs=epochs, per_device_train_batch_size=5, remove_unused_columns=False)
+    shape = {"num_train_epochs": epochs, "per_device_train_batch_size": 5, "remove_unused_columns": False}
+    settings = config(tmp_path, teacher_trust="confidence", **shape)
     for name, value in changes.items():
         setattr(settings, name, value)
     data = add_sample_ids(rows(23, head))  # a short last micro-batch, and a short last group
