@@ -408,7 +408,12 @@ def tables(results: Results) -> str:
     """Markdown: each metric's mean and standard deviation, and the paired differences to plain fine-tuning."""
     counted = [cell for cell in results.cells if results.counts(cell)]
     clean, noisy = ([cell for cell in counted if bool(cell.noise) is bad] for bad in (False, True))
-    groups = {name: cells for name, cells in (("mean, clean", clean), ("mean, noisy", noisy)) if cells}
+    groups = {"mean, clean": clean, "mean, noisy": noisy}
+    groups |= {
+        f"mean, {share:.0%} noise": [cell for cell in noisy if cell.noise == share]
+        for share in sorted({cell.noise for cell in noisy})
+    }
+    groups = {name: cells for name, cells in groups.items() if cells}
     parts = [f"{results.missing} runs are missing."] if results.missing else []
     left_out = [cell_name(cell) for cell in results.cells if cell not in counted]
     if left_out and "plain" in results.methods:
