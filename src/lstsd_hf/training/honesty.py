@@ -48,7 +48,7 @@ class Honesty:
         teachers: Those of the run.
         memory: Its measures of what is memorised.
         accelerator: That of the run.
-        is_asked_for: Whether the user has set this trust; else it ends in silence where it has no rule.
+        is_asked_for: Whether the user has set this trust; else nothing is said where its measures end.
         """
         self._teachers = [teacher.store is None and teacher.track == PREDICTIONS for teacher in teachers]
         self._names = [teacher.name for teacher in teachers]
@@ -136,9 +136,10 @@ class Honesty:
             The student beside T + 1 teachers, and the names of these.
 
         Raises:
-            ValueError: the labels are not one class for each sample, and the user has set this trust.
+            ValueError: the labels are not one class for each sample, and the user has set this trust, or the gate is
+                open by the labels of other batches.
         """
-        if labels is None and self._is_asked_for:
+        if labels is None and (self._is_asked_for or self._corrections is not None):
             raise ValueError(
                 "teacher_trust='honest' compares predictions with labels: expected one integer class for each sample "
                 f"in a batch's labels, under a name in label_names. {_ADVICE}."
