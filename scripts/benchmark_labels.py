@@ -45,7 +45,7 @@ from lstsd_hf.method import dynamics
 from lstsd_hf.method.memory import MODEL_ERROR, Counters, MemoryMeter
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, machine, read_results, train_all
-from quality.rows import ROTTEN_TOMATOES, Cell, Split, draw, load
+from quality.rows import ROTTEN_TOMATOES, Cell, Split, agreement, draw, load
 
 TREC = "trec6"
 TASKS = {"sst2": "SST-2", TREC: "TREC-6", ROTTEN_TOMATOES: "Rotten Tomatoes", "mrpc": "MRPC"}
@@ -253,6 +253,11 @@ def honest_accuracy(history: History, seed: int) -> float:
     return meter.values().honest
 
 
+def measures(history: History, seed: int) -> dict[str, Any]:
+    """All that a history says, for a line."""
+    return detection(history) | {"honest_accuracy": honest_accuracy(history, seed)}
+
+
 def suggestions(probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """Rules for a suggested label, each as (N, C), of which the largest is meant, from (E, N, C)."""
     return {
@@ -355,7 +360,7 @@ def measure(run: Run, arguments: argparse.Namespace) -> Line:
             logits = np.stack([store.read(epoch, ids) for epoch in store.sealed_epochs]).astype(np.float32)
             history = History(logits, given, true)
             history.save(arguments.histories / f"{run.key}.npz")
-            line |= detection(history) | {"honest_accuracy": honest_accuracy(history, run.seed)}
+            line |= measures(history, run.seed)
     return line | {"seconds": round(trainings.seconds, 1)}
 
 
@@ -378,7 +383,7 @@ def rescore(results: Path, histories: Path) -> None:
     for line in lines:
         if line["rows"] == "dirty":
             history = History.load(histories / f"{line['key']}.npz")
-            line |= detection(history) | {"honest_accuracy": honest_accuracy(history, line["seed"])}
+            line |= measures(history, line["seed"])
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -492,9 +497,8 @@ def honest_errors(lines: Lines) -> np.ndarray:
     """Of each run, honest accuracy less how often it is as labelled on rows with labels as noisy as its own."""
     errors = []
     for line in lines:
-        wrong, right = line["wrong"] / line["train_samples"], line["accuracy"]
-        others = (6 if line["task"] == TREC else 2) - 1  # a wrong label is any other class, as often as another
-        errors.append(line["honest_accuracy"] - (1 - wrong) * right - wrong * (1 - right) / others)
+        wrong, classes = line["wrong"] / line["train_samples"], 6 if line["task"] == TREC else 2
+        errors.append(line["honest_accuracy"] - agreement(line["accuracy"], wrong, classes))
     return np.array(errors)
 
 

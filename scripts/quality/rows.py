@@ -189,3 +189,8 @@ def without_overlap(candidates: Dataset, drawn: Dataset, columns: Sequence[str],
 def spans(words: tuple[str, ...]) -> set[tuple[str, ...]]:
     """Every run of words in a text, the text itself among them."""
     return {words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+
+
+def agreement(accuracy: float, noise: float, classes: int) -> float:
+    """How often predictions of this accuracy are the label, where a share `noise` of labels is another class."""
+    return accuracy * (1 - noise) + (1 - accuracy) * noise / (classes - 1)

@@ -140,9 +140,9 @@ def contradicted(rows: Array, labels: Array) -> float:
 def label_doubt(contradicted: float) -> float:
     """How far labels are to be doubted, from 0 to 1, by how many of the surest predictions are against them.
 
-    Memory alone does not say that labels are wrong: on a hard task, too, a model learns them by heart, and gains by
-    it. But there it is as sure of what it has by heart as of the rest, while the labels that are wrong in an easier
-    task are against what it is surest of.
+    Memory alone does not say that labels are wrong: on a hard task a model learns right labels by heart too, and
+    gains by it. But by the third epoch few of its surest predictions there are against a label. Where labels are
+    wrong, more of them still are.
     """
     low, high = DOUBT_FROM
     return min(max((contradicted - low) / (high - low), 0.0), 1.0)

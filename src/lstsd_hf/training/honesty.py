@@ -180,7 +180,7 @@ class Honesty:
 
 
 def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, memory: MemoryLog) -> str | None:
-    """Why there is no such trust in a run; None: there is.
+    """The reason why a run cannot have trust by honesty; None where it can.
 
     Args:
         head: That of the run.
