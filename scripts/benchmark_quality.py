@@ -68,6 +68,7 @@ NAMES = {
 OWN_SETTINGS = ("rival", "constants", "peaks")  # of a method, beside the fields of `LSTSDConfig`
 CALIBRATION_BINS = 15
 LOWER_IS_BETTER = ("nll", "ece")
+METER = ("honest_accuracy", "honest_loss", "memorised")  # what begins so in the log
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,19 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
     gates = [entry["honest_gate"] for entry in trainer.state.log_history if "honest_gate" in entry]
     line |= {"honest_gate": gates[-1]} if gates else {}
     line |= scores(run.cell.task, outcome.predictions, outcome.label_ids, data.train["label"])
+    line |= metered(trainer.state.log_history)
+    drawn = slice(data.dev_samples, None)
+    if len(data.labels) > 1 and len(outcome.label_ids[drawn]):
+        line["drawn_accuracy"] = float((outcome.predictions.argmax(-1) == outcome.label_ids)[drawn].mean())
     if believed is not None:
         line["believed"] = float((believed.predictions.argmax(-1) == believed.label_ids).mean())
     return line
+
+
+def metered(log: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the log said last of what was learnt, and what was memorised."""
+    said = [entry for entry in log if "memorised" in entry]
+    return {name: value for name, value in said[-1].items() if name.startswith(METER)} if said else {}
 
 
 def in_cycles(trainer: LSTSDTrainer, peaks: Sequence[float]) -> LambdaLR:

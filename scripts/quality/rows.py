@@ -52,11 +52,13 @@ class Split:
         train: With the labels as the run sees them.
         test: Rows of the same columns, with true labels.
         mislabelled: The training rows whose label was changed, with their true labels.
+        dev_samples: The first so many test rows are the dev set's; the others are drawn as the training rows are.
     """
 
     train: Dataset
     test: Dataset
     mislabelled: Dataset
+    dev_samples: int
     text_columns: tuple[str, ...]
     labels: tuple[str, ...]
 
@@ -130,8 +132,9 @@ def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
     train = rows.select(free[:count])
     candidates = rows.select(reserved if tuning else free[count:])
     test = candidates.select(without_overlap(candidates, train, columns, None if tuning else cell.test_samples))
+    dev_samples = 0
     if not tuning and dev is not None:
-        kept = [*columns, "label"]
+        dev_samples, kept = len(dev), [*columns, "label"]
         test = Dataset.from_dict(
             {name: [*dev[name], *test[name]] for name in kept}, features=dev.select_columns(kept).features
         )
@@ -142,7 +145,7 @@ def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
     mislabelled = train.select(changed)
     if len(changed):
         train = train.remove_columns("label").add_column("label", wrong, feature=rows.features["label"])
-    return Split(train, test, mislabelled, columns, labels)
+    return Split(train, test, mislabelled, dev_samples, columns, labels)
 
 
 def flipped(
