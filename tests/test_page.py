@@ -135,6 +135,25 @@ def test_memory_is_told_where_the_log_has_it(tmp_path: Path) -> None:
     assert words_of(page, 'p class="sentence"') == "Of the 58 % that it gets right, it has none by heart."
 
 
+def test_of_a_regression_memory_is_what_its_own_samples_take_off_the_error(tmp_path: Path) -> None:
+    folder = store_of(tmp_path, np.zeros((1, 3, 1)), [0.1, 0.5, 0.9])
+    first = {"epoch": 1.0, "honest_loss": 0.9, "memorised": 0.1, "honest_loss_error": 0.1, "memorised_error": 0.05}
+    last = {"epoch": 2.0, "honest_loss": 0.61, "memorised": 0.25, "honest_loss_error": 0.05, "memorised_error": 0.01}
+    page = logged(folder, first, last)
+    assert words_of(page, 'p class="sentence"') == (
+        "Its mean squared error is 0.36 on its own samples, and would be 0.61 on new ones, give or take 0.098: "
+        "it has 0.25 by heart."
+    )
+    lines = data_of(page)["figures"]["memory"]["data"]
+    heights = [np.frombuffer(base64.b64decode(line["y"]["bdata"]), line["y"]["dtype"]) for line in lines[:2]]
+    np.testing.assert_allclose(heights, [[0.8, 0.36], [0.9, 0.61]])
+    assert len(lines) == 4  # with the two edges of the band
+    page = logged(folder, first, last | {"memorised": 0.0})
+    assert words_of(page, 'p class="sentence"').endswith(
+        "is 0.61 on its own samples, and would be no higher on new ones, give or take 0.098: it has nothing by heart."
+    )
+
+
 # ---- ids, numbers
 
 

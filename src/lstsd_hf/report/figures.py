@@ -160,26 +160,32 @@ def _whole(lines: Any) -> dict[str, Any]:
     return {"tickformat": "d", "dtick": max(1, max(max(x) for x, _ in lines) // 10)}
 
 
-def memory(epochs: Sequence[int], honest: Array, memorised: Array, honest_error: Array | None) -> Figure:
-    """What is learnt, and on top of it what is known by heart; (E,) shares from 0 to 1.
+def memory(
+    epochs: Sequence[int],
+    honest: Array,
+    own: Array,
+    honest_error: Array,
+    names: tuple[str, str],
+    y: str,
+    share: bool,
+) -> Figure:
+    """How the model does on new samples, and how on its own, which it knows by heart in part; (E,) each.
 
-    `honest_error`: the standard error of `honest`, which a band of 95 % shows; None: unknown.
+    `honest_error`: the standard error of `honest`, which a band of 95 % shows where all are known; `names`: of the two
+    lines; `share`: the values are from 0 to 1.
     """
-    right = honest + memorised
-    by_heart = go.Scatter(
-        x=epochs, y=right, name="right, with what it has by heart", mode="lines+markers", line={"color": ORANGE}
-    )
+    by_heart = go.Scatter(x=epochs, y=own, name=names[1], mode="lines+markers", line={"color": ORANGE})
     learnt = go.Scatter(
         x=epochs,
         y=honest,
-        name="can do",
+        name=names[0],
         mode="lines+markers",
         line={"color": BLUE, "width": 3},
         fill="tonexty",
         fillcolor="rgba(217, 131, 36, 0.22)",
     )
     traces = [by_heart, learnt]
-    if honest_error is not None:
+    if not np.isnan(honest_error).any():
         edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
         band = NORMAL_95 * honest_error
         traces += [
@@ -187,7 +193,7 @@ def memory(epochs: Sequence[int], honest: Array, memorised: Array, honest_error:
             go.Scatter(
                 x=epochs,
                 y=honest + band,
-                name="can do, 95 % interval",
+                name=f"{names[0]}, 95 % interval",
                 fill="tonexty",
                 fillcolor="rgba(61, 133, 198, 0.3)",
                 **edge,
@@ -196,10 +202,10 @@ def memory(epochs: Sequence[int], honest: Array, memorised: Array, honest_error:
     return _figure(
         traces,
         "epoch",
-        "share of the samples",
+        y,
         hovermode="x unified",
-        xaxis=_whole([(epochs, right)]),
-        yaxis={"tickformat": ".0%"},
+        xaxis=_whole([(epochs, own)]),
+        yaxis={"tickformat": ".0%"} if share else {"rangemode": "tozero"},
         showlegend=True,
     )
 

@@ -83,39 +83,73 @@ def matrix_of_labels(about: Array, look: Array, labels: int) -> Matrix:
 
 
 class Memory(NamedTuple):
-    """What the model has learnt and what it knows by heart, in a sentence and a plot."""
+    """What the model has learnt and what it knows by heart, in a sentence and a plot.
+
+    `name`: of the line for new samples; `meaning`: the rest of a sentence that begins with it.
+    """
 
     sentence: str
     figure: figures.Figure
+    name: str
+    meaning: str
 
 
 def memory(log: list[dict[str, float]]) -> Memory | None:
-    """From what the Trainer logged as `honest_accuracy` and `memorised`, and their errors; None where it did not."""
-    logged = {
-        name: logged_over_epochs(log, name)
-        for name in ("honest_accuracy", "memorised", "honest_accuracy_error", "memorised_error")
-    }
-    epochs = sorted(
-        epoch
-        for epoch in logged["honest_accuracy"].keys() & logged["memorised"].keys()
-        if np.isfinite([logged["honest_accuracy"][epoch], logged["memorised"][epoch]]).all()
-    )
-    if not epochs:
+    """From what the Trainer logged: `memorised` and `honest_accuracy`, or of a regression `honest_loss`; else None."""
+    return _memory_of_hits(log) or _memory_of_losses(log)
+
+
+def _memory_of_hits(log: list[dict[str, float]]) -> Memory | None:
+    logged = _both_parts(log, "honest_accuracy")
+    if logged is None:
         return None
-    honest, memorised, honest_error, memorised_error = (
-        np.array([values.get(epoch, np.nan) for epoch in epochs]) for values in logged.values()
-    )
-    figure = figures.memory(epochs, honest, memorised, None if np.isnan(honest_error).any() else honest_error)
+    epochs, honest, memorised, error, off = logged
     # Rounded first, so that the parts add up.
     can, heart = round(100 * honest[-1]), round(100 * memorised[-1])
     right = f"Of the {can + heart} % that it gets right"
     sentence = (
         f"{right}, {can} % it can do and {heart} % it has by heart" if heart > 0 else f"{right}, it has none by heart"
     )
-    error = max(honest_error[-1], memorised_error[-1])
-    return Memory(
-        f"{sentence}{'' if np.isnan(error) else f', give or take {100 * figures.NORMAL_95 * error:.0f} %'}.", figure
+    give_or_take = "" if np.isnan(off) else f", give or take {100 * off:.0f} %"
+    names = ("can do", "right, with what it has by heart")
+    figure = figures.memory(epochs, honest, honest + memorised, error, names, "share of the samples", share=True)
+    meaning = "is how often it would agree with the labels of new samples, labelled as well or as badly as these."
+    return Memory(f"{sentence}{give_or_take}.", figure, names[0], meaning)
+
+
+def _memory_of_losses(log: list[dict[str, float]]) -> Memory | None:
+    logged = _both_parts(log, "honest_loss")
+    if logged is None:
+        return None
+    epochs, honest, memorised, error, off = logged
+    give_or_take = "" if np.isnan(off) else f", give or take {off:.3g}"
+    sentence = f"Its mean squared error is {honest[-1] - memorised[-1]:.3g} on its own samples, and would be "
+    sentence += (
+        f"{honest[-1]:.3g} on new ones{give_or_take}: it has {memorised[-1]:.3g} by heart."
+        if memorised[-1] > 0
+        else f"no higher on new ones{give_or_take}: it has nothing by heart."
     )
+    names = ("error on new samples", "on its own, with what it has by heart")
+    figure = figures.memory(epochs, honest, honest - memorised, error, names, "mean squared error", share=False)
+    return Memory(sentence, figure, names[0], "is that of new samples, with scores as true or as wrong as these.")
+
+
+def _both_parts(log: list[dict[str, float]], name: str) -> tuple[list[int], Array, Array, Array, float] | None:
+    """The epochs for which there are numbers; (E,) the honest part, the memorised one, the error of the first.
+
+    And what the last epoch's parts may be off by, 95 % of the time. An error that was not logged is NaN. None where no
+    epoch has both parts.
+    """
+    logged = [logged_over_epochs(log, key) for key in (name, "memorised", f"{name}_error", "memorised_error")]
+    epochs = sorted(
+        epoch
+        for epoch in logged[0].keys() & logged[1].keys()
+        if np.isfinite([logged[0][epoch], logged[1][epoch]]).all()
+    )
+    if not epochs:
+        return None
+    honest, memorised, *errors = (np.array([values.get(epoch, np.nan) for epoch in epochs]) for values in logged)
+    return epochs, honest, memorised, errors[0], figures.NORMAL_95 * float(np.fmax(errors[0][-1], errors[1][-1]))
 
 
 # The titles of the plots below the table, and what they show.
