@@ -52,7 +52,7 @@ from lstsd_hf.method.heads import Classes, Scores
 from lstsd_hf.paths import REPORT_FOLDER
 from quality.grid import made_with, read_results, train_all, train_and_test
 from quality.rivals import RIVALS
-from quality.rows import ROTTEN_TOMATOES, TREC, Cell, split
+from quality.rows import ROTTEN_TOMATOES, TREC, Cell, agreement, split
 
 HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}  # the others: accuracy
 NAMES = {
@@ -65,6 +65,7 @@ NAMES = {
     "trec6": "TREC-6",
     "trec50": "TREC-50",
 }
+CLASSES = {"trec6": 6, "trec50": 50}  # the others: 2
 OWN_SETTINGS = ("rival", "constants", "peaks")  # of a method, beside the fields of `LSTSDConfig`
 CALIBRATION_BINS = 15
 LOWER_IS_BETTER = ("nll", "ece")
@@ -227,6 +228,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
     line |= metered(trainer.state.log_history)
     drawn = slice(data.dev_samples, None)
     if len(data.labels) > 1 and len(outcome.label_ids[drawn]):
+        line["drawn_samples"] = len(outcome.label_ids[drawn])
         line["drawn_accuracy"] = float((outcome.predictions.argmax(-1) == outcome.label_ids)[drawn].mean())
     if believed is not None:
         line["believed"] = float((believed.predictions.argmax(-1) == believed.label_ids).mean())
@@ -374,6 +376,16 @@ class Results:
         values = np.array(found, dtype=float)
         return values if metric == "nll" else 100 * values
 
+    def meter_errors(self) -> Iterator[tuple[str, tuple[float, float]]]:
+        """By run: its method; how far honest accuracy is from the truth, and the error of that as it is told."""
+        for (cell, method, _), line in self._lines.items():
+            if cell.flips != "evenly" or "drawn_accuracy" not in line or "honest_accuracy" not in line:
+                continue
+            accuracy, drawn = line["drawn_accuracy"], line["drawn_samples"]
+            none, truth, all_right = (agreement(a, cell.noise, CLASSES.get(cell.task, 2)) for a in (0, accuracy, 1))
+            truth_error = abs(all_right - none) * math.sqrt(accuracy * (1 - accuracy) / drawn)
+            yield method, (line["honest_accuracy"] - truth, math.hypot(line["honest_accuracy_error"], truth_error))
+
     def is_planned(self, cell: Cell, method: str) -> bool:
         """Whether the plan has the method there: a regression has no label smoothing."""
         return (cell, method) in self._planned
@@ -469,7 +481,27 @@ def tables(results: Results) -> str:
             if rows:
                 head = [f"minus {baseline}", *map(cell_name, shown), *groups]
                 parts.append(table(head, rows))
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, [*parts, of_meter(results)]))
+
+
+def of_meter(results: Results) -> str:
+    """Markdown: the log's last word of honest accuracy beside the accuracy on rows drawn as the training rows are.
+
+    Of cells whose labels are right, or changed evenly, so that agreement with labels as noisy can be told. Empty where
+    no run has both.
+    """
+    rows = []
+    for method in [None, *results.methods]:
+        found = np.array([gap for name, gap in results.meter_errors() if method in (None, name)])
+        if len(found):
+            wrong, said = 100 * found.T
+            inside = np.abs(wrong) <= student_t.ppf(0.975, np.inf) * said
+            told = f"{np.abs(wrong).mean():.1f}", f"{wrong.mean():+.1f}", f"{said.mean():.1f}", f"{inside.mean():.0%}"
+            rows.append([method or "all", str(len(found)), *told])
+    if not rows:
+        return ""
+    head = ["", "runs", "mean absolute error", "mean error", "standard error as told", "in the 95 % interval"]
+    return "### Honest accuracy after the last epoch, in points\n\n" + table(head, rows)
 
 
 METRICS = {

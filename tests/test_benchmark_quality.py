@@ -34,6 +34,7 @@ PLAN: dict[str, Any] = {
     ],
     "training": {
         "num_train_epochs": 3,
+        "per_device_train_batch_size": 6,
         "use_cpu": True,
         "long_term_weight": 0,
         "short_term_weight": 0,
@@ -84,8 +85,8 @@ def test_rows_are_drawn_by_seed_and_none_is_in_two_places(text_layout: str) -> N
     assert not set(tuning.test["sample_id"]) & set(one.train["sample_id"])
     assert not set(tuning.test["sample_id"]) & set(other.train["sample_id"])
     drawn = texts(one.train, one.text_columns)
-    dev_rows = 16
-    for text in texts(one.test, one.text_columns)[dev_rows:]:
+    assert (one.dev_samples, tuning.dev_samples) == (16, 0)
+    for text in texts(one.test, one.text_columns)[one.dev_samples :]:
         assert not any(f" {text} " in f" {known} " or f" {known} " in f" {text} " for known in drawn)
 
 
@@ -164,6 +165,7 @@ def test_every_run_has_one_line_with_its_metrics(plan: Path, finished: Path) -> 
         assert ("believed" in line) == ("noise_score_auc" in line) == bool(line["noise"])
         assert ("ece" in line) == (line["task"] != "stsb")
         assert line["test_samples"] >= 16
+        assert ("honest_loss" if line["task"] == "stsb" else "drawn_accuracy") in line
 
 
 def test_a_method_s_name_is_not_part_of_its_result_and_its_settings_are(plan: Path) -> None:
@@ -211,6 +213,18 @@ def test_a_mean_is_over_the_cells_that_a_method_is_planned_for(plan: Path) -> No
     assert means == pytest.approx({"label_smoothing": 2.0, "lstsd": 6.0})  # a regression has no label smoothing
     cut_off = benchmark.Results(whole, lines[:8])  # nothing of STS-B
     assert benchmark.average(cut_off, clean, "lstsd", "plain", "score") is None
+
+
+def test_honest_accuracy_is_held_against_labels_as_noisy(plan: Path) -> None:
+    whole = benchmark.read_plan(str(plan))
+    said = {"honest_accuracy": 0.6, "honest_accuracy_error": 0.03, "drawn_accuracy": 0.75, "drawn_samples": 1200}
+    lines = [{"key": run.key, "score": 0.8, **said} for run in whole.runs() if run.method == "plain" and run.seed == 0]
+    results = benchmark.Results(whole, [line for line in lines if line["key"] != lines[2]["key"]])  # without STS-B
+    (clean, noisy) = (gap for _, gap in results.meter_errors())
+    assert clean == pytest.approx((0.6 - 0.75, np.hypot(0.03, 0.0125)))
+    assert noisy == pytest.approx((0.6 - (0.75 * 0.6 + 0.25 * 0.4), np.hypot(0.03, 0.2 * 0.0125)))
+    assert "| all | 2 | 10.0 | -5.0 | 3.1 | 50% |" in benchmark.of_meter(results)
+    assert benchmark.of_meter(benchmark.Results(whole, [])) == ""
 
 
 def test_the_report_is_made_from_the_lines_alone(plan: Path, finished: Path, tmp_path: Path) -> None:
