@@ -201,7 +201,8 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
         if "rival" in run.settings:
             trainer.compute_loss_func = RIVALS[run.settings["rival"]](trainer, run.cell.noise)
         seconds, outcome = train_and_test(trainer, tokens(data.test))
-        believed = trainer.predict(tokens(data.mislabelled)) if len(data.mislabelled) else None
+        has_wrong_classes = len(data.mislabelled) and data.labels
+        believed = trainer.predict(tokens(data.mislabelled)) if has_wrong_classes else None
         search = {}
         if believed is not None and args.logits_retention == "all":
             write_report(folder)
@@ -227,7 +228,7 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
     line |= scores(run.cell.task, outcome.predictions, outcome.label_ids, data.train["label"])
     line |= metered(trainer.state.log_history)
     drawn = slice(data.dev_samples, None)
-    if len(data.labels) > 1 and len(outcome.label_ids[drawn]):
+    if data.labels and len(outcome.label_ids[drawn]):
         line["drawn_samples"] = len(outcome.label_ids[drawn])
         line["drawn_accuracy"] = float((outcome.predictions.argmax(-1) == outcome.label_ids)[drawn].mean())
     if believed is not None:

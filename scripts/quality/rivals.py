@@ -1,8 +1,10 @@
-"""Other ways to train under wrong labels, as their papers give them: losses for `compute_loss_func`.
+"""Other ways to train under wrong labels: losses for `compute_loss_func`, of B samples with C classes.
 
-A method of a plan names one by `rival`. The constants are those of the papers. Losses are of B samples with C classes.
+A method of a plan names one by `rival`. They are as their papers give them, with the papers' constants. `HonestScores`
+alone is ours: trust by honesty for a regression, tried and not taken up (docs/honest.md).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +14,17 @@ import torch.nn.functional as F  # noqa: N812
 from scipy.stats import beta
 
 from lstsd_hf import LSTSDTrainer
+from lstsd_hf.method.honest import LABEL_SHARE, memory_gate
 
 _LEAST = 1e-4
 
 
 class Rival:
-    """A loss with a state by sample; without gradient, as in evaluation, it is the cross-entropy.
+    """A loss with a state by sample; without gradient, as in evaluation, it is the task's own.
 
     Attributes:
         trainer: Says whose the rows of a batch are, and which epoch it is.
-        given: int64 (N,) the labels by sample id.
+        given: (N,) the labels by sample id: int64, or scores float32.
         classes: C.
         noise: The share of labels that was changed; only `Forward` may know it.
     """
@@ -30,14 +33,15 @@ class Rival:
         rows, device = trainer.train_dataset, trainer.args.device
         ids = torch.tensor(rows["sample_id"][:])
         self.trainer, self.classes, self.noise = trainer, trainer.model.config.num_labels, noise
-        self.given = torch.zeros(int(ids.max()) + 1, dtype=torch.int64)
-        self.given[ids] = torch.tensor(rows["label"][:])
+        labels = torch.tensor(rows["label"][:])
+        self.given = labels.new_zeros(int(ids.max()) + 1)
+        self.given[ids] = labels
         self.given = self.given.to(device)
 
     def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = outputs.logits.float()
         if not logits.requires_grad:
-            return F.cross_entropy(logits, labels)
+            return F.cross_entropy(logits, labels) if self.classes > 1 else F.mse_loss(logits[:, 0], labels)
         ids = self.trainer.batch_sample_ids.to(logits.device)
         return self.loss(logits, labels, ids, int(self.trainer.state.epoch or 0))
 
@@ -131,9 +135,47 @@ class Forward(Rival):
         return F.nll_loss(as_labels.clamp(min=1e-7).log(), labels)
 
 
+class HonestScores(Rival):
+    """Trust by honesty, as in `lstsd_hf.method.honest`, for a regression: a gate by losses, and its past scores.
+
+    Memory draws a score q to its label y, so what is left of the distance is stretched until its square is the honest
+    loss h of the log; m is what is memorised of the loss, e its standard error, v the variance of the labels:
+
+        t    = y + sqrt(h / mean (q - y)^2) (q - y)
+        gate = clamp((m / e - 1) / 2, 0, 1) m / (m + max(v - h, 0))
+        loss = (1 - gate) (s - y)^2 + gate (0.05 (s - y)^2 + 0.95 (s - t)^2)
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._said = torch.full_like(self.given, torch.nan)
+        self._target = self.given.clone()
+        self._epoch, self.gate = 0, 0.0
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        if epoch > self._epoch:
+            self._begin(epoch)
+        scores = logits[:, 0]
+        self._said[ids] = scores.detach()
+        of_label, of_past = F.mse_loss(scores, labels), F.mse_loss(scores, self._target[ids])
+        return (1 - self.gate) * of_label + self.gate * (LABEL_SHARE * of_label + (1 - LABEL_SHARE) * of_past)
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch = epoch
+        log = [entry for entry in self.trainer.state.log_history if "honest_loss" in entry][-1]
+        distance = self._said - self.given
+        known = distance.isfinite()
+        stretched = math.sqrt(max(log["honest_loss"], 0.0) / max(float(distance[known].square().mean()), _LEAST))
+        self._target = torch.where(known, self.given + max(stretched, 1.0) * distance, self.given)
+        # As of an accuracy: the better than chance it is, the smaller is the gate.
+        by_chance, honest = -float(self.given[known].var(correction=0)), -log["honest_loss"]
+        self.gate = max(self.gate, memory_gate(log["memorised"], log["memorised_error"], honest, by_chance))
+
+
 RIVALS: dict[str, Callable[[LSTSDTrainer, float], Rival]] = {
     "elr": EarlyLearning,
     "sat": SelfAdaptive,
     "mixture": Mixture,
     "forward": Forward,
+    "honest_scores": HonestScores,
 }

@@ -30,7 +30,8 @@ class Cell:
 
     Attributes:
         noise: The share of the training labels that are changed to another class.
-        flips: "evenly": any label, to any other class; "as_annotators": where a weaker model errs, to what it says.
+        flips: "evenly": any label, to any other class, or a score to that of another row; "as_annotators": where a
+            weaker model errs, to what it says.
         train_samples: Rows drawn for training; None: all that are not reserved.
         reserved_samples: Rows set apart for tuning, the same for every seed.
         test_samples: At most so many training rows that were not drawn are tested on, beside the dev set.
@@ -151,12 +152,15 @@ def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
 def flipped(
     cell: Cell, given: np.ndarray, texts: Sequence[str], rng: np.random.Generator, labels: Sequence[str]
 ) -> np.ndarray:
-    """(N,) labels, of which a share `cell.noise` was changed to another class."""
+    """(N,) labels, of which a share `cell.noise` was changed to another class; or scores, exchanged among rows."""
     count, wrong = round(cell.noise * len(given)), given.copy()
     if not count:
         return wrong
     if cell.flips == "evenly":
         changed = rng.permutation(len(given))[:count]
+        if not labels:
+            wrong[changed] = np.roll(given[changed], 1)
+            return wrong
         wrong[changed] = (given[changed] + rng.integers(1, len(labels), count)) % len(labels)
         return wrong
     if cell.flips != "as_annotators":
