@@ -19,12 +19,11 @@ from lstsd_hf.method.honest import (
     Witness,
     contradicted,
     label_doubt,
-    memory_gate,
+    label_evidence,
     with_gate,
     witness,
 )
 from lstsd_hf.method.loss import distillation_loss
-from lstsd_hf.method.memory import MODEL_ERROR
 from toys import config, logged, rows, tiny_bert, weights
 
 
@@ -103,7 +102,7 @@ def test_without_its_memory_a_teacher_agrees_with_labels_as_often_as_honest_pred
     logits = rng.normal(0, 1, (2000, 3)) + 3 * np.eye(3)[labels]  # nearly all of it by heart
     found = witness(logits, labels, LabelShares.of(labels, 3), honest=0.45)
     assert found is not None
-    corrections = Honest.of([found], torch.device("cpu"))
+    corrections = Honest.of([found], 0.0, torch.device("cpu"))
     log_target, there = corrections.log_target(torch.tensor(logits)[None], torch.from_numpy(labels))
     assert (logits.argmax(1) == labels).mean() > 0.9
     assert (log_target.argmax(1).numpy() == labels).mean() == pytest.approx(0.45, abs=0.002)
@@ -116,7 +115,7 @@ def test_the_target_is_the_mean_of_the_teachers_that_are_there() -> None:
     past[0, 1], past[:, 2] = torch.nan, torch.nan
     labels = [0, 2, 1, -100]
     witnesses = [Witness(0.5, np.array([0.1, 0.2, 0.3]), 0.7), Witness(0.9, np.array([-0.1, 0.0, 0.4]), 0.0)]
-    found, there = Honest.of(witnesses, torch.device("cpu")).log_target(past, torch.tensor(labels))
+    found, there = Honest.of(witnesses, 1.5, torch.device("cpu")).log_target(past, torch.tensor(labels))
     for i, label in enumerate(labels):
         z = []
         for k, w in enumerate(witnesses):
@@ -125,7 +124,7 @@ def test_the_target_is_the_mean_of_the_teachers_that_are_there() -> None:
                 z.append([w.scale * row[c] + w.shift[c] - (w.lowered if c == label else 0.0) for c in range(3)])
         assert there[i] == (len(z) > 0)
         if z:
-            mean = [2 * sum(row[c] for row in z) / len(z) for c in range(3)]
+            mean = [2 * sum(row[c] for row in z) / len(z) + 1.5 * (c == label) for c in range(3)]
             assert found[i].tolist() == pytest.approx([value - log_sum(mean) for value in mean], abs=1e-5)
 
 
@@ -135,24 +134,26 @@ def test_the_loss_goes_from_the_teachers_to_the_honest_past_as_the_gate_opens() 
     base = torch.nn.functional.cross_entropy(student, labels)
     ordinary = Classes().terms(student, past, 1.0, "confidence")
     witnesses = [Witness(0.5, np.zeros(3), 0.3), Witness(0.9, np.zeros(3), 0.1)]
-    corrections = Honest.of(witnesses, torch.device("cpu"))
+    corrections = Honest.of(witnesses, 1.0, torch.device("cpu"))
     honest = corrections.terms(student, past, labels)
     target = corrections.log_target(past, labels)[0].exp()
     both = type(ordinary)(*(torch.cat(pair) for pair in zip(ordinary, honest, strict=True)))
     weights = torch.tensor([0.4, 0.3])
     log_p = student.log_softmax(1)
-    relabelled = 0.05 * base + 0.95 * (target * (target.log() - log_p)).sum(1).mean()
+    relabelled = (target * (target.log() - log_p)).sum(1).mean()
     for gate in (0.0, 0.3, 1.0):
         expected = (1 - gate) * distillation_loss(base, weights, ordinary) + gate * relabelled
         assert distillation_loss(base, with_gate(weights, gate), both) == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_the_gate_opens_with_what_is_surely_memorised() -> None:
-    assert memory_gate(-0.1, 0.03, 0.7, 0.5) == 0
-    assert memory_gate(0.03, 0.03, 0.7, 0.5) == 0  # one standard error
-    assert memory_gate(0.06, 0.03, 0.7, 0.5) == pytest.approx(0.5 * 0.06 / 0.26)
-    assert memory_gate(0.2, 0.03, 0.7, 0.5) == pytest.approx(0.5)  # as much memory as skill
-    assert memory_gate(0.2, 0.03, 0.45, 0.5) == 1  # no skill at all
+def test_a_label_says_the_less_the_more_are_wrong() -> None:
+    """By Bayes' rule: beside a past that holds all classes for equal, a label is right as often as labels are."""
+    for wrong, classes in ((0.2, 2), (0.2, 6), (0.4, 3)):
+        past = Honest.of([Witness(1.0, np.zeros(classes), 0.0)], label_evidence(wrong, classes), torch.device("cpu"))
+        found, _ = past.log_target(torch.zeros(1, 1, classes), torch.tensor([1]))
+        assert found[0, 1].exp().item() == pytest.approx(1 - wrong)
+    assert label_evidence(0.9, 2) == label_evidence(0.5, 2) == 0  # it never speaks against its class
+    assert label_evidence(0.0, 2) == pytest.approx(math.log(999))
 
 
 @pytest.mark.parametrize(("against", "expected"), [(0.0, 0.0), (0.04, 0.0), (0.06, 0.5), (0.08, 1.0), (0.4, 1.0)])
@@ -217,28 +218,25 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
     store, labels = LogitsStore.open(tmp_path / "_logits"), trainer.train_dataset["label"]
     logits = [store.read(epoch, range(96)).astype(float) for epoch in range(EPOCHS)]
     honest = logged(trainer, "honest_accuracy")
-    memorised, errors = logged(trainer, "memorised"), logged(trainer, "memorised_error")
-    chance = sum((labels.count(c) / 96) ** 2 for c in range(3))
-    losses, found_gates, share, doubt = logged(trainer, "loss"), gates(trainer), 0.0, 0.0
+    losses, found_gates, gate, against = logged(trainer, "loss"), gates(trainer), 0.0, {}
     for epoch in range(EPOCHS):
         teachers = {"long": epoch // k * k - 1, "short": epoch - 1}
         weight = {"long": long_term, "short": short_term}
         teaching = [(weight[name], e) for name, e in teachers.items() if e >= 0 and weight[name]]
-        if teaching:
-            m, skill = memorised[epoch - 1], max(honest[epoch - 1] - chance, 0)
-            if m > 0:
-                error = math.sqrt(errors[epoch - 1] ** 2 - MODEL_ERROR**2)
-                share = max(share, min(max((m / error - 1) / 2, 0), 1) * m / (m + skill))
-        for _, e in teaching:
+        for e in sorted(e for _, e in teaching if e >= 1):
+            against.setdefault(e, slow_contradicted(logits[e].tolist(), labels))
             if e >= 2:
-                doubt = max(doubt, min(max((slow_contradicted(logits[e].tolist(), labels) - 0.04) / 0.04, 0), 1))
-        gate = doubt * share
-        assert found_gates[epoch] == pytest.approx(gate if teaching else 0, abs=1e-6)
+                gate = max(gate, min(max((against[e] - 0.04) / 0.04, 0), 1))
+        assert found_gates[epoch] == pytest.approx(gate, abs=1e-6)
+        wrong = min(max(against[min(against)], 1e-3), 2 / 3) if against else 0.5
+        evidence = math.log((1 - wrong) * 2 / wrong)
         corrections = {e: slow_witness(logits[e].tolist(), labels, honest[e]) for _, e in teaching}
         for step in range(epoch * STEPS, (epoch + 1) * STEPS):
             ids = trainer.seen[step]
             label_loss = sum(-log_p_of(logits[epoch][i])[labels[i]] for i in ids) / len(ids)
-            parts = [slow_loss(logits, epoch, i, labels[i], label_loss, teaching, corrections, gate) for i in ids]
+            parts = [
+                slow_loss(logits, epoch, i, labels[i], label_loss, teaching, corrections, gate, evidence) for i in ids
+            ]
             assert losses[step] == pytest.approx(sum(parts) / len(ids), abs=2e-5), step
     assert max(found_gates) > 0.3
 
@@ -262,11 +260,12 @@ def slow_loss(
     teaching: list[tuple[float, int]],
     corrections: dict[int, Any],
     gate: float,
+    evidence: float,
 ) -> float:
     """What a sample adds to the loss of its batch, by the formulas of `method.honest`."""
     if not teaching:
         return label_loss
-    log_p, ordinary, z = log_p_of(logits[epoch][i]), label_loss, [0.0, 0.0, 0.0]
+    log_p, ordinary, z = log_p_of(logits[epoch][i]), label_loss, [evidence * (c == label) for c in range(3)]
     for weight, e in teaching:
         log_q = log_p_of(logits[e][i])
         trust = 1 + sum(math.exp(value) * value for value in log_q) / math.log(3)
@@ -275,7 +274,7 @@ def slow_loss(
         for c in range(3):
             z[c] += 2 / len(teaching) * (scale * logits[e][i][c] + shift[c] - (lowered if c == label else 0))
     honest_past = kl([value - log_sum(z) for value in z], log_p)
-    return (1 - gate) * ordinary + gate * (0.05 * label_loss + 0.95 * honest_past)
+    return (1 - gate) * ordinary + gate * honest_past
 
 
 def kl(log_q: list[float], log_p: list[float]) -> float:

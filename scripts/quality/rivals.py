@@ -14,7 +14,6 @@ import torch.nn.functional as F  # noqa: N812
 from scipy.stats import beta
 
 from lstsd_hf import LSTSDTrainer
-from lstsd_hf.method.honest import LABEL_SHARE, memory_gate
 
 _LEAST = 1e-4
 
@@ -143,7 +142,7 @@ class HonestScores(Rival):
 
         t    = y + sqrt(h / mean (q - y)^2) (q - y)
         gate = clamp((m / e - 1) / 2, 0, 1) m / (m + max(v - h, 0))
-        loss = (1 - gate) (s - y)^2 + gate (0.05 (s - y)^2 + 0.95 (s - t)^2)
+        loss = (1 - gate) (s - y)^2 + gate (s - t)^2
     """
 
     def __init__(self, *args: Any) -> None:
@@ -158,7 +157,7 @@ class HonestScores(Rival):
         scores = logits[:, 0]
         self._said[ids] = scores.detach()
         of_label, of_past = F.mse_loss(scores, labels), F.mse_loss(scores, self._target[ids])
-        return (1 - self.gate) * of_label + self.gate * (LABEL_SHARE * of_label + (1 - LABEL_SHARE) * of_past)
+        return (1 - self.gate) * of_label + self.gate * of_past
 
     def _begin(self, epoch: int) -> None:
         self._epoch = epoch
@@ -167,9 +166,10 @@ class HonestScores(Rival):
         known = distance.isfinite()
         stretched = math.sqrt(max(log["honest_loss"], 0.0) / max(float(distance[known].square().mean()), _LEAST))
         self._target = torch.where(known, self.given + max(stretched, 1.0) * distance, self.given)
-        # As of an accuracy: the better than chance it is, the smaller is the gate.
-        by_chance, honest = -float(self.given[known].var(correction=0)), -log["honest_loss"]
-        self.gate = max(self.gate, memory_gate(log["memorised"], log["memorised_error"], honest, by_chance))
+        memorised = max(log["memorised"], 0.0)
+        surely = min(max((memorised / log["memorised_error"] - 1) / 2, 0.0), 1.0)
+        skill = max(float(self.given[known].var(correction=0)) - log["honest_loss"], 0.0)
+        self.gate = max(self.gate, surely * memorised / max(memorised + skill, _LEAST))
 
 
 RIVALS: dict[str, Callable[[LSTSDTrainer, float], Rival]] = {

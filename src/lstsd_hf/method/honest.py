@@ -1,17 +1,20 @@
-"""Whom to believe: the label, or what the model said of a sample before it knew the label by heart.
+"""Whom to believe: the label, and what the model said of a sample before it knew the label by heart.
 
 `method.memory` says how much of the model's agreement with the labels is memory. Here memory is taken out of past
-predictions again, and what remains, the honest past, teaches in the label's place: the more, the more is memorised.
-The idea and its formulas are ours; N samples, C classes, T teachers, B samples of a batch.
+predictions again. What remains is what the model would say of a sample without its label, so by Bayes' rule the two
+together say more than either, where a share w of the labels is wrong. What they say teaches in the label's place, as
+far as labels are to be doubted. The idea and its formulas are ours; N samples, C classes, T teachers, B samples of a
+batch.
 
     z_k   = 0.7 (q_k - mean over samples) / sd + log p - d_k [class = label]       p: the labels' shares
-    t     = softmax(2 mean_k z_k)                                                  the honest past
-    loss  = (1 - g) (the loss with trust by confidence) + g (0.05 L + 0.95 KL(t || student))
-    g     = doubt * surely * memorised / (memorised + skill)       the gate: see `memory_gate` and `label_doubt`
+    t     = softmax(2 mean_k z_k + e [class = label]),  e = log((1 - w) (C - 1) / w)      the honest past and the label
+    loss  = (1 - g) (the loss with trust by confidence) + g KL(t || student)
+    w, g  = by how many of the surest predictions are against labels: see `label_evidence` and `label_doubt`
 
 d_k lowers the label's logit by one number for all samples, until z_k agrees with the labels as often as the honest
 part of agreement says. Targets that follow the model's own past are those of self-adaptive training (Huang et al.,
-2020) and of early-learning regularisation (Liu et al., 2020), which know nothing of memory.
+2020) and of early-learning regularisation (Liu et al., 2020), which know nothing of memory; the error of labels as a
+part of the model is that of forward correction (Patrini et al., 2017).
 """
 
 import math
@@ -32,14 +35,13 @@ Array = npt.NDArray[Any]
 # trained, and grows with what it has by heart. And how much sharper the mean of the teachers is: half or twice as much
 # made no difference beyond the error of small runs.
 SPREAD, SHARPNESS = 0.7, 2.0
-# What the label keeps where the gate is open: the model can go on to change its mind.
-LABEL_SHARE = 0.05
-# The gate begins to open at one standard error of what is memorised, and is open at three: chance seldom gives two.
-UNSURE, SURE = 1.0, 3.0
 # What the surest predictions say of the labels, from the third epoch on: up to so many against them are found where
 # labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md.
 DOUBT_FROM, SINCE_EPOCH = (0.04, 0.08), 2
-# Less of a class than this, or less of an error, would divide by next to nothing.
+# How many labels are wrong is counted once, from the second epoch on: there the count is rather too high than too low,
+# and a label that is trusted too much is learnt by heart.
+COUNTED_FROM = 1
+# Less of a class than this, or less of an error, would divide by next to nothing; and so many labels may be wrong.
 _LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6
 _VALUES_AT_ONCE = 4 << 20
 
@@ -148,18 +150,15 @@ def label_doubt(contradicted: float) -> float:
     return min(max((contradicted - low) / (high - low), 0.0), 1.0)
 
 
-def memory_gate(memorised: float, error: float, honest: float, chance: float) -> float:
-    """How much of the model's agreement beyond chance is memory, as far as that is sure: from 0 to 1.
+def label_evidence(wrong: float, classes: int) -> float:
+    """How much more a label says for its class than for another one, in nats; 0 or more.
 
-    0 up to one standard error of the memorised part, all of the share from three on:
-
-        clamp((memorised / error - 1) / 2, 0, 1) * memorised / (memorised + max(honest - chance, 0))
+    Args:
+        wrong: The share of labels that are wrong, each other class as often.
+        classes: C.
     """
-    memorised = max(memorised, 0.0)
-    if not memorised:
-        return 0.0
-    surely = min(max((memorised / max(error, _LEAST_SPREAD) - UNSURE) / (SURE - UNSURE), 0.0), 1.0)
-    return surely * memorised / (memorised + max(honest - chance, 0.0))
+    wrong = min(max(wrong, _LEAST_SHARE), 1 - 1 / classes)
+    return math.log((1 - wrong) * (classes - 1) / wrong)
 
 
 class Honest(NamedTuple):
@@ -169,20 +168,23 @@ class Honest(NamedTuple):
         scale: float32 (T, 1, 1).
         shift: float32 (T, 1, C).
         lowered: float32 (T, 1, 1).
+        evidence: What the label says for its class; see `label_evidence`.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
     lowered: torch.Tensor
+    evidence: float
 
     @classmethod
-    def of(cls, witnesses: list[Witness], device: torch.device) -> "Honest":
+    def of(cls, witnesses: list[Witness], evidence: float, device: torch.device) -> "Honest":
         scale = torch.tensor([[[w.scale]] for w in witnesses], device=device)
         shift = torch.tensor(np.array([[w.shift] for w in witnesses]), dtype=torch.float32, device=device)
-        return cls(scale, shift, torch.tensor([[[w.lowered]] for w in witnesses], device=device))
+        lowered = torch.tensor([[[w.lowered]] for w in witnesses], device=device)
+        return cls(scale, shift, lowered, evidence)
 
     def log_target(self, past: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The honest past of a batch.
+        """What the honest past of a batch says, together with the labels.
 
         Args:
             past: Recorded logits, (T, B, C), of any floating-point type; a row with a NaN: no prediction.
@@ -197,7 +199,7 @@ class Honest(NamedTuple):
         given = labels[:, None] == torch.arange(past.shape[-1], device=labels.device)
         z = self.scale * past.nan_to_num(0.0) + self.shift - self.lowered * given
         z = (there * z).sum(dim=0) / there.sum(dim=0).clamp(min=1)
-        return F.log_softmax(SHARPNESS * z, dim=-1), there[..., 0].amax(dim=0)
+        return F.log_softmax(SHARPNESS * z + self.evidence * given, dim=-1), there[..., 0].amax(dim=0)
 
     def terms(self, student: torch.Tensor, past: torch.Tensor, labels: torch.Tensor) -> TeacherTerms:
         """The honest past as one more teacher, which is trusted in full, of logits (B, C) with gradient."""
@@ -209,4 +211,4 @@ class Honest(NamedTuple):
 
 def with_gate(weights: torch.Tensor, gate: float) -> torch.Tensor:
     """Weights of the T teachers and, as the last of T + 1, of the honest past: (T,) -> (T + 1,)."""
-    return torch.cat((weights * (1 - gate), weights.new_full((1,), gate * (1 - LABEL_SHARE))))
+    return torch.cat((weights * (1 - gate), weights.new_full((1,), gate)))

@@ -253,11 +253,6 @@ class MemoryMeter:
             unit * (1 - honest) if self.of_losses else honest, unit * error, unit * memorised, unit * other
         )
 
-    @property
-    def sampling_error(self) -> float:
-        """The part of the memorised part's error that is due to the number of samples."""
-        return float(np.sqrt(max(self._covariance[1, 1], 0.0)))
-
     def now(self, hits: float, items: int) -> tuple[float, float]:
         """Within the next epoch: what is by heart right now, as agreement so far less the honest part; and its error.
 

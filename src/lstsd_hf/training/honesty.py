@@ -10,13 +10,14 @@ from transformers.utils import logging
 
 from ..method.heads import Classes, Compared, Head
 from ..method.honest import (
+    COUNTED_FROM,
     SINCE_EPOCH,
     Honest,
     LabelShares,
     Witness,
     contradicted,
     label_doubt,
-    memory_gate,
+    label_evidence,
     with_gate,
     witness,
 )
@@ -55,10 +56,7 @@ class Honesty:
         self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
         self._is_asked_for = is_asked_for
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
-        # The largest `memory_gate` and `label_doubt` so far: what is by heart, and hides that a label is wrong, is not
-        # forgotten again.
-        self._share = self._doubt = 0.0
-        self._asked: set[int] = set()  # the epochs whose doubt is known
+        self._contradicted: dict[int, float] = {}  # how many of the surest predictions are against labels, by epoch
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
@@ -96,14 +94,11 @@ class Honesty:
         labels = store.read_labels()
         assert labels is not None
         priors = LabelShares.of(labels, store.row_shape[-1])
-        # That the filter may be off is no reason to doubt that there is memory.
-        error = self._memory.meter.sampling_error
-        share = memory_gate(measured.memorised, error, measured.honest, priors.chance)
-        self._share = max(self._share, share)
-        for e in sorted({e for e in own.values() if e >= SINCE_EPOCH} - self._asked):
-            self._doubt = max(self._doubt, label_doubt(contradicted(store.epoch_rows(e), labels)))
-            self._asked.add(e)
-        self.gate = self._doubt * self._share
+        for e in sorted({e for e in own.values() if e >= COUNTED_FROM} - self._contradicted.keys()):
+            self._contradicted[e] = contradicted(store.epoch_rows(e), labels)
+        # The largest doubt so far: that wrong labels are by heart by now, and hide, makes them no better.
+        doubts = (label_doubt(share) for e, share in self._contradicted.items() if e >= SINCE_EPOCH)
+        self.gate = max(doubts, default=0.0)
         if self.gate:
             self._correct(own, store, labels, priors)
 
@@ -116,7 +111,8 @@ class Honesty:
         self._witnesses = {e: w for e, w in self._witnesses.items() if e in own.values()}
         own = {name: e for name, e in own.items() if e in self._witnesses}
         if own:
-            self._corrections = Honest.of([self._witnesses[e] for e in own.values()], self._device)
+            evidence = label_evidence(self._contradicted[min(self._contradicted)], len(priors.shares))
+            self._corrections = Honest.of([self._witnesses[e] for e in own.values()], evidence, self._device)
             self._corrected = tuple(own)
         else:
             self.gate = 0.0
@@ -160,15 +156,17 @@ class Honesty:
 
     def note(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        honest = [[epoch, value] for epoch, value in self._honest.items()]
-        return {"honest": honest, "share": self._share, "doubt": self._doubt}
+        return {"honest": list(self._honest.items()), "contradicted": list(self._contradicted.items())}
 
     def restore(self, note: Any) -> None:
         """Goes on from what `note` gave; the teachers are read anew. Raises ValueError where it is something else."""
         try:
-            honest = {epoch: float(value) for epoch, value in note["honest"]}
-            share, doubt = float(note["share"]), float(note["doubt"])
-            fits = all(type(epoch) is int for epoch in honest) and 0 <= share <= 1 and 0 <= doubt <= 1
+            honest, against = (
+                {epoch: float(value) for epoch, value in note[name]} for name in ("honest", "contradicted")
+            )
+            fits = all(type(epoch) is int for epoch in (*honest, *against)) and all(
+                0 <= x <= 1 for x in against.values()
+            )
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
@@ -176,7 +174,7 @@ class Honesty:
                 "The checkpoint does not say whom to believe, or is damaged: was it saved with "
                 f"teacher_trust='honest'? Resume from another. {_ADVICE}."
             )
-        self._honest, self._share, self._doubt = honest, share, doubt
+        self._honest, self._contradicted = honest, against
 
 
 def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, memory: MemoryLog) -> str | None:
