@@ -38,9 +38,8 @@ SPREAD, SHARPNESS = 0.7, 2.0
 # What the surest predictions say of the labels, from the third epoch on: up to so many against them are found where
 # labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md.
 DOUBT_FROM, SINCE_EPOCH = (0.04, 0.08), 2
-# How many labels are wrong is counted once, from the second epoch on: there the count is rather too high than too low,
-# and a label that is trusted too much is learnt by heart.
-COUNTED_FROM = 1
+# How many labels are wrong is counted in so many epochs, from the second on, as the report does: `dynamics.wrong_share`.
+COUNTED, COUNTED_FROM = 2, 1
 # Less of a class than this, or less of an error, would divide by next to nothing; and so many labels may be wrong.
 _LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6
 _VALUES_AT_ONCE = 4 << 20
@@ -154,7 +153,7 @@ def label_evidence(wrong: float, classes: int) -> float:
     """How much more a label says for its class than for another one, in nats; 0 or more.
 
     Args:
-        wrong: The share of labels that are wrong, each other class as often.
+        wrong: The share of labels that are wrong, each other class as often; see `dynamics.wrong_share`.
         classes: C.
     """
     wrong = min(max(wrong, _LEAST_SHARE), 1 - 1 / classes)

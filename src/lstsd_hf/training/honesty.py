@@ -8,8 +8,10 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
+from ..method.dynamics import wrong_share
 from ..method.heads import Classes, Compared, Head
 from ..method.honest import (
+    COUNTED,
     COUNTED_FROM,
     SINCE_EPOCH,
     Honest,
@@ -111,7 +113,8 @@ class Honesty:
         self._witnesses = {e: w for e, w in self._witnesses.items() if e in own.values()}
         own = {name: e for name, e in own.items() if e in self._witnesses}
         if own:
-            evidence = label_evidence(self._contradicted[min(self._contradicted)], len(priors.shares))
+            wrong = wrong_share([self._contradicted[e] for e in sorted(self._contradicted)[:COUNTED]])
+            evidence = label_evidence(wrong, len(priors.shares))
             self._corrections = Honest.of([self._witnesses[e] for e in own.values()], evidence, self._device)
             self._corrected = tuple(own)
         else:
