@@ -42,7 +42,7 @@ from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method import dynamics
-from lstsd_hf.method.memory import MODEL_ERROR, Counters, MemoryMeter
+from lstsd_hf.method.memory import MODEL_ERROR, Counters, Measured, MemoryMeter
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, machine, read_results, train_all
 from quality.rows import ROTTEN_TOMATOES, Cell, Split, agreement, draw, load
@@ -101,6 +101,12 @@ class Run:
     def key(self) -> str:
         """Names its line, and its history; what all runs have in common is not in it."""
         return "-".join(map(str, asdict(self).values()))
+
+    @classmethod
+    def of(cls, key: str) -> "Run":
+        """The one of this key."""
+        task, noise, seed, rows, method = key.split("-")
+        return cls(task, float(noise), int(seed), rows, method)
 
 
 def planned() -> Iterator[Run]:
@@ -241,21 +247,21 @@ def detection(history: History) -> dict[str, Any]:
     }
 
 
-def honest_accuracy(history: History, seed: int) -> float:
-    """What the log of a run says at its end, see `lstsd_hf.method.memory`; an epoch's order is the sampler's."""
+def measured_by_epoch(history: History, seed: int) -> list[Measured]:
+    """What the log of a run says after each epoch, see `lstsd_hf.method.memory`; an epoch's order is the sampler's."""
     meter, samples = MemoryMeter(), len(history.given)
-    hits = dynamics.correct(history.logits, history.given)
+    hits, said = dynamics.correct(history.logits, history.given), []
     for epoch, own in enumerate(hits):
         order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed + epoch)).numpy()
         counters = Counters()
         counters.add(np.arange(samples) / samples, own[order], hits[epoch - 1][order] if epoch else None)
-        meter.fold(counters)
-    return meter.values().honest
+        said.append(meter.fold(counters))
+    return said
 
 
 def measures(history: History, seed: int) -> dict[str, Any]:
     """All that a history says, for a line."""
-    return detection(history) | {"honest_accuracy": honest_accuracy(history, seed)}
+    return detection(history) | {"honest_accuracy": measured_by_epoch(history, seed)[-1].honest}
 
 
 def suggestions(probabilities: np.ndarray) -> dict[str, np.ndarray]:

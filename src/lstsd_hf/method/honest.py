@@ -38,7 +38,7 @@ SPREAD, SHARPNESS = 0.7, 2.0
 # What the surest predictions say of the labels, from the third epoch on: up to so many against them are found where
 # labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md.
 DOUBT_FROM, SINCE_EPOCH = (0.04, 0.08), 2
-# How many labels are wrong is counted in so many epochs, from the second on, as the report does: `dynamics.wrong_share`.
+# How many labels are wrong is counted in so many epochs, from the second on, as in the report: `dynamics.wrong_share`.
 COUNTED, COUNTED_FROM = 2, 1
 # Less of a class than this, or less of an error, would divide by next to nothing; and so many labels may be wrong.
 _LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6

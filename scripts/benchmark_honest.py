@@ -1,0 +1,134 @@
+"""How right the targets of trust by honesty are, and how little its constants matter, on kept histories.
+
+    python scripts/benchmark_labels.py --data_dir GLUE --results results.jsonl --histories DIR
+    python scripts/benchmark_honest.py DIR > honest-targets.md
+
+A history is what a plain run predicted of its training samples by epoch, with their labels and the true ones. The
+target of an epoch is what would teach in it: made of the short-term teacher and, with mini-generations of two epochs,
+of the long-term one. It is the better, the lower the mean negative log-likelihood of the true labels is, in nats.
+Nothing is trained here; what training with such targets brings: benchmark_quality.py.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmark_labels import History, Run, measured_by_epoch
+from benchmark_quality import table
+from lstsd_hf.method import dynamics, honest
+from lstsd_hf.method.honest import Honest, LabelShares, contradicted, label_evidence, witness
+from lstsd_hf.method.memory import Measured
+
+EPOCHS = (3, 5)  # that the targets are of, counted from 0: the first with an open gate, and the last
+K = 2
+LEAST = 1e-3  # no target is so sure that one sample decides
+
+Change = dict[str, Any]
+# By name: other constants, "teachers" of both, "wrong" by what labels are wrong, or "forgets" as False.
+CHANGES: dict[str, Change] = {
+    "the rule": {},
+    "short-term teacher alone": {"teachers": "short"},
+    "long-term teacher alone": {"teachers": "long"},
+    "memory left in": {"forgets": False},
+    "without the label": {"wrong": None},
+    "the true share of wrong labels": {"wrong": "true"},
+    "0.7 halved": {"SPREAD": 0.35},
+    "0.7 doubled": {"SPREAD": 1.4},
+    "2 halved": {"SHARPNESS": 1.0},
+    "2 doubled": {"SHARPNESS": 4.0},
+}
+
+
+def target(history: History, said: Sequence[Measured], epoch: int, change: Change) -> np.ndarray:
+    """(N, C) probabilities: what teaches in an epoch.
+
+    Args:
+        history: Of a plain run.
+        said: What was measured after each of its epochs.
+        epoch: That which is taught, at least K + 1.
+        change: One of `CHANGES`.
+    """
+    given, classes = history.given, history.logits.shape[-1]
+    constants = {name: value for name, value in change.items() if name.isupper()}
+    teachers = {"long": epoch // K * K - 1, "short": epoch - 1}
+    epochs = [e for name, e in teachers.items() if change.get("teachers", name) == name]
+    with mock.patch.dict(vars(honest), constants):
+        priors = LabelShares.of(given, classes)
+        found = [witness(history.logits[e], given, priors, said[e].honest) for e in epochs]
+        witnesses = [w._replace(lowered=w.lowered * change.get("forgets", True)) for w in found if w is not None]
+        evidence = (
+            label_evidence(wrong_share(history, change), classes) if change.get("wrong", "") is not None else 0.0
+        )
+        past = torch.from_numpy(history.logits[epochs])
+        log_target, _ = Honest.of(witnesses, evidence, torch.device("cpu")).log_target(past, torch.from_numpy(given))
+    return log_target.exp().double().numpy()
+
+
+def wrong_share(history: History, change: Change) -> float:
+    if change.get("wrong") == "true":
+        return float((history.given != history.true).mean())
+    return dynamics.wrong_share([contradicted(history.logits[e], history.given) for e in (1, 2)])
+
+
+def loss(probabilities: np.ndarray, true: np.ndarray) -> float:
+    """The mean negative log-likelihood of (N,) classes, in nats."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(true)), true], LEAST)).mean())
+
+
+def losses(folder: Path) -> Iterator[tuple[tuple[str, float], int, str, float]]:
+    """(task and noise), epoch, change and loss, of each history of a plain run on labels of which some are wrong."""
+    for run in (Run.of(path.stem) for path in sorted(folder.glob("*.npz"))):
+        if not run.noise or (run.rows, run.method) != ("dirty", "plain"):
+            continue
+        history = History.load(folder / f"{run.key}.npz")
+        said = measured_by_epoch(history, run.seed)
+        for epoch in EPOCHS:
+            labels = np.eye(history.logits.shape[-1])[history.given]
+            yield (run.task, run.noise), epoch, "the label", loss(labels, history.true)
+            for name, change in CHANGES.items():
+                yield (run.task, run.noise), epoch, name, loss(target(history, said, epoch, change), history.true)
+
+
+def report(folder: Path) -> str:
+    """Markdown: the rule's loss by epoch and share of wrong labels, a mean of tasks; and what changes add to it."""
+    found: dict[tuple[int, str, tuple[str, float]], list[float]] = defaultdict(list)
+    for cell, epoch, name, value in losses(folder):
+        found[epoch, name, cell].append(value)
+    if not found:
+        raise SystemExit(
+            f"{folder} has no history of a plain run with wrong labels: make some with benchmark_labels.py."
+        )
+    cells = sorted({cell for _, _, cell in found})
+    noises = sorted({noise for _, noise in cells})
+
+    def mean(epoch: int, name: str, chosen: Callable[[tuple[str, float]], bool]) -> float:
+        return float(np.mean([np.mean(found[epoch, name, cell]) for cell in cells if chosen(cell)]))
+
+    columns = [(epoch, noise) for epoch in EPOCHS for noise in noises]
+    rows = []
+    for name in ["the label", *CHANGES]:
+        values = [mean(epoch, name, lambda cell, noise=noise: cell[1] == noise) for epoch, noise in columns]
+        rule = [mean(epoch, "the rule", lambda cell, noise=noise: cell[1] == noise) for epoch, noise in columns]
+        rows.append(
+            [name, *(f"{a:.3f}" if name == "the rule" else f"{a - b:+.3f}" for a, b in zip(values, rule, strict=True))]
+        )
+    head = ["", *(f"epoch {epoch + 1}, {noise:.0%} wrong" for epoch, noise in columns)]
+    runs = len(found[EPOCHS[0], "the rule", cells[0]])
+    told = ", ".join(sorted({task for task, _ in cells}))
+    return f"{told}; {runs} seeds or more each\n\n{table(head, rows)}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("histories", type=Path, help="the folder that benchmark_labels.py kept them in")
+    print(report(parser.parse_args(argv).histories))
+
+
+if __name__ == "__main__":
+    main()
