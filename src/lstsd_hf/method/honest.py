@@ -32,8 +32,8 @@ from .loss import TeacherTerms, divergence
 Array = npt.NDArray[Any]
 
 # How far apart the honest past's logits are, in standard deviations: a teacher's own scale says how long the model was
-# trained, and grows with what it has by heart. And how much sharper the mean of the teachers is: half or twice as much
-# made no difference beyond the error of small runs.
+# trained, and grows with what it has by heart. And how much sharper the mean of the teachers is. Others are tried in
+# scripts/benchmark_honest.py.
 SPREAD, SHARPNESS = 0.7, 2.0
 # What the surest predictions say of the labels, from the third epoch on: up to so many against them are found where
 # labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md.

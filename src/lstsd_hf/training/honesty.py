@@ -31,7 +31,7 @@ from .memory_log import MemoryLog
 
 logger = logging.get_logger(__name__)
 
-# The name in the log of what teaches in the label's place.
+# The name in the log of what then teaches: the past, with its memory taken out, and the label.
 HONEST_PAST = "honest_past"
 _ADVICE = "Set teacher_trust='confidence' or 'constant'"
 
@@ -40,8 +40,8 @@ class Honesty:
     """Corrects the teachers of each epoch, and opens the gate; the same in all processes, and after a resume.
 
     Attributes:
-        gate: From 0, believe the label as with trust by confidence, to 1, believe the honest past. It changes between
-            epochs alone.
+        gate: From 0, believe the label as with trust by confidence, to 1, believe what it and the honest past say
+            together. It changes between epochs alone.
     """
 
     def __init__(
