@@ -119,8 +119,8 @@ class DistillationArguments(TeacherArguments):
             "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
             "nothing teaches nothing. 'constant': every teacher counts in full. 'honest': as 'confidence' until some "
             "labels look wrong; then a label is a witness that errs, beside the model's past with its memory taken "
-            "out. Default: 'honest' for one class for each sample, labels that are known before training and samples in "
-            "random order, else 'confidence'."
+            "out. Default: 'honest' for one class for each sample, labels that are known before training and samples "
+            "in random order, else 'confidence'."
         },
     )
     lone_teacher: LoneTeacher = field(
