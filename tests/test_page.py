@@ -135,6 +135,13 @@ def test_memory_is_told_where_the_log_has_it(tmp_path: Path) -> None:
     assert words_of(page, 'p class="sentence"') == "Of the 58 % that it gets right, it has none by heart."
 
 
+def test_the_loss_of_the_honest_past_is_a_curve_of_its_own(tmp_path: Path) -> None:
+    folder = store_of(tmp_path, np.zeros((1, 2, 2)), [0, 1])
+    page = logged(folder, {"epoch": 1.0, "loss": 1.0}, {"epoch": 2.0, "loss": 0.8, "honest_past_loss": 0.3})
+    curves = {line["name"]: line["x"] for line in data_of(page)["figures"]["losses"]["data"]}
+    assert curves == {"all together": [1.0, 2.0], "past without its memory, and label": [2.0]}
+
+
 def test_of_a_regression_memory_is_what_its_own_samples_take_off_the_error(tmp_path: Path) -> None:
     folder = store_of(tmp_path, np.zeros((1, 3, 1)), [0.1, 0.5, 0.9])
     first = {"epoch": 1.0, "honest_loss": 0.9, "memorised": 0.1, "honest_loss_error": 0.1, "memorised_error": 0.05}

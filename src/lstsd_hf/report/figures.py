@@ -22,6 +22,7 @@ LOSSES = {
     "long_term_loss": ("long-term teacher", ORANGE),
     "short_term_loss": ("short-term teacher", GREEN),
     "outside_loss": ("outside teacher", "#8e6bbf"),
+    "honest_past_loss": ("past without its memory, and label", "#4aa3a2"),
     "eval_loss": ("evaluation", RED),
 }
 NORMAL_95 = 1.96  # standard errors on either side of an estimate hold 95 % of a normal distribution
