@@ -156,7 +156,7 @@ def test_a_label_says_the_less_the_more_are_wrong() -> None:
     assert label_evidence(0.0, 2) == pytest.approx(math.log(999))
 
 
-@pytest.mark.parametrize(("against", "expected"), [(0.0, 0.0), (0.04, 0.0), (0.06, 0.5), (0.08, 1.0), (0.4, 1.0)])
+@pytest.mark.parametrize(("against", "expected"), [(0.0, 0.0), (0.05, 0.0), (0.1, 0.97), (0.11, 1.0), (0.4, 1.0)])
 def test_labels_are_doubted_by_what_the_surest_predictions_say(against: float, expected: float) -> None:
     """Of 1,000 predictions the surest 200 count; the others are all against their labels."""
     logits, labels = np.zeros((1000, 2)), np.zeros(1000, np.int64)
@@ -164,7 +164,8 @@ def test_labels_are_doubted_by_what_the_surest_predictions_say(against: float, e
     labels[: round(200 * against)] = 1
     found = contradicted(logits, labels)
     assert found == pytest.approx(against)
-    assert label_doubt(found) == pytest.approx(expected, abs=1e-9)
+    assert label_doubt(found, 1000) == pytest.approx(expected, abs=0.005)
+    assert label_doubt(found, 10**9) == pytest.approx(min(max((against - 0.04) / 0.04, 0), 1), abs=1e-3)
 
 
 def test_no_prediction_says_nothing_of_the_labels() -> None:
@@ -226,7 +227,8 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
         for e in sorted(e for _, e in teaching if e >= 1):
             against.setdefault(e, slow_contradicted(logits[e].tolist(), labels))
             if e >= 2:
-                gate = max(gate, min(max((against[e] - 0.04) / 0.04, 0), 1))
+                surely = against[e] - math.sqrt(against[e] * (1 - against[e]) / 19)  # of 96 samples 19 are the surest
+                gate = max(gate, min(max((surely - 0.04) / 0.04, 0), 1))
         assert found_gates[epoch] == pytest.approx(gate, abs=1e-6)
         counted = [against[e] for e in sorted(against)[:2]] or [0.5]
         wrong = min(max(math.prod(counted) ** (1 / len(counted)), 1e-3), 2 / 3)
@@ -282,11 +284,21 @@ def kl(log_q: list[float], log_p: list[float]) -> float:
     return sum(math.exp(a) * (a - b) for a, b in zip(log_q, log_p, strict=True))
 
 
-def test_it_is_the_default_where_it_has_a_rule(tmp_path: Path) -> None:
+def test_it_is_the_default_where_it_has_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstsd_hf.training.honesty.SINCE_STEP", 2 * STEPS)
     ours = run(tmp_path / "default", teacher_trust=None)
     asked = run(tmp_path / "asked")
     assert ours.settings.teacher_trust == "honest"
     assert gates(ours) == gates(asked)
+    assert torch.equal(weights(ours.model), weights(asked.model))
+
+
+def test_by_default_labels_are_not_doubted_after_few_steps(tmp_path: Path) -> None:
+    """Six epochs of 12 steps are 72."""
+    ours = run(tmp_path / "default", teacher_trust=None)
+    asked = run(tmp_path / "asked", teacher_trust="confidence")
+    assert ours.settings.teacher_trust == "honest"
+    assert max(gates(ours)) == 0
     assert torch.equal(weights(ours.model), weights(asked.model))
 
 

@@ -36,8 +36,9 @@ Array = npt.NDArray[Any]
 # scripts/benchmark_honest.py.
 SPREAD, SHARPNESS = 0.7, 2.0
 # What the surest predictions say of the labels, from the third epoch on: up to so many against them are found where
-# labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md.
-DOUBT_FROM, SINCE_EPOCH = (0.04, 0.08), 2
+# labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md. After fewer
+# optimizer steps than these runs had by then, sure predictions still err where labels are right.
+DOUBT_FROM, SINCE_EPOCH, SINCE_STEP = (0.04, 0.08), 2, 90
 # How many labels are wrong is counted in so many epochs, from the second on, as in the report: `dynamics.wrong_share`.
 COUNTED, COUNTED_FROM = 2, 1
 # Less of a class than this, or less of an error, would divide by next to nothing; and so many labels may be wrong.
@@ -138,15 +139,21 @@ def contradicted(rows: Array, labels: Array) -> float:
     return dynamics.contradicted(torch.cat(top).double().numpy(), torch.cat(hits).double().numpy())
 
 
-def label_doubt(contradicted: float) -> float:
+def label_doubt(contradicted: float, samples: int) -> float:
     """How far labels are to be doubted, from 0 to 1, by how many of the surest predictions are against them.
 
     Memory alone does not say that labels are wrong: on a hard task a model learns right labels by heart too, and
     gains by it. But by the third epoch few of its surest predictions there are against a label. Where labels are
-    wrong, more of them still are.
+    wrong, more of them still are. Of few samples a share is a matter of chance: its standard error does not count.
+
+    Args:
+        contradicted: The share that is against labels.
+        samples: N, of which a fifth are the surest.
     """
     low, high = DOUBT_FROM
-    return min(max((contradicted - low) / (high - low), 0.0), 1.0)
+    surest = max(round(dynamics.SUREST * samples), 1)
+    surely = contradicted - math.sqrt(contradicted * (1 - contradicted) / surest)
+    return min(max((surely - low) / (high - low), 0.0), 1.0)
 
 
 def label_evidence(wrong: float, classes: int) -> float:

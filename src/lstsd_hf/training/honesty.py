@@ -1,5 +1,6 @@
 """The honest past during a run: what is taken out of the teachers, and how far the gate is open; `method.honest`."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..method.honest import (
     COUNTED,
     COUNTED_FROM,
     SINCE_EPOCH,
+    SINCE_STEP,
     Honest,
     LabelShares,
     Witness,
@@ -51,12 +53,17 @@ class Honesty:
         teachers: Those of the run.
         memory: Its measures of what is memorised.
         accelerator: That of the run.
-        is_asked_for: Whether the user has set this trust; else nothing is said where its measures end.
+        is_asked_for: Whether the user has set this trust: it need not wait for `SINCE_STEP`, and where its measures end
+            that is told.
         """
         self._teachers = [teacher.store is None and teacher.track == PREDICTIONS for teacher in teachers]
         self._names = [teacher.name for teacher in teachers]
         self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
         self._is_asked_for = is_asked_for
+        steps = 0 if is_asked_for else SINCE_STEP
+        self._since = max(
+            SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1))
+        )  # the first epoch that is asked
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
         self._contradicted: dict[int, float] = {}  # how many of the surest predictions are against labels, by epoch
         self._witnesses: dict[int, Witness] = {}
@@ -99,7 +106,7 @@ class Honesty:
         for e in sorted({e for e in own.values() if e >= COUNTED_FROM} - self._contradicted.keys()):
             self._contradicted[e] = contradicted(store.epoch_rows(e), labels)
         # The largest doubt so far: that wrong labels are by heart by now, and hide, makes them no better.
-        doubts = (label_doubt(share) for e, share in self._contradicted.items() if e >= SINCE_EPOCH)
+        doubts = (label_doubt(share, len(labels)) for e, share in self._contradicted.items() if e >= self._since)
         self.gate = max(doubts, default=0.0)
         if self.gate:
             self._correct(own, store, labels, priors)

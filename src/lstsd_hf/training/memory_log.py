@@ -48,6 +48,7 @@ class MemoryLog:
     Attributes:
         meter: What it says of the epochs so far; None where the run is left out.
         left_out: Why the run has no such measures; None: it has.
+        steps_per_epoch: Optimizer steps, as many as are expected.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class MemoryLog:
         """
         self.meter: MemoryMeter | None = None
         self.left_out: str | None = None
-        self._processes, self._steps, self._log = processes, steps_per_epoch, log
+        self._processes, self._log = processes, log
+        self.steps_per_epoch = steps_per_epoch
         self._head: Head | None = None
         self._counters: Counters | None = None
         self._folded = 0  # epochs
@@ -121,7 +123,7 @@ class MemoryLog:
             return
         self._head = head
         judged = {name: parts[name] for name in head.judged}
-        position = min((step + 0.5) / self._steps, 1 - 1e-9)
+        position = min((step + 0.5) / self.steps_per_epoch, 1 - 1e-9)
         self._waiting.append(_Batch(position, ids, judged, labels, counts))
         self._values += sum(part.size for part in judged.values())
         if len(self._waiting) == _BATCHES_AT_ONCE or self._values > _VALUES_AT_ONCE:
@@ -165,8 +167,8 @@ class MemoryLog:
         """
         if self._counters is None or epoch != self._folded or head is None:
             return
-        if abs(steps - self._steps) * BINS > self._steps:
-            self.leave_out(f"an epoch had {steps} steps, where num_samples made {self._steps} expected")
+        if abs(steps - self.steps_per_epoch) * BINS > self.steps_per_epoch:
+            self.leave_out(f"an epoch had {steps} steps, where num_samples made {self.steps_per_epoch} expected")
             return
         counters = self._total()
         if counters is None:
