@@ -53,8 +53,8 @@ class Honesty:
         teachers: Those of the run.
         memory: Its measures of what is memorised.
         accelerator: That of the run.
-        is_asked_for: Whether the user has set this trust: it need not wait for `SINCE_STEP`, and where its measures end
-            that is told.
+        is_asked_for: Whether the user has set this trust. It then need not wait for `SINCE_STEP`, and where its
+            measures end, that is told.
         """
         self._teachers = [teacher.store is None and teacher.track == PREDICTIONS for teacher in teachers]
         self._names = [teacher.name for teacher in teachers]
