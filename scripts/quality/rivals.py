@@ -1,7 +1,7 @@
 """Other ways to train under wrong labels: losses for `compute_loss_func`, of B samples with C classes.
 
 A method of a plan names one by `rival`. They are as their papers give them, with the papers' constants. `HonestScores`
-alone is ours: trust by honesty for a regression, tried and not taken up (docs/honest.md).
+alone is ours: trust by honesty for a regression, which is not measured yet.
 """
 
 import math
