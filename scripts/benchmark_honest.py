@@ -11,7 +11,7 @@ Nothing is trained here; what training with such targets brings: benchmark_quali
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,8 +21,8 @@ import torch
 
 from benchmark_labels import History, Run, measured_by_epoch
 from benchmark_quality import table
-from lstsd_hf.method import dynamics, honest
-from lstsd_hf.method.honest import Honest, LabelShares, contradicted, label_evidence, witness
+from lstsd_hf.method import honest
+from lstsd_hf.method.honest import Honest, LabelShares, label_evidence, witness
 from lstsd_hf.method.memory import Measured
 
 EPOCHS = (3, 5)  # that the targets are of, counted from 0: the first with an open gate, and the last
@@ -30,18 +30,20 @@ K = 2
 LEAST = 1e-3  # no target is so sure that one sample decides
 
 Change = dict[str, Any]
-# By name: other constants, "teachers" of both, "wrong" by what labels are wrong, or "forgets" as False.
+# Which teachers there are, whether their memory is taken out, and how the share of wrong labels is known: "counted",
+# "true", or "" for a target without the label. In capitals: other values of the rule's constants.
+RULE: Change = {"teachers": ["long", "short"], "forgets": True, "wrong": "counted"}
 CHANGES: dict[str, Change] = {
-    "the rule": {},
-    "short-term teacher alone": {"teachers": "short"},
-    "long-term teacher alone": {"teachers": "long"},
-    "memory left in": {"forgets": False},
-    "without the label": {"wrong": None},
-    "the true share of wrong labels": {"wrong": "true"},
-    "0.7 halved": {"SPREAD": 0.35},
-    "0.7 doubled": {"SPREAD": 1.4},
-    "2 halved": {"SHARPNESS": 1.0},
-    "2 doubled": {"SHARPNESS": 4.0},
+    "the rule": RULE,
+    "short-term teacher alone": RULE | {"teachers": ["short"]},
+    "long-term teacher alone": RULE | {"teachers": ["long"]},
+    "memory left in": RULE | {"forgets": False},
+    "without the label": RULE | {"wrong": ""},
+    "the true share of wrong labels": RULE | {"wrong": "true"},
+    "0.7 halved": RULE | {"SPREAD": 0.35},
+    "0.7 doubled": RULE | {"SPREAD": 1.4},
+    "2 halved": RULE | {"SHARPNESS": 1.0},
+    "2 doubled": RULE | {"SHARPNESS": 4.0},
 }
 
 
@@ -57,23 +59,20 @@ def target(history: History, said: Sequence[Measured], epoch: int, change: Chang
     given, classes = history.given, history.logits.shape[-1]
     constants = {name: value for name, value in change.items() if name.isupper()}
     teachers = {"long": epoch // K * K - 1, "short": epoch - 1}
-    epochs = [e for name, e in teachers.items() if change.get("teachers", name) == name]
+    epochs = [teachers[name] for name in change["teachers"]]
     with mock.patch.dict(vars(honest), constants):
         priors = LabelShares.of(given, classes)
         found = [witness(history.logits[e], given, priors, said[e].honest) for e in epochs]
-        witnesses = [w._replace(lowered=w.lowered * change.get("forgets", True)) for w in found if w is not None]
-        evidence = (
-            label_evidence(wrong_share(history, change), classes) if change.get("wrong", "") is not None else 0.0
-        )
+        witnesses = [w._replace(lowered=w.lowered * change["forgets"]) for w in found if w is not None]
+        evidence = label_evidence(wrong_share(history, change["wrong"]), classes) if change["wrong"] else 0.0
         past = torch.from_numpy(history.logits[epochs])
         log_target, _ = Honest.of(witnesses, evidence, torch.device("cpu")).log_target(past, torch.from_numpy(given))
     return log_target.exp().double().numpy()
 
 
-def wrong_share(history: History, change: Change) -> float:
-    if change.get("wrong") == "true":
-        return float((history.given != history.true).mean())
-    return dynamics.wrong_share([contradicted(history.logits[e], history.given) for e in (1, 2)])
+def wrong_share(history: History, wrong: str) -> float:
+    """The share of labels that are wrong, "true" or "counted"."""
+    return float((history.given != history.true).mean()) if wrong == "true" else history.wrong_share()
 
 
 def loss(probabilities: np.ndarray, true: np.ndarray) -> float:
@@ -105,19 +104,18 @@ def report(folder: Path) -> str:
             f"{folder} has no history of a plain run with wrong labels: make some with benchmark_labels.py."
         )
     cells = sorted({cell for _, _, cell in found})
-    noises = sorted({noise for _, noise in cells})
+    columns = [(epoch, noise) for epoch in EPOCHS for noise in sorted({noise for _, noise in cells})]
 
-    def mean(epoch: int, name: str, chosen: Callable[[tuple[str, float]], bool]) -> float:
-        return float(np.mean([np.mean(found[epoch, name, cell]) for cell in cells if chosen(cell)]))
-
-    columns = [(epoch, noise) for epoch in EPOCHS for noise in noises]
-    rows = []
-    for name in ["the label", *CHANGES]:
-        values = [mean(epoch, name, lambda cell, noise=noise: cell[1] == noise) for epoch, noise in columns]
-        rule = [mean(epoch, "the rule", lambda cell, noise=noise: cell[1] == noise) for epoch, noise in columns]
-        rows.append(
-            [name, *(f"{a:.3f}" if name == "the rule" else f"{a - b:+.3f}" for a, b in zip(values, rule, strict=True))]
+    def means(name: str) -> np.ndarray:
+        """(columns,) each a mean over tasks of the mean over their runs."""
+        chosen = (
+            [np.mean(found[epoch, name, cell]) for cell in cells if cell[1] == noise] for epoch, noise in columns
         )
+        return np.array([np.mean(of_tasks) for of_tasks in chosen])
+
+    rule = means("the rule")
+    rows = [[name, *(f"{gap:+.3f}" for gap in means(name) - rule)] for name in ["the label", *CHANGES]]
+    rows[1] = ["the rule", *(f"{value:.3f}" for value in rule)]
     head = ["", *(f"epoch {epoch + 1}, {noise:.0%} wrong" for epoch, noise in columns)]
     runs = len(found[EPOCHS[0], "the rule", cells[0]])
     told = ", ".join(sorted({task for task, _ in cells}))

@@ -45,7 +45,7 @@ from lstsd_hf.method import dynamics
 from lstsd_hf.method.memory import MODEL_ERROR, Counters, Measured, MemoryMeter
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, machine, read_results, train_all
-from quality.rows import ROTTEN_TOMATOES, Cell, Split, agreement, draw, load
+from quality.rows import NORMAL_95, ROTTEN_TOMATOES, Cell, Split, agreement, classes_of, draw, load
 
 TREC = "trec6"
 TASKS = {"sst2": "SST-2", TREC: "TREC-6", ROTTEN_TOMATOES: "Rotten Tomatoes", "mrpc": "MRPC"}
@@ -170,15 +170,19 @@ class History:
         """(N,) the noise score."""
         return dynamics.noise_score(dynamics.softmax(self.logits), self.given)
 
-    def estimate(self) -> int:
-        """About how many labels are wrong, as the report says it."""
+    def wrong_share(self) -> float:
+        """About which share of the labels is wrong, as the report says it."""
         shares = [
             dynamics.contradicted(
                 dynamics.softmax(self.logits[epoch]).max(axis=1), dynamics.correct(self.logits, self.given)[epoch]
             )
             for epoch in dynamics.count_from(range(len(self.logits)))
         ]
-        return round(dynamics.wrong_share(shares) * len(self.given))
+        return dynamics.wrong_share(shares)
+
+    def estimate(self) -> int:
+        """About how many labels are wrong, as the report says it."""
+        return round(self.wrong_share() * len(self.given))
 
     def wrong(self) -> np.ndarray:
         """(N,) bool: what looks wrong, as the report says it."""
@@ -454,8 +458,8 @@ def tables(lines: Lines) -> str:
         parts.append(
             f"Honest accuracy at the end is off by {100 * np.abs(errors).mean():.1f} points on average over "
             f"{len(errors)} runs with test rows, by {100 * errors.mean():+.1f} if signs count, and by at most "
-            f"{196 * MODEL_ERROR:.0f}, 1.96 standard errors of the filter itself, in "
-            f"{(np.abs(errors) <= 1.96 * MODEL_ERROR).sum()} of them."
+            f"{100 * NORMAL_95 * MODEL_ERROR:.0f}, 1.96 standard errors of the filter itself, in "
+            f"{(np.abs(errors) <= NORMAL_95 * MODEL_ERROR).sum()} of them."
         )
     rules = dict.fromkeys(rule for cell in noisy for line in dirty[cell] for rule in line["labels_right"])
     rows = [
@@ -503,8 +507,8 @@ def honest_errors(lines: Lines) -> np.ndarray:
     """Of each run, honest accuracy less how often it is as labelled on rows with labels as noisy as its own."""
     errors = []
     for line in lines:
-        wrong, classes = line["wrong"] / line["train_samples"], 6 if line["task"] == TREC else 2
-        errors.append(line["honest_accuracy"] - agreement(line["accuracy"], wrong, classes))
+        wrong = line["wrong"] / line["train_samples"]
+        errors.append(line["honest_accuracy"] - agreement(line["accuracy"], wrong, classes_of(line["task"])))
     return np.array(errors)
 
 

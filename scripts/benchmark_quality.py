@@ -52,7 +52,7 @@ from lstsd_hf.method.heads import Classes, Scores
 from lstsd_hf.paths import REPORT_FOLDER
 from quality.grid import made_with, read_results, train_all, train_and_test
 from quality.rivals import RIVALS
-from quality.rows import ROTTEN_TOMATOES, TREC, Cell, agreement, split
+from quality.rows import NORMAL_95, ROTTEN_TOMATOES, TREC, Cell, agreement, classes_of, split
 
 HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}  # the others: accuracy
 NAMES = {
@@ -65,7 +65,6 @@ NAMES = {
     "trec6": "TREC-6",
     "trec50": "TREC-50",
 }
-CLASSES = {"trec6": 6, "trec50": 50}  # the others: 2
 OWN_SETTINGS = ("rival", "constants", "peaks")  # of a method, beside the fields of `LSTSDConfig`
 CALIBRATION_BINS = 15
 LOWER_IS_BETTER = ("nll", "ece")
@@ -383,7 +382,7 @@ class Results:
             if cell.flips != "evenly" or "drawn_accuracy" not in line or "honest_accuracy" not in line:
                 continue
             accuracy, drawn = line["drawn_accuracy"], line["drawn_samples"]
-            none, truth, all_right = (agreement(a, cell.noise, CLASSES.get(cell.task, 2)) for a in (0, accuracy, 1))
+            none, truth, all_right = (agreement(a, cell.noise, classes_of(cell.task)) for a in (0, accuracy, 1))
             truth_error = abs(all_right - none) * math.sqrt(accuracy * (1 - accuracy) / drawn)
             yield method, (line["honest_accuracy"] - truth, math.hypot(line["honest_accuracy_error"], truth_error))
 
@@ -496,7 +495,7 @@ def of_meter(results: Results) -> str:
         found = np.array([gap for name, gap in results.meter_errors() if method in (None, name)])
         if len(found):
             wrong, said = 100 * found.T
-            inside = np.abs(wrong) <= student_t.ppf(0.975, np.inf) * said
+            inside = np.abs(wrong) <= NORMAL_95 * said
             told = f"{np.abs(wrong).mean():.1f}", f"{wrong.mean():+.1f}", f"{said.mean():.1f}", f"{inside.mean():.0%}"
             rows.append([method or "all", str(len(found)), *told])
     if not rows:

@@ -66,10 +66,10 @@ def test_scores_that_are_memorised_are_stretched_from_their_labels() -> None:
     made.trainer.state.epoch = 1.0
     log = {"honest_loss": 1.0, "memorised": 0.75, "memorised_error": 0.1}
     made.trainer.state.log_history = [log]
-    loss = made(SimpleNamespace(logits=said), labels)
+    found = made(SimpleNamespace(logits=said), labels).item()
     assert made.gate == pytest.approx(0.75 / (0.75 + 4.25 - 1))  # the labels' variance is 4.25
-    # Half a point from the labels, and stretched to one, whose square is the honest loss.
-    assert loss.item() == pytest.approx((1 - made.gate) * 0.25 + made.gate * 0.25)
+    # Half a point from the labels; the target is stretched to one, whose square is the honest loss: half a point too.
+    assert found == pytest.approx(0.25)
     nearer = torch.tensor([[1.0], [2.0], [3.0], [4.0]], requires_grad=True)
     assert made(SimpleNamespace(logits=nearer), labels).item() == pytest.approx(1 - made.gate)
 

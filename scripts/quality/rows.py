@@ -21,6 +21,8 @@ from lstsd_hf.glue.data import load_files, load_task
 ROTTEN_TOMATOES = "rotten_tomatoes"
 TREC = {"trec6": "coarse", "trec50": "fine"}  # questions by the type of their answer (Li and Roth, 2002)
 TREC_FILE = "trec-train.txt"
+CLASSES = {"trec6": 6, "trec50": 50}
+NORMAL_95 = 1.96  # standard errors on either side of an estimate hold 95 % of a normal distribution
 FLIPS = ("evenly", "as_annotators")
 
 
@@ -196,6 +198,11 @@ def without_overlap(candidates: Dataset, drawn: Dataset, columns: Sequence[str],
 def spans(words: tuple[str, ...]) -> set[tuple[str, ...]]:
     """Every run of words in a text, the text itself among them."""
     return {words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+
+
+def classes_of(task: str) -> int:
+    """How many classes a task has that is no regression."""
+    return CLASSES.get(task, 2)
 
 
 def agreement(accuracy: float, noise: float, classes: int) -> float:

@@ -120,6 +120,11 @@ def flags(noise_score: Floats) -> npt.NDArray[np.bool_]:
     return noise_score > 0.5
 
 
+def surest_count(samples: int) -> int:
+    """How many of so many predictions `contradicted` calls the surest: a fifth, and at least one."""
+    return max(1, round(SUREST * samples))
+
+
 def contradicted(top: Floats, hits: Floats) -> float:
     """From 0 to 1: how many of an epoch's surest predictions are against the label, of the surest fifth.
 
@@ -128,7 +133,7 @@ def contradicted(top: Floats, hits: Floats) -> float:
         hits: (N,) 1 where it is the label, else 0. A NaN in either leaves the sample out.
     """
     known = np.flatnonzero(~(np.isnan(top) | np.isnan(hits)))
-    surest = known[np.argsort(-top[known], kind="stable")[: max(1, round(SUREST * len(known)))]]
+    surest = known[np.argsort(-top[known], kind="stable")[: surest_count(len(known))]]
     return float(1 - hits[surest].mean())
 
 

@@ -144,15 +144,14 @@ def label_doubt(contradicted: float, samples: int) -> float:
 
     Memory alone does not say that labels are wrong: on a hard task a model learns right labels by heart too, and
     gains by it. But by the third epoch few of its surest predictions there are against a label. Where labels are
-    wrong, more of them still are. Of few samples a share is a matter of chance: its standard error does not count.
+    wrong, more of them still are. Of few samples a share is partly chance, so its standard error is taken off first.
 
     Args:
         contradicted: The share that is against labels.
         samples: N, of which a fifth are the surest.
     """
     low, high = DOUBT_FROM
-    surest = max(round(dynamics.SUREST * samples), 1)
-    surely = contradicted - math.sqrt(contradicted * (1 - contradicted) / surest)
+    surely = contradicted - math.sqrt(contradicted * (1 - contradicted) / dynamics.surest_count(samples))
     return min(max((surely - low) / (high - low), 0.0), 1.0)
 
 

@@ -61,9 +61,8 @@ class Honesty:
         self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
         self._is_asked_for = is_asked_for
         steps = 0 if is_asked_for else SINCE_STEP
-        self._since = max(
-            SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1))
-        )  # the first epoch that is asked
+        # The first epoch whose predictions may say that labels are wrong.
+        self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
         self._contradicted: dict[int, float] = {}  # how many of the surest predictions are against labels, by epoch
         self._witnesses: dict[int, Witness] = {}
