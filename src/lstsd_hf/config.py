@@ -52,9 +52,10 @@ class DistillationArguments(TeacherArguments):
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence" until labels look wrong; then the label counts as a witness that errs, beside what the model
-            said of the sample without its label, see `method.honest`. None: "honest" for one class for each sample,
-            with labels that are known before training and samples in random order, else "confidence".
+            "confidence" until labels look wrong; then the model learns from the label and from its own earlier
+            predictions together, each weighed by how often it is right, see `method.honest`. None: "honest" for one
+            class for each sample, with labels that are known before training and samples in random order, else
+            "confidence".
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
@@ -118,9 +119,9 @@ class DistillationArguments(TeacherArguments):
         metadata={
             "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
             "nothing teaches nothing. 'constant': every teacher counts in full. 'honest': as 'confidence' until some "
-            "labels look wrong; then a label is a witness that errs, beside the model's past with its memory taken "
-            "out. Default: 'honest' for one class for each sample, labels that are known before training and samples "
-            "in random order, else 'confidence'."
+            "labels look wrong; then it learns from the label and from its own earlier predictions together, each "
+            "weighed by how often it is right. Default: 'honest' for one class for each sample, labels that are known "
+            "before training and samples in random order, else 'confidence'."
         },
     )
     lone_teacher: LoneTeacher = field(
@@ -292,9 +293,10 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence" until labels look wrong; then the label counts as a witness that errs, beside what the model
-            said of the sample without its label, see `method.honest`. None: "honest" for one class for each sample,
-            with labels that are known before training and samples in random order, else "confidence".
+            "confidence" until labels look wrong; then the model learns from the label and from its own earlier
+            predictions together, each weighed by how often it is right, see `method.honest`. None: "honest" for one
+            class for each sample, with labels that are known before training and samples in random order, else
+            "confidence".
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the

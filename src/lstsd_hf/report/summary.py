@@ -131,7 +131,12 @@ def _memory_of_losses(log: list[dict[str, float]]) -> Memory | None:
     )
     names = ("error on new samples", "on its own, with what it has by heart")
     figure = figures.memory(epochs, honest, honest - memorised, error, names, "mean squared error", share=False)
-    return Memory(sentence, figure, names[0], "is that of new samples, with scores as true or as wrong as these.")
+    return Memory(
+        sentence,
+        figure,
+        names[0],
+        "is how far off it would be on samples that it was not trained on, with scores as true or as wrong as these.",
+    )
 
 
 def _both_parts(log: list[dict[str, float]], name: str) -> tuple[list[int], Array, Array, Array, float] | None:
