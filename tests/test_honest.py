@@ -16,10 +16,13 @@ from lstsd_hf.method.heads import Classes
 from lstsd_hf.method.honest import (
     Honest,
     LabelShares,
+    Said,
     Witness,
-    contradicted,
     label_doubt,
     label_evidence,
+    said,
+    smoothed,
+    smoothing_after,
     with_gate,
     witness,
 )
@@ -162,14 +165,51 @@ def test_labels_are_doubted_by_what_the_surest_predictions_say(against: float, e
     logits, labels = np.zeros((1000, 2)), np.zeros(1000, np.int64)
     logits[:200, 0], logits[200:, 1] = 4.0, 1.0
     labels[: round(200 * against)] = 1
-    found = contradicted(logits, labels)
+    found = said(logits, labels).contradicted
     assert found == pytest.approx(against)
     assert label_doubt(found, 1000) == pytest.approx(expected, abs=0.005)
     assert label_doubt(found, 10**9) == pytest.approx(min(max((against - 0.04) / 0.04, 0), 1), abs=1e-3)
 
 
 def test_no_prediction_says_nothing_of_the_labels() -> None:
-    assert contradicted(np.full((3, 2), np.nan), np.array([0, 1, 0])) == 0
+    assert said(np.full((3, 2), np.nan), np.array([0, 1, 0])) == Said(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "claimed", "honest", "expected"),
+    [
+        (0.0, 0.9, 0.8, 0.2),  # a tenth too much, of a half that can be taken off
+        (0.1, 0.9, 0.8, 0.3),  # what is still too much comes on top
+        (0.3, 0.7, 0.8, 0.1),  # too little: some of it is given back
+        (0.1, 0.6, 0.8, 0.0),
+        (0.3, 0.99, 0.8, 0.4),  # a model that has all such labels by heart claims 0.8
+        (0.0, 0.9, 0.3, 0.8),  # nothing can be done worse than by chance
+    ],
+)
+def test_labels_are_smoothed_by_what_the_model_claims_too_much(
+    before: float, claimed: float, honest: float, expected: float
+) -> None:
+    assert smoothing_after(before, claimed, honest, chance=0.5) == pytest.approx(expected)
+    assert smoothing_after(before, claimed, honest, chance=1.0) == 0
+
+
+def test_what_a_model_claims_is_its_mean_probability() -> None:
+    logits, labels = data(500)
+    known = [i for i in range(500) if i not in (3, 7)]
+    probabilities = logits[known].astype(float)
+    top = [math.exp(max(log_p_of(row))) for row in probabilities]
+    assert said(logits, labels).claimed == pytest.approx(sum(top) / len(top), rel=1e-6)
+
+
+def test_smoothed_labels_are_those_of_a_cross_entropy_with_their_shares() -> None:
+    logits, labels = (torch.from_numpy(part) for part in data())
+    student, known = logits.float().nan_to_num(0.0).requires_grad_(), (labels >= 0)
+    shares = torch.tensor(LabelShares.of(labels.numpy(), 3).shares, dtype=torch.float32)
+    loss = smoothed(torch.nn.functional.cross_entropy(student, labels), student, labels, shares, 0.3)
+    soft = 0.7 * torch.nn.functional.one_hot(labels[known], 3) + 0.3 * shares
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(student[known], soft))
+    (found,) = torch.autograd.grad(loss, student)
+    assert found[7].abs().sum() == 0, "it has no label"
 
 
 # ---- runs
@@ -211,6 +251,11 @@ def gates(trainer: Any) -> list[float]:
     return logged(trainer, "honest_gate")[: EPOCHS * STEPS : STEPS]
 
 
+def smoothings(trainer: Any) -> list[float]:
+    """Of each epoch."""
+    return logged(trainer, "honest_smoothing")[: EPOCHS * STEPS : STEPS]
+
+
 @pytest.mark.parametrize(("k", "long_term", "short_term"), [(2, 0.4, 0.4), (3, 0.5, 0.0), (1, 0.0, 0.7)])
 def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_term: float, short_term: float) -> None:
     """From the sealed files, the measures in the log and the order in which samples came."""
@@ -219,29 +264,46 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
     store, labels = LogitsStore.open(tmp_path / "_logits"), trainer.train_dataset["label"]
     logits = [store.read(epoch, range(96)).astype(float) for epoch in range(EPOCHS)]
     honest = logged(trainer, "honest_accuracy")
-    losses, found_gates, gate, against = logged(trainer, "loss"), gates(trainer), 0.0, {}
+    losses, found_gates, against = logged(trainer, "loss"), gates(trainer), {}
+    gate = smoothing = 0.0
+    shares = [labels.count(c) / 96 for c in range(3)]
     for epoch in range(EPOCHS):
         teachers = {"long": epoch // k * k - 1, "short": epoch - 1}
         weight = {"long": long_term, "short": short_term}
         teaching = [(weight[name], e) for name, e in teachers.items() if e >= 0 and weight[name]]
-        for e in sorted(e for _, e in teaching if e >= 1):
-            against.setdefault(e, slow_contradicted(logits[e].tolist(), labels))
+        for e in sorted({e for _, e in teaching if e >= 1} - against.keys()):
+            against[e] = slow_contradicted(logits[e].tolist(), labels)
             if e >= 2:
+                smoothing = slow_smoothing(smoothing, logits[e], honest[e], shares)
                 surely = against[e] - math.sqrt(against[e] * (1 - against[e]) / 19)  # of 96 samples 19 are the surest
                 gate = max(gate, min(max((surely - 0.04) / 0.04, 0), 1))
         assert found_gates[epoch] == pytest.approx(gate, abs=1e-6)
+        assert smoothings(trainer)[epoch] == pytest.approx(smoothing, abs=1e-6)
         counted = [against[e] for e in sorted(against)[:2]] or [0.5]
         wrong = min(max(math.prod(counted) ** (1 / len(counted)), 1e-3), 2 / 3)
         evidence = math.log((1 - wrong) * 2 / wrong)
         corrections = {e: slow_witness(logits[e].tolist(), labels, honest[e]) for _, e in teaching}
         for step in range(epoch * STEPS, (epoch + 1) * STEPS):
             ids = trainer.seen[step]
-            label_loss = sum(-log_p_of(logits[epoch][i])[labels[i]] for i in ids) / len(ids)
+            label_loss = 0.0
+            for i in ids:
+                log_p = log_p_of(logits[epoch][i])
+                of_shares = -sum(share * value for share, value in zip(shares, log_p, strict=True))
+                label_loss += ((1 - smoothing) * -log_p[labels[i]] + smoothing * of_shares) / len(ids)
             parts = [
                 slow_loss(logits, epoch, i, labels[i], label_loss, teaching, corrections, gate, evidence) for i in ids
             ]
             assert losses[step] == pytest.approx(sum(parts) / len(ids), abs=2e-5), step
     assert max(found_gates) > 0.3
+    assert smoothing > 0.1
+
+
+def slow_smoothing(before: float, logits: np.ndarray, honest: float, shares: list[float]) -> float:
+    """Of the epoch after that of these logits."""
+    chance = sum(share**2 for share in shares)
+    honest = min(max(honest, chance), 1)
+    claimed = sum(math.exp(max(log_p_of(row))) for row in logits) / len(logits)
+    return min(max(before + (claimed - honest) / (1 - chance), 0), (1 - honest) / (1 - chance))
 
 
 def slow_contradicted(logits: list[list[float]], labels: list[int]) -> float:
@@ -315,11 +377,18 @@ def test_by_default_trust_is_by_confidence_where_it_has_none(tmp_path: Path, cha
     assert torch.equal(weights(ours.model), weights(asked.model))
 
 
-def test_while_no_label_looks_wrong_it_is_trust_by_confidence(tmp_path: Path) -> None:
-    """Bit for bit: 96 rows whose label is their first token."""
-    ours, asked = (run(tmp_path / str(trust), data=rows(96), teacher_trust=trust) for trust in (None, "confidence"))
+def test_while_no_label_looks_wrong_it_is_trust_by_confidence_that_claims_less(tmp_path: Path) -> None:
+    """96 rows whose label is their first token."""
+    ours, asked = (run(tmp_path / trust, data=rows(96), teacher_trust=trust) for trust in ("honest", "confidence"))
     assert max(gates(ours)) == 0
-    assert torch.equal(weights(ours.model), weights(asked.model))
+    assert smoothings(ours)[3] == 0 < smoothings(ours)[5]
+    alike = 4 * STEPS
+    assert logged(ours, "loss")[:alike] == logged(asked, "loss")[:alike], "bit for bit until labels are smoothed"
+    claimed = [
+        said(LogitsStore.open(tmp_path / trust / "_logits").epoch_rows(5), np.arange(96) % 3).claimed
+        for trust in ("honest", "confidence")
+    ]
+    assert claimed[0] < claimed[1] - 0.02
 
 
 def test_with_weights_of_0_it_is_the_plain_trainer(tmp_path: Path) -> None:

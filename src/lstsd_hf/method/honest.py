@@ -8,13 +8,16 @@ batch.
 
     z_k   = 0.7 (q_k - mean over samples) / sd + log p - d_k [class = label]       p: the labels' shares
     t     = softmax(2 mean_k z_k + e [class = label]),  e = log((1 - w) (C - 1) / w)      the honest past and the label
-    loss  = (1 - g) (the loss with trust by confidence) + g KL(t || student)
+    L     = (1 - s) (the base loss) + s CE(p, student)                                    labels, smoothed
+    loss  = (1 - g) (the loss with trust by confidence, of L) + g KL(t || student)
     w, g  = by how many of the surest predictions are against labels: see `label_evidence` and `label_doubt`
+    s     = by how much surer of itself the model is than it can be right: see `smoothing_after`
 
 d_k lowers the label's logit by one number for all samples, until z_k agrees with the labels as often as the honest
 part of agreement says. Targets that follow the model's own past are those of self-adaptive training (Huang et al.,
 2020) and of early-learning regularisation (Liu et al., 2020), which know nothing of memory; the error of labels as a
-part of the model is that of forward correction (Patrini et al., 2017).
+part of the model is that of forward correction (Patrini et al., 2017). Label
+smoothing is that of Szegedy et al. (2016), towards the labels' shares instead of the even ones.
 """
 
 import math
@@ -122,21 +125,73 @@ def _ahead(z: torch.Tensor, given: torch.Tensor) -> Array:
     return (own - z.scatter(1, given[:, None], -torch.inf).amax(dim=1)).numpy()
 
 
-def contradicted(rows: Array, labels: Array) -> float:
-    """How many of an epoch's surest predictions are against their labels; see `dynamics.contradicted`.
+class Said(NamedTuple):
+    """What an epoch's predictions say of themselves, and of the labels; each from 0 to 1.
+
+    Attributes:
+        claimed: The mean probability of the predicted class: how often the model claims to be right.
+        contradicted: How many of its surest predictions are against their labels; see `dynamics.contradicted`.
+    """
+
+    claimed: float
+    contradicted: float
+
+
+def said(rows: Array, labels: Array) -> Said:
+    """Reads an epoch's predictions once, in chunks; of none both are 0.
 
     Args:
         rows: As for `witness`.
         labels: As for `witness`.
     """
-    top, hits = [], []
+    chunks, hits = [], []
     for chunk, given in _chunks(rows, labels):
         most = chunk.softmax(dim=1).max(dim=1)
-        top.append(most.values)
+        chunks.append(most.values)
         hits.append(most.indices == given)
-    if not sum(map(len, top)):
+    if not sum(map(len, chunks)):
+        return Said(0.0, 0.0)
+    top = torch.cat(chunks).double().numpy()
+    return Said(float(top.mean()), dynamics.contradicted(top, torch.cat(hits).double().numpy()))
+
+
+def smoothing_after(smoothing: float, claimed: float, honest: float, chance: float) -> float:
+    """How far labels are smoothed in the epoch after this one, so that the model claims what it can honestly do.
+
+    Smoothed by s towards the labels' shares, labels are predicted with a mean probability of 1 - s (1 - chance) by a
+    model that has them all by heart. So what the model claims too much is taken off, on top of what was taken off
+    before; but never so much that such a model would claim less than it can do.
+
+    Args:
+        smoothing: In this epoch, from 0 to 1.
+        claimed: Of this epoch; see `Said`.
+        honest: The honest part of agreement in this epoch.
+        chance: How often a prediction by the labels' shares alone is right.
+
+    Returns:
+        From 0 to 1.
+    """
+    if chance >= 1:  # all labels are the same
         return 0.0
-    return dynamics.contradicted(torch.cat(top).double().numpy(), torch.cat(hits).double().numpy())
+    honest = min(max(honest, chance), 1.0)
+    return min(max(smoothing + (claimed - honest) / (1 - chance), 0.0), (1 - honest) / (1 - chance))
+
+
+def smoothed(
+    loss: torch.Tensor, student: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, smoothing: float
+) -> torch.Tensor:
+    """The base loss of a batch as if its labels were smoothed towards the labels' shares.
+
+    Args:
+        loss: The base loss, a scalar; a mean over samples.
+        student: Logits (B, C) with gradient.
+        labels: (B,) integers; those outside of [0, C) are no labels, and left out.
+        shares: Of each class, float32 (C,).
+        smoothing: From 0, labels as they are, to 1, the shares alone.
+    """
+    known = ((labels >= 0) & (labels < student.shape[-1])).float()
+    each = -F.log_softmax(student.float(), dim=-1) @ shares
+    return (1 - smoothing) * loss + smoothing * (known * each).sum() / known.sum().clamp(min=1)
 
 
 def label_doubt(contradicted: float, samples: int) -> float:

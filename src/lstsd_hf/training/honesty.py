@@ -19,9 +19,11 @@ from ..method.honest import (
     Honest,
     LabelShares,
     Witness,
-    contradicted,
     label_doubt,
     label_evidence,
+    said,
+    smoothed,
+    smoothing_after,
     with_gate,
     witness,
 )
@@ -44,6 +46,7 @@ class Honesty:
     Attributes:
         gate: From 0, believe the label as with trust by confidence, to 1, believe what it and the honest past say
             together. It changes between epochs alone.
+        smoothing: How far the labels of this epoch are smoothed, from 0 to 1.
     """
 
     def __init__(
@@ -65,21 +68,23 @@ class Honesty:
         self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
         self._contradicted: dict[int, float] = {}  # how many of the surest predictions are against labels, by epoch
+        self._smoothing = 0.0  # as far as it is known; `smoothing` is what is used
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
         self._gave_up = False
-        self.gate = 0.0
+        self._shares: torch.Tensor | None = None
+        self.gate = self.smoothing = 0.0
 
     def begin_epoch(self, epoch: int, store: LogitsStore | None, teaching: Sequence[int]) -> None:
-        """Opens the gate, and reads the teachers' epochs where it is open and they were not read before.
+        """Opens the gate and smooths labels by the teachers' epochs; where it is open these are read once more.
 
         Args:
             epoch: The one that begins.
             store: The run's; None: nothing was recorded yet.
             teaching: The epoch of each teacher; -1: it does not teach.
         """
-        self._corrections, self.gate = None, 0.0
+        self._corrections, self.gate, self.smoothing = None, 0.0, 0.0
         if not epoch or store is None:
             return
         if self._memory.left_out is not None:  # an epoch was cut short; the log says so as well
@@ -103,7 +108,12 @@ class Honesty:
         assert labels is not None
         priors = LabelShares.of(labels, store.row_shape[-1])
         for e in sorted({e for e in own.values() if e >= COUNTED_FROM} - self._contradicted.keys()):
-            self._contradicted[e] = contradicted(store.epoch_rows(e), labels)
+            found = said(store.epoch_rows(e), labels)
+            self._contradicted[e] = found.contradicted
+            if e >= self._since:
+                self._smoothing = smoothing_after(self._smoothing, found.claimed, self._honest[e], priors.chance)
+        self.smoothing = self._smoothing
+        self._shares = torch.tensor(priors.shares, dtype=torch.float32, device=self._device)
         # The largest doubt so far: that wrong labels are by heart by now, and hide, makes them no better.
         doubts = (label_doubt(share, len(labels)) for e, share in self._contradicted.items() if e >= self._since)
         self.gate = max(doubts, default=0.0)
@@ -159,13 +169,27 @@ class Honesty:
         )
         return compared._replace(terms=terms), (*names, HONEST_PAST)
 
+    def smooth(self, base_loss: torch.Tensor, compared: Compared, labels: torch.Tensor | None) -> torch.Tensor:
+        """The base loss of a batch with labels that are smoothed as far as this epoch's are.
+
+        Args:
+            base_loss: A scalar.
+            compared: The student, of one row of logits for each sample.
+            labels: As for `join`.
+        """
+        if not self.smoothing or labels is None:
+            return base_loss
+        assert self._shares is not None
+        return smoothed(base_loss, compared.recorded[VALUES], labels, self._shares, self.smoothing)
+
     def weigh(self, weights: torch.Tensor) -> torch.Tensor:
         """The weights of these rows, from those of the teachers, on the device."""
         return weights if self._corrections is None or not len(weights) else with_gate(weights, self.gate)
 
     def note(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"honest": list(self._honest.items()), "contradicted": list(self._contradicted.items())}
+        pairs = {"honest": list(self._honest.items()), "contradicted": list(self._contradicted.items())}
+        return pairs | {"smoothing": self._smoothing}
 
     def restore(self, note: Any) -> None:
         """Goes on from what `note` gave; the teachers are read anew. Raises ValueError where it is something else."""
@@ -173,8 +197,9 @@ class Honesty:
             honest, against = (
                 {epoch: float(value) for epoch, value in note[name]} for name in ("honest", "contradicted")
             )
+            smoothing = float(note["smoothing"])
             fits = all(type(epoch) is int for epoch in (*honest, *against)) and all(
-                0 <= x <= 1 for x in against.values()
+                0 <= x <= 1 for x in (*against.values(), smoothing)
             )
         except (KeyError, TypeError, ValueError):
             fits = False
@@ -183,7 +208,7 @@ class Honesty:
                 "The checkpoint does not say whom to believe, or is damaged: was it saved with "
                 f"teacher_trust='honest'? Resume from another. {_ADVICE}."
             )
-        self._honest, self._contradicted = honest, against
+        self._honest, self._contradicted, self._smoothing = honest, against, smoothing
 
 
 def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, memory: MemoryLog) -> str | None:
