@@ -52,10 +52,10 @@ class DistillationArguments(TeacherArguments):
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence" until labels look wrong; then the model learns from the label and from its own earlier
-            predictions together, each weighed by how often it is right, see `method.honest`. None: "honest" for one
-            class for each sample, with labels that are known before training and samples in random order, else
-            "confidence".
+            "confidence", and labels are smoothed as far as the model claims more than it can do. Where labels look
+            wrong, it learns from the label and from its own earlier predictions together, each weighed by how often
+            it is right; see `method.honest`. None: "honest" for one class for each sample, with labels that are
+            known before training and samples in random order, else "confidence".
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
@@ -118,10 +118,11 @@ class DistillationArguments(TeacherArguments):
         default=None,
         metadata={
             "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
-            "nothing teaches nothing. 'constant': every teacher counts in full. 'honest': as 'confidence' until some "
-            "labels look wrong; then it learns from the label and from its own earlier predictions together, each "
-            "weighed by how often it is right. Default: 'honest' for one class for each sample, labels that are known "
-            "before training and samples in random order, else 'confidence'."
+            "nothing teaches nothing. 'constant': every teacher counts in full. 'honest': as 'confidence', with "
+            "labels smoothed as far as the model claims more than it can do; where labels look wrong, it learns "
+            "from the label and from its own earlier predictions together, each weighed by how often it is right. "
+            "Default: 'honest' for one class for each sample, labels that are known before training and samples "
+            "in random order, else 'confidence'."
         },
     )
     lone_teacher: LoneTeacher = field(
@@ -293,10 +294,10 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
         temperature: Softens both sides of the divergence. Above 0; 1.
         weight_schedule: "constant", or "linear": the weights grow by epoch.
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence" until labels look wrong; then the model learns from the label and from its own earlier
-            predictions together, each weighed by how often it is right, see `method.honest`. None: "honest" for one
-            class for each sample, with labels that are known before training and samples in random order, else
-            "confidence".
+            "confidence", and labels are smoothed as far as the model claims more than it can do. Where labels look
+            wrong, it learns from the label and from its own earlier predictions together, each weighed by how often
+            it is right; see `method.honest`. None: "honest" for one class for each sample, with labels that are
+            known before training and samples in random order, else "confidence".
         lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
             "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the

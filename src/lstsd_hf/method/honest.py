@@ -189,9 +189,9 @@ def smoothed(
         shares: Of each class, float32 (C,).
         smoothing: From 0, labels as they are, to 1, the shares alone.
     """
-    known = ((labels >= 0) & (labels < student.shape[-1])).float()
-    each = -F.log_softmax(student.float(), dim=-1) @ shares
-    return (1 - smoothing) * loss + smoothing * (known * each).sum() / known.sum().clamp(min=1)
+    known = (labels >= 0) & (labels < student.shape[-1])
+    of_shares = -(F.log_softmax(student.float(), dim=-1) @ shares) @ (known / known.sum().clamp(min=1))
+    return torch.lerp(loss.float(), of_shares, smoothing)
 
 
 def label_doubt(contradicted: float, samples: int) -> float:

@@ -186,6 +186,10 @@ class Honesty:
         """The weights of these rows, from those of the teachers, on the device."""
         return weights if self._corrections is None or not len(weights) else with_gate(weights, self.gate)
 
+    def logged(self) -> dict[str, float]:
+        """What the log says of this epoch."""
+        return {"honest_gate": self.gate, "honest_smoothing": self.smoothing}
+
     def note(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         pairs = {"honest": list(self._honest.items()), "contradicted": list(self._contradicted.items())}

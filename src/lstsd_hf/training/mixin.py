@@ -225,12 +225,13 @@ class LSTSDMixin(BaseLossMixin):
         recorder.record(sample_ids, compared, added.get(COUNTS), targets)
         if recorder.honesty is not None:
             compared, teachers = recorder.honesty.join(compared, past.get(VALUES), teachers, targets)
-        loss = self._whole_loss(base_loss, compared, teachers, targets, items, own_items, num_items_in_batch)
+        loss = self._whole_loss(base_loss, recorder, compared, teachers, targets, items, own_items, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _whole_loss(
         self,
         base_loss: torch.Tensor,
+        recorder: Recorder,
         compared: Compared,
         teachers: tuple[str, ...],
         targets: torch.Tensor | None,
@@ -245,8 +246,6 @@ class LSTSDMixin(BaseLossMixin):
             base_loss = base_loss * (own_items / self._plain_items * (num_items_in_batch / max(items, 1)))
         loss = base_loss
         if compared.terms is not None:
-            recorder = self._callback.recorder
-            assert recorder is not None
             if recorder.honesty is not None:
                 loss = recorder.honesty.smooth(base_loss, compared, targets)
             loss = distillation_loss(loss, self._weigh(recorder, teachers), compared.terms)
@@ -289,6 +288,5 @@ class LSTSDMixin(BaseLossMixin):
             in_use = [teacher.name for teacher in self._teachers if teacher.weight_of(k, k + 1)]
             honesty = self._callback.recorder.honesty if self._callback.recorder is not None else None
             logs.update(self._parts.means_since_last_log(self.accelerator, in_use))
-            if honesty is not None:
-                logs.update(honest_gate=honesty.gate, honest_smoothing=honesty.smoothing)
+            logs.update({} if honesty is None else honesty.logged())
         super().log(logs, *args, **kwargs)
