@@ -189,8 +189,7 @@ def test_no_prediction_says_nothing_of_the_labels() -> None:
 def test_labels_are_smoothed_by_what_the_model_claims_too_much(
     before: float, claimed: float, honest: float, expected: float
 ) -> None:
-    assert smoothing_after(before, claimed, honest, chance=0.5) == pytest.approx(expected)
-    assert smoothing_after(before, claimed, honest, chance=1.0) == 0
+    assert smoothing_after(before, claimed, honest, classes=2) == pytest.approx(expected)
 
 
 def test_what_a_model_claims_is_its_mean_probability() -> None:
@@ -201,13 +200,12 @@ def test_what_a_model_claims_is_its_mean_probability() -> None:
     assert said(logits, labels).claimed == pytest.approx(sum(top) / len(top), rel=1e-6)
 
 
-def test_smoothed_labels_are_those_of_a_cross_entropy_with_their_shares() -> None:
+def test_smoothed_labels_are_those_of_label_smoothing() -> None:
     logits, labels = (torch.from_numpy(part) for part in data())
     student, known = logits.float().nan_to_num(0.0).requires_grad_(), (labels >= 0)
-    shares = torch.tensor(LabelShares.of(labels.numpy(), 3).shares, dtype=torch.float32)
-    loss = smoothed(torch.nn.functional.cross_entropy(student, labels), student, labels, shares, 0.3)
-    soft = 0.7 * torch.nn.functional.one_hot(labels[known], 3) + 0.3 * shares
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(student[known], soft))
+    loss = smoothed(torch.nn.functional.cross_entropy(student, labels), student, labels, 0.3)
+    expected = torch.nn.functional.cross_entropy(student[known], labels[known], label_smoothing=0.3)
+    torch.testing.assert_close(loss, expected)
     (found,) = torch.autograd.grad(loss, student)
     assert found[7].abs().sum() == 0, "it has no label"
 
@@ -266,7 +264,6 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
     honest = logged(trainer, "honest_accuracy")
     losses, found_gates, against = logged(trainer, "loss"), gates(trainer), {}
     gate = smoothing = 0.0
-    shares = [labels.count(c) / 96 for c in range(3)]
     for epoch in range(EPOCHS):
         teachers = {"long": epoch // k * k - 1, "short": epoch - 1}
         weight = {"long": long_term, "short": short_term}
@@ -274,7 +271,7 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
         for e in sorted({e for _, e in teaching if e >= 1} - against.keys()):
             against[e] = slow_contradicted(logits[e].tolist(), labels)
             if e >= 2:
-                smoothing = slow_smoothing(smoothing, logits[e], honest[e], shares)
+                smoothing = slow_smoothing(smoothing, logits[e], honest[e])
                 surely = against[e] - math.sqrt(against[e] * (1 - against[e]) / 19)  # of 96 samples 19 are the surest
                 gate = max(gate, min(max((surely - 0.04) / 0.04, 0), 1))
         assert found_gates[epoch] == pytest.approx(gate, abs=1e-6)
@@ -288,8 +285,7 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
             label_loss = 0.0
             for i in ids:
                 log_p = log_p_of(logits[epoch][i])
-                of_shares = -sum(share * value for share, value in zip(shares, log_p, strict=True))
-                label_loss += ((1 - smoothing) * -log_p[labels[i]] + smoothing * of_shares) / len(ids)
+                label_loss += ((1 - smoothing) * -log_p[labels[i]] + smoothing * -sum(log_p) / 3) / len(ids)
             parts = [
                 slow_loss(logits, epoch, i, labels[i], label_loss, teaching, corrections, gate, evidence) for i in ids
             ]
@@ -298,12 +294,11 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
     assert smoothing > 0.1
 
 
-def slow_smoothing(before: float, logits: np.ndarray, honest: float, shares: list[float]) -> float:
-    """Of the epoch after that of these logits."""
-    chance = sum(share**2 for share in shares)
-    honest = min(max(honest, chance), 1)
+def slow_smoothing(before: float, logits: np.ndarray, honest: float) -> float:
+    """Of the epoch after that of these logits, of three classes."""
+    honest = min(max(honest, 1 / 3), 1)
     claimed = sum(math.exp(max(log_p_of(row))) for row in logits) / len(logits)
-    return min(max(before + (claimed - honest) / (1 - chance), 0), (1 - honest) / (1 - chance))
+    return min(max(before + (claimed - honest) * 1.5, 0), (1 - honest) * 1.5)
 
 
 def slow_contradicted(logits: list[list[float]], labels: list[int]) -> float:

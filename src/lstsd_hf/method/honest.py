@@ -8,7 +8,7 @@ batch.
 
     z_k   = 0.7 (q_k - mean over samples) / sd + log p - d_k [class = label]       p: the labels' shares
     t     = softmax(2 mean_k z_k + e [class = label]),  e = log((1 - w) (C - 1) / w)      the honest past and the label
-    L     = (1 - s) (the base loss) + s CE(p, student)                                    labels, smoothed
+    L     = (1 - s) (the base loss) + s mean_c (-log softmax(student)_c)                          labels, smoothed
     loss  = (1 - g) (the loss with trust by confidence, of L) + g KL(t || student)
     w, g  = by how many of the surest predictions are against labels: see `label_evidence` and `label_doubt`
     s     = by how much surer of itself the model is than it can be right: see `smoothing_after`
@@ -17,7 +17,7 @@ d_k lowers the label's logit by one number for all samples, until z_k agrees wit
 part of agreement says. Targets that follow the model's own past are those of self-adaptive training (Huang et al.,
 2020) and of early-learning regularisation (Liu et al., 2020), which know nothing of memory; the error of labels as a
 part of the model is that of forward correction (Patrini et al., 2017). Label
-smoothing is that of Szegedy et al. (2016), towards the labels' shares instead of the even ones.
+smoothing is that of Szegedy et al. (2016).
 """
 
 import math
@@ -155,43 +155,39 @@ def said(rows: Array, labels: Array) -> Said:
     return Said(float(top.mean()), dynamics.contradicted(top, torch.cat(hits).double().numpy()))
 
 
-def smoothing_after(smoothing: float, claimed: float, honest: float, chance: float) -> float:
+def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:
     """How far labels are smoothed in the epoch after this one, so that the model claims what it can honestly do.
 
-    Smoothed by s towards the labels' shares, labels are predicted with a mean probability of 1 - s (1 - chance) by a
-    model that has them all by heart. So what the model claims too much is taken off, on top of what was taken off
-    before; but never so much that such a model would claim less than it can do.
+    A model that has labels smoothed by s all by heart gives them a probability of 1 - s (1 - 1 / C). So what the model
+    claims too much is taken off, on top of what was taken off before; but never so much that such a model would claim
+    less than it can do.
 
     Args:
         smoothing: In this epoch, from 0 to 1.
         claimed: Of this epoch; see `Said`.
         honest: The honest part of agreement in this epoch.
-        chance: How often a prediction by the labels' shares alone is right.
+        classes: C.
 
     Returns:
         From 0 to 1.
     """
-    if chance >= 1:  # all labels are the same
-        return 0.0
-    honest = min(max(honest, chance), 1.0)
-    return min(max(smoothing + (claimed - honest) / (1 - chance), 0.0), (1 - honest) / (1 - chance))
+    most = 1 - 1 / classes
+    honest = min(max(honest, 1 / classes), 1.0)
+    return min(max(smoothing + (claimed - honest) / most, 0.0), (1 - honest) / most)
 
 
-def smoothed(
-    loss: torch.Tensor, student: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, smoothing: float
-) -> torch.Tensor:
-    """The base loss of a batch as if its labels were smoothed towards the labels' shares.
+def smoothed(loss: torch.Tensor, student: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """The base loss of a batch as if its labels were smoothed.
 
     Args:
         loss: The base loss, a scalar; a mean over samples.
         student: Logits (B, C) with gradient.
         labels: (B,) integers; those outside of [0, C) are no labels, and left out.
-        shares: Of each class, float32 (C,).
-        smoothing: From 0, labels as they are, to 1, the shares alone.
+        smoothing: From 0, labels as they are, to 1, each class as probable as the others.
     """
     known = (labels >= 0) & (labels < student.shape[-1])
-    of_shares = -(F.log_softmax(student.float(), dim=-1) @ shares) @ (known / known.sum().clamp(min=1))
-    return torch.lerp(loss.float(), of_shares, smoothing)
+    of_all = -F.log_softmax(student.float(), dim=-1).mean(dim=-1) @ (known / known.sum().clamp(min=1))
+    return torch.lerp(loss.float(), of_all, smoothing)
 
 
 def label_doubt(contradicted: float, samples: int) -> float:

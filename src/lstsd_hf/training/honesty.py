@@ -73,7 +73,6 @@ class Honesty:
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
         self._gave_up = False
-        self._shares: torch.Tensor | None = None
         self.gate = self.smoothing = 0.0
 
     def begin_epoch(self, epoch: int, store: LogitsStore | None, teaching: Sequence[int]) -> None:
@@ -111,9 +110,8 @@ class Honesty:
             found = said(store.epoch_rows(e), labels)
             self._contradicted[e] = found.contradicted
             if e >= self._since:
-                self._smoothing = smoothing_after(self._smoothing, found.claimed, self._honest[e], priors.chance)
+                self._smoothing = smoothing_after(self._smoothing, found.claimed, self._honest[e], len(priors.shares))
         self.smoothing = self._smoothing
-        self._shares = torch.tensor(priors.shares, dtype=torch.float32, device=self._device)
         # The largest doubt so far: that wrong labels are by heart by now, and hide, makes them no better.
         doubts = (label_doubt(share, len(labels)) for e, share in self._contradicted.items() if e >= self._since)
         self.gate = max(doubts, default=0.0)
@@ -179,8 +177,7 @@ class Honesty:
         """
         if not self.smoothing or labels is None:
             return base_loss
-        assert self._shares is not None
-        return smoothed(base_loss, compared.recorded[VALUES], labels, self._shares, self.smoothing)
+        return smoothed(base_loss, compared.recorded[VALUES], labels, self.smoothing)
 
     def weigh(self, weights: torch.Tensor) -> torch.Tensor:
         """The weights of these rows, from those of the teachers, on the device."""
