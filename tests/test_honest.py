@@ -403,7 +403,9 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, step: int) -> 
     resumed = run(tmp_path / "resumed", resumes=str(tmp_path / "elsewhere"), **saves)
     assert torch.equal(weights(resumed.model), weights(whole.model))
     assert gates(whole)[4] > 0.1
-    assert logged(resumed, "honest_gate")[-1] == logged(whole, "honest_gate")[-1]
+    for name in ("honest_gate", "honest_smoothing"):
+        assert logged(resumed, name)[-1] == logged(whole, name)[-1]
+    assert smoothings(whole)[5] > 0.05
 
 
 def test_a_checkpoint_of_another_trust_is_refused(tmp_path: Path) -> None:
