@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lstsd_hf.report.files import FORMATS, open_data_set, open_user_file
@@ -420,9 +420,6 @@ def test_a_large_csv_takes_seconds_and_little_memory(tmp_path: Path) -> None:
     size = (tmp_path / "a.csv").stat().st_size
     script = f"""
 import resource, sys, time
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from lstsd_hf.report.files import open_user_file
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 cells = open_user_file({str(tmp_path / "a.csv")!r}).read(["text"], ["label"])
@@ -443,10 +440,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(rows=[("", "\r")], end="\n")
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), end=st.sampled_from(["\n", "\r\n"]))
 def test_csv_comes_back_as_it_was_written(tmp_path: Path, rows: list[tuple[str, str]], end: str) -> None:
+    # Older versions of Python write a carriage return without quotes; at a line's end it is then a part of that end.
+    quoting = csv.QUOTE_ALL if any("\r" in cell for row in rows for cell in row) else csv.QUOTE_MINIMAL
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out, lineterminator=end).writerows([("text", "label"), *rows])
+        csv.writer(out, lineterminator=end, quoting=quoting).writerows([("text", "label"), *rows])
     assert cells_of(tmp_path / "a.csv") == {
         "text": [text or None for text, _ in rows],
         "label": [label or None for _, label in rows],
