@@ -42,6 +42,7 @@ from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
 from lstsd_hf.method import dynamics
+from lstsd_hf.method.honest import said
 from lstsd_hf.method.memory import MODEL_ERROR, Counters, Measured, MemoryMeter
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, machine, read_results, train_all
@@ -172,13 +173,8 @@ class History:
 
     def wrong_share(self) -> float:
         """About which share of the labels is wrong, as the report says it."""
-        shares = [
-            dynamics.contradicted(
-                dynamics.softmax(self.logits[epoch]).max(axis=1), dynamics.correct(self.logits, self.given)[epoch]
-            )
-            for epoch in dynamics.count_from(range(len(self.logits)))
-        ]
-        return dynamics.wrong_share(shares)
+        epochs = dynamics.count_from(range(len(self.logits)))
+        return dynamics.wrong_share([said(self.logits[epoch], self.given).contradicted for epoch in epochs])
 
     def estimate(self) -> int:
         """About how many labels are wrong, as the report says it."""

@@ -101,12 +101,12 @@ def test_two_processes_record_the_bytes_that_one_does(runs):
     assert not list((two / "open").iterdir())
 
 
-@pytest.mark.parametrize("name", ["honest_gate", "honest_smoothing"])
-def test_two_processes_believe_what_one_does(runs, name):
+@pytest.mark.parametrize(("name", "least"), [("honest_gate", 0.3), ("honest_smoothing", 0.05)])
+def test_two_processes_believe_what_one_does(runs, name, least):
     logs = [json.loads((runs[world] / "honest" / "log.json").read_text()) for world in (1, 2)]
     one, two = ([entry[name] for entry in log if name in entry] for log in logs)
     assert two == pytest.approx(one, abs=1e-6)
-    assert one[-1] > 0.05
+    assert one[-1] > least
 
 
 @pytest.mark.parametrize("name", MANY)

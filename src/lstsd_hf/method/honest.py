@@ -16,8 +16,7 @@ batch.
 d_k lowers the label's logit by one number for all samples, until z_k agrees with the labels as often as the honest
 part of agreement says. Targets that follow the model's own past are those of self-adaptive training (Huang et al.,
 2020) and of early-learning regularisation (Liu et al., 2020), which know nothing of memory; the error of labels as a
-part of the model is that of forward correction (Patrini et al., 2017). Label
-smoothing is that of Szegedy et al. (2016).
+part of the model is that of forward correction (Patrini et al., 2017). Label smoothing is by Szegedy et al. (2016).
 """
 
 import math
@@ -144,23 +143,23 @@ def said(rows: Array, labels: Array) -> Said:
         rows: As for `witness`.
         labels: As for `witness`.
     """
-    chunks, hits = [], []
+    tops, hits = [], []
     for chunk, given in _chunks(rows, labels):
         most = chunk.softmax(dim=1).max(dim=1)
-        chunks.append(most.values)
+        tops.append(most.values)
         hits.append(most.indices == given)
-    if not sum(map(len, chunks)):
+    if not sum(map(len, tops)):
         return Said(0.0, 0.0)
-    top = torch.cat(chunks).double().numpy()
+    top = torch.cat(tops).double().numpy()
     return Said(float(top.mean()), dynamics.contradicted(top, torch.cat(hits).double().numpy()))
 
 
 def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:
-    """How far labels are smoothed in the epoch after this one, so that the model claims what it can honestly do.
+    """How far to smooth labels in the next epoch, so that the model's probabilities are no higher than it is right.
 
-    A model that has labels smoothed by s all by heart gives them a probability of 1 - s (1 - 1 / C). So what the model
-    claims too much is taken off, on top of what was taken off before; but never so much that such a model would claim
-    less than it can do.
+    A model that fits labels smoothed by s perfectly gives each of them a probability of 1 - s (1 - 1 / C). So if the
+    model claims more than it can do, s grows by the difference, divided by 1 - 1 / C; if it claims less, s shrinks. s
+    stops growing where such a perfect fit would claim exactly what the model can do.
 
     Args:
         smoothing: In this epoch, from 0 to 1.

@@ -68,7 +68,6 @@ class Honesty:
         self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
         self._contradicted: dict[int, float] = {}  # how many of the surest predictions are against labels, by epoch
-        self._smoothing = 0.0  # as far as it is known; `smoothing` is what is used
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
@@ -76,20 +75,20 @@ class Honesty:
         self.gate = self.smoothing = 0.0
 
     def begin_epoch(self, epoch: int, store: LogitsStore | None, teaching: Sequence[int]) -> None:
-        """Opens the gate and smooths labels by the teachers' epochs; where it is open these are read once more.
+        """Sets the gate and the smoothing by the teachers' epochs, each read once; where the gate is open, twice.
 
         Args:
             epoch: The one that begins.
             store: The run's; None: nothing was recorded yet.
             teaching: The epoch of each teacher; -1: it does not teach.
         """
-        self._corrections, self.gate, self.smoothing = None, 0.0, 0.0
+        self._corrections, self.gate = None, 0.0
         if not epoch or store is None:
             return
         if self._memory.left_out is not None:  # an epoch was cut short; the log says so as well
             if self._is_asked_for and not self._gave_up and self._is_main:
                 logger.warning("teacher_trust='honest' is trust by confidence for the rest of this run.")
-            self._gave_up = True
+            self._gave_up, self.smoothing = True, 0.0
             return
         assert self._memory.meter is not None
         measured = self._memory.meter.values()
@@ -110,8 +109,7 @@ class Honesty:
             found = said(store.epoch_rows(e), labels)
             self._contradicted[e] = found.contradicted
             if e >= self._since:
-                self._smoothing = smoothing_after(self._smoothing, found.claimed, self._honest[e], len(priors.shares))
-        self.smoothing = self._smoothing
+                self.smoothing = smoothing_after(self.smoothing, found.claimed, self._honest[e], len(priors.shares))
         # The largest doubt so far: that wrong labels are by heart by now, and hide, makes them no better.
         doubts = (label_doubt(share, len(labels)) for e, share in self._contradicted.items() if e >= self._since)
         self.gate = max(doubts, default=0.0)
@@ -190,7 +188,7 @@ class Honesty:
     def note(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         pairs = {"honest": list(self._honest.items()), "contradicted": list(self._contradicted.items())}
-        return pairs | {"smoothing": self._smoothing}
+        return pairs | {"smoothing": self.smoothing}
 
     def restore(self, note: Any) -> None:
         """Goes on from what `note` gave; the teachers are read anew. Raises ValueError where it is something else."""
@@ -209,7 +207,7 @@ class Honesty:
                 "The checkpoint does not say whom to believe, or is damaged: was it saved with "
                 f"teacher_trust='honest'? Resume from another. {_ADVICE}."
             )
-        self._honest, self._contradicted, self._smoothing = honest, against, smoothing
+        self._honest, self._contradicted, self.smoothing = honest, against, smoothing
 
 
 def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, memory: MemoryLog) -> str | None:
