@@ -76,7 +76,13 @@ SETTINGS: dict[str, Any] = {
     "short_term_weight": 0.0,
 }
 STOPPING: dict[str, Any] = {"num_train_epochs": 10, "lr_scheduler_type": "constant_with_warmup"}
-METER, ALL_ROWS, FOUR_FIFTHS = "meter", "all_rows", "four_fifths"
+METER, BY_LENGTH, ALL_ROWS, FOUR_FIFTHS = "meter", "by_length", "all_rows", "four_fifths"
+OF_KIND: dict[str, dict[str, Any]] = {
+    METER: {},
+    BY_LENGTH: {"train_sampling_strategy": "group_by_length"},
+    ALL_ROWS: STOPPING,
+    FOUR_FIFTHS: STOPPING,
+}
 PATIENCE = 2
 
 
@@ -89,8 +95,8 @@ class Run:
         noise: The share of the rows whose label is changed to another class.
         rows: How many are drawn.
         seed: Of the draw and of the training.
-        kind: "meter": is the estimate right? "all_rows": when to stop, by the callback; "four_fifths": by early
-            stopping on the other fifth of the rows.
+        kind: "meter": is the estimate right? "by_length": is it, where samples of one length stand together?
+            "all_rows": when to stop, by the callback; "four_fifths": by early stopping on the other fifth of the rows.
     """
 
     task: str
@@ -111,7 +117,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return SETTINGS if self.kind == METER else SETTINGS | STOPPING
+        return SETTINGS | OF_KIND[self.kind]
 
 
 def runs() -> Iterator[Run]:
@@ -123,6 +129,7 @@ def runs() -> Iterator[Run]:
             kinds = product(FEW_NOISES, STOPPING_TASKS, (ALL_ROWS, FOUR_FIFTHS))
             yield from (Run(task, noise, ROWS, seed, kind) for noise, task, kind in kinds)
             yield from (Run(task, noise, rows, seed) for noise, (task, rows) in product(FEW_NOISES, OTHER_ROWS))
+            yield from (Run("sst2", noise, ROWS, seed, BY_LENGTH) for noise in FEW_NOISES)
         if seed < 2:
             yield from (Run("sst2", noise, 20_000, seed) for noise in FEW_NOISES)
 
@@ -298,11 +305,11 @@ def errors(line: Line) -> list[tuple[float, float]]:
 
 def report(lines: Sequence[Line]) -> str:
     """Markdown: how right the estimate is, of classes and of a regression; and the epochs at which to stop."""
-    meter = [line for line in lines if line["kind"] == METER]
+    meter = [line for line in lines if line["kind"] in (METER, BY_LENGTH)]
     parts = [
         of_classes([line for line in meter if line["classes"]]),
         of_regression([line for line in meter if not line["classes"]]),
-        of_stopping([line for line in lines if line["kind"] != METER]),
+        of_stopping([line for line in lines if line["kind"] in (ALL_ROWS, FOUR_FIFTHS)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -314,7 +321,7 @@ def of_classes(lines: Sequence[Line]) -> str:
     by_rows, by_cell = defaultdict(list), defaultdict(list)
     for line in lines:
         by_rows[line["rows"]].append(line)
-        by_cell[line["rows"], line["task"], line["noise"]].append(line)
+        by_cell[line["rows"], line["task"], line["noise"], line["kind"]].append(line)
 
     def row(name: str, group: Sequence[Line]) -> str:
         found = np.array([errors(line) for line in group])  # (runs, epochs, 2)
@@ -332,7 +339,8 @@ def of_classes(lines: Sequence[Line]) -> str:
     parts = [head, row("all", lines), *(row(f"{rows:,} rows", group) for rows, group in sorted(by_rows.items()))]
     parts += ["", head]
     parts += [
-        row(f"{task}, {noise:.0%} wrong, {rows:,} rows", g) for (rows, task, noise), g in sorted(by_cell.items())
+        row(f"{task}, {noise:.0%} wrong, {rows:,} rows, {kind}", g)
+        for (rows, task, noise, kind), g in sorted(by_cell.items())
     ]
     found = np.array([errors(line) for line in lines])
     parts += ["", "| epoch | mean absolute error | in the 95 % interval |", "|---|---|---|"]
@@ -341,13 +349,13 @@ def of_classes(lines: Sequence[Line]) -> str:
         inside = np.abs(wrong) <= NORMAL_95 * said
         parts.append(f"| {epoch + 1} | {np.abs(wrong).mean():.1f} | {100 * inside.mean():.0f} % |")
     parts += ["", "| wrong labels | as estimated, by run: the first epoch after the first that tells |", "|---|---|"]
-    for (rows, task, noise), group in sorted(by_cell.items()):
+    for (rows, task, noise, kind), group in sorted(by_cell.items()):
         first = [
             next((e["noise_share"] for e in line["epochs"][1:] if e["noise_share"] is not None), None)
             for line in group
         ]
         said = ", ".join("none" if share is None else f"{share:.0%}" for share in first)
-        parts.append(f"| {task}, {noise:.0%}, {rows:,} rows | {said} |")
+        parts.append(f"| {task}, {noise:.0%}, {rows:,} rows, {kind} | {said} |")
     return "\n".join(parts)
 
 

@@ -1,6 +1,6 @@
-"""Started by torchrun on each of two nodes from test_nodes.py: trains into this node's own folder.
+"""Started by torchrun on each of two nodes from test_nodes.py: trains into folders of this node.
 
-node_runs.py FOLDER [STOP]     stops after the checkpoint of step STOP; a later start resumes from it
+node_runs.py FOLDER [CUT]     in CUT it stops after the checkpoint of step 4; a later start with CUT as FOLDER resumes
 """
 
 import gc
@@ -66,6 +66,7 @@ def many_rows(folder: Path, stop: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    for folder, stop in zip(sys.argv[1:], (0, 4), strict=False):
+        main(Path(folder), stop)
     gc.collect()  # see lstsd_hf.glue.run.command
     torch.distributed.destroy_process_group()

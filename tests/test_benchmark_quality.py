@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from scipy.stats import ttest_rel
 
 import benchmark_quality as benchmark
 from lstsd_hf import LogitsStore, write_report
+from quality import grid
 from quality.rows import without_overlap
 
 SCRIPT = Path(benchmark.__file__)
@@ -57,7 +60,15 @@ def plan(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(plan: Path, text_layout: str) -> Path:
+def in_this_process() -> Iterator[None]:
+    """Runs are done by a thread: no process has to begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(plan: Path, text_layout: str, in_this_process: None) -> Path:
     """The results of a grid that was cut off after its first seed, and then went on."""
     results = plan.with_name("results.jsonl")
     whole = benchmark.read_plan(str(plan))
@@ -65,6 +76,7 @@ def finished(plan: Path, text_layout: str) -> Path:
     benchmark.train_all(first, partial(benchmark.train, data_dir=text_layout), results, 1, benchmark.told)
     before = results.read_text()
     command = [sys.executable, str(SCRIPT), str(plan), "--data_dir", text_layout, "--results", str(results)]
+    command += ["--workers", "1"]
     outcome = subprocess.run(command, check=True, capture_output=True, text=True)
     assert f"{2 * len(first)} runs, {len(first)} of them done before" in outcome.stdout
     assert results.read_text().startswith(before)
@@ -177,12 +189,35 @@ def test_a_method_s_name_is_not_part_of_its_result_and_its_settings_are(plan: Pa
     assert not {run.key for run in changed.runs()} & keys
 
 
-def test_two_methods_that_are_one_in_a_cell_are_trained_once(plan: Path, text_layout: str, tmp_path: Path) -> None:
+def test_two_methods_that_are_one_in_a_cell_are_trained_once(
+    plan: Path, text_layout: str, tmp_path: Path, in_this_process: None
+) -> None:
     run = next(benchmark.read_plan(str(plan)).runs())
     results = tmp_path / "results.jsonl"
     both = [run, replace(run, method="again")]
     benchmark.train_all(both, partial(benchmark.train, data_dir=text_layout), results, 1, benchmark.told)
     assert len(results.read_text().splitlines()) == 1
+
+
+def test_after_an_error_no_run_is_begun_and_what_was_done_is_kept(
+    plan: Path, tmp_path: Path, in_this_process: None
+) -> None:
+    begun = []
+
+    def work(run: benchmark.Run) -> grid.Line:
+        begun.append(run.key)
+        time.sleep(0.05)
+        if len(begun) == 2:
+            raise ZeroDivisionError
+        return {"key": run.key}
+
+    runs = list(benchmark.read_plan(str(plan)).runs())
+    with pytest.raises(ZeroDivisionError):
+        benchmark.train_all(runs, work, tmp_path / "results.jsonl", 1, str)
+    lines = [json.loads(line)["key"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert begun[0] in lines
+    assert set(lines) == set(begun) - {begun[1]}
+    assert len(begun) < len(runs) // 2
 
 
 def test_a_cell_has_its_own_layers_and_null_is_the_default_of_its_task(plan: Path) -> None:
@@ -227,7 +262,9 @@ def test_honest_accuracy_is_held_against_labels_as_noisy(plan: Path) -> None:
     assert benchmark.of_meter(benchmark.Results(whole, [])) == ""
 
 
-def test_the_report_is_made_from_the_lines_alone(plan: Path, finished: Path, tmp_path: Path) -> None:
+def test_the_report_is_made_from_the_lines_alone(
+    plan: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     lines = finished.read_text().splitlines(keepends=True)
     one.write_text("".join(lines[:9]))
@@ -252,8 +289,8 @@ def test_the_report_is_made_from_the_lines_alone(plan: Path, finished: Path, tmp
     assert "runs are missing" not in text
     assert "minus plain_short" in text
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    one_seed = subprocess.run([*command[:4], str(one)], check=True, capture_output=True, text=True).stdout
-    assert f"{len(lines) - 9} runs are missing." in one_seed
+    benchmark.main([str(plan), "--report", str(one)])
+    assert f"{len(lines) - 9} runs are missing." in capsys.readouterr().out
 
 
 CONFIGURATIONS = [path for path in sorted((ROOT / "configs" / "quality").glob("*.yaml")) if path.stem != "heads"]
@@ -269,11 +306,11 @@ def test_the_configurations_are_read(path: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_grid_leaves_no_worker_behind(plan: Path, text_layout: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(plan), "--data_dir", text_layout, "--results", str(tmp_path / "r")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as grid:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as whole:
         deadline = time.monotonic() + 60
-        while len(workers := psutil.Process(grid.pid).children()) < 2 and time.monotonic() < deadline:
+        while len(workers := psutil.Process(whole.pid).children()) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        grid.kill()
+        whole.kill()
     assert len(workers) >= 2
     _, alive = psutil.wait_procs(workers, timeout=120)  # they import torch first
     assert not alive

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 import many_toys
-from distributed_runs import FIRST_ID, MANY, VARIANTS, resumable
+from distributed_runs import FIRST_ID, MANY, VARIANTS, main, resumable
 from lstsd_hf import LogitsStore, StoreMismatchError
 from toys import rows, tiny_bert
 
 TESTS = Path(__file__).parent
 
 
-def torchrun(processes: int, *command: str) -> None:
-    """Runs a script under torchrun; its output is shown where it fails."""
+def torchrun(*command: str) -> None:
+    """Runs a script in two processes under torchrun; its output is shown where it fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch("torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}", *command)
+    launch("torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", *command)
 
 
 def launch(launcher: str, *command: str) -> None:
@@ -43,8 +43,8 @@ def launch(launcher: str, *command: str) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[int, Path]:
     folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (1, 2)}
-    for world, folder in folders.items():
-        torchrun(world, str(TESTS / "distributed_runs.py"), str(folder))
+    main(folders[1], world=1)
+    torchrun(str(TESTS / "distributed_runs.py"), str(folders[2]))
     return folders
 
 

@@ -57,14 +57,14 @@ def network() -> Iterator[None]:
         ip("netns", "delete", node)
 
 
-def start(folders: list[Path], processes: int, stop: int = 0) -> None:
-    """Runs `node_runs.py` on each node, into that node's folder, and waits for both."""
+def start(*folders: list[Path]) -> None:
+    """Runs `node_runs.py` on each node, into that node's folders, and waits for both."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lstsd0"}
     running = []
-    for rank, (node, folder) in enumerate(zip(NODES, folders, strict=True)):
-        launch = ["-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}", f"--nproc_per_node={processes}"]
+    for rank, (node, own) in enumerate(zip(NODES, zip(*folders, strict=True), strict=True)):
+        launch = ["-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=2"]
         command = [sys.executable, *launch, "--master_addr=10.77.0.1", "--master_port=29577"]
-        command += [str(TESTS / "node_runs.py"), str(folder), str(stop)]
+        command += [str(TESTS / "node_runs.py"), *map(str, own)]
         running.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", node, *command],
@@ -89,8 +89,8 @@ def sealed(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.netns
 def test_nodes_that_share_no_disk_end_with_the_same_files(network, tmp_path):
-    whole = [tmp_path / "whole" / node for node in NODES]
-    start(whole, processes=2)
+    whole, cut = ([tmp_path / name / node for node in NODES] for name in ("whole", "cut"))
+    start(whole, cut)
     first, second = map(sealed, whole)
     assert len(first) == 6  # four epochs, the labels, and the margin
     assert first == second
@@ -105,11 +105,9 @@ def test_nodes_that_share_no_disk_end_with_the_same_files(network, tmp_path):
         journals = [{path.name: path.read_bytes() for path in (store.path / "open").iterdir()} for store in saved]
         assert journals[0] == journals[1]  # each node could go on alone
 
-    cut = [tmp_path / "cut" / node for node in NODES]
-    start(cut, processes=2, stop=4)
     mend(cut)
     mend([folder / "many" for folder in cut])
-    start(cut, processes=2)
+    start(cut)
     assert sealed(cut[0]) == sealed(cut[1]) == first
     expected = torch.load(whole[0] / "weights.pt")
     for folder in cut:

@@ -34,6 +34,8 @@ def train_all(
 ) -> None:
     """Does the runs that have no line yet, and writes each line as it comes.
 
+    After an error no run is begun; those that are under way end, and their lines are written before it is raised.
+
     Args:
         runs: In the order in which they are begun.
         work: Does one, in a process of its own that does many; a function that can be pickled.
@@ -50,11 +52,22 @@ def train_all(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, begin, (threads,)) as pool, results.open("a") as out:
         futures = [pool.submit(work, run) for run in to_do]
+        failed: list[BaseException] = []
         for count, future in enumerate(as_completed(futures), 1):
+            if future.cancelled():
+                continue
+            error = future.exception()
+            if error is not None:
+                failed.append(error)
+                for other in futures:
+                    other.cancel()
+                continue
             line = future.result()
             out.write(json.dumps(line) + "\n")
             out.flush()
             print(f"{count}/{len(to_do)} {told(line)}", flush=True)
+    if failed:
+        raise failed[0]
 
 
 def begin(threads: int) -> None:
