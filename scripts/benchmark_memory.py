@@ -83,6 +83,7 @@ OF_KIND: dict[str, dict[str, Any]] = {
     ALL_ROWS: STOPPING,
     FOUR_FIFTHS: STOPPING,
 }
+ORDER = {METER: "", BY_LENGTH: ", grouped by length"}  # as the report says it
 PATIENCE = 2
 
 
@@ -305,11 +306,11 @@ def errors(line: Line) -> list[tuple[float, float]]:
 
 def report(lines: Sequence[Line]) -> str:
     """Markdown: how right the estimate is, of classes and of a regression; and the epochs at which to stop."""
-    meter = [line for line in lines if line["kind"] in (METER, BY_LENGTH)]
+    meter = [line for line in lines if line["kind"] in ORDER]
     parts = [
         of_classes([line for line in meter if line["classes"]]),
         of_regression([line for line in meter if not line["classes"]]),
-        of_stopping([line for line in lines if line["kind"] in (ALL_ROWS, FOUR_FIFTHS)]),
+        of_stopping([line for line in lines if line["kind"] not in ORDER]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -339,7 +340,7 @@ def of_classes(lines: Sequence[Line]) -> str:
     parts = [head, row("all", lines), *(row(f"{rows:,} rows", group) for rows, group in sorted(by_rows.items()))]
     parts += ["", head]
     parts += [
-        row(f"{task}, {noise:.0%} wrong, {rows:,} rows, {kind}", g)
+        row(f"{task}, {noise:.0%} wrong, {rows:,} rows{ORDER[kind]}", g)
         for (rows, task, noise, kind), g in sorted(by_cell.items())
     ]
     found = np.array([errors(line) for line in lines])
@@ -355,7 +356,7 @@ def of_classes(lines: Sequence[Line]) -> str:
             for line in group
         ]
         said = ", ".join("none" if share is None else f"{share:.0%}" for share in first)
-        parts.append(f"| {task}, {noise:.0%}, {rows:,} rows, {kind} | {said} |")
+        parts.append(f"| {task}, {noise:.0%}, {rows:,} rows{ORDER[kind]} | {said} |")
     return "\n".join(parts)
 
 

@@ -50,11 +50,12 @@ def line(honest: float, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_report_tells_errors_and_how_often_the_truth_is_in_the_interval() -> None:
-    text = benchmark.report([line(0.82), line(0.74), line(0.79, rows=10_000)])
+    text = benchmark.report([line(0.82), line(0.74), line(0.79, rows=10_000), line(0.8, rows=500, kind="by_length")])
     # 2 and 6 points off. As told: 2.0, and 1.3 for 1,000 held-out rows; 6 is outside of 1.96 times both together.
     assert "| 2,000 rows | 2 | 4.0 | -2.0 | 4.0 | 2.4 | 50 % | 10.0 |" in text
     assert "| 10,000 rows | 1 | 1.0 | -1.0 | 1.0 | 2.4 | 100 % | 10.0 |" in text
     assert "| sst2, 0%, 2,000 rows | 5%, 5% |" in text
+    assert "| sst2, 0% wrong, 500 rows, grouped by length | 1 | 0.0 |" in text
     assert "MemoryStoppingCallback" not in text
 
 
@@ -116,6 +117,10 @@ def test_runs_are_told_apart_and_the_most_valuable_come_first() -> None:
     assert {run.task for run in runs[:7]} == set(benchmark.TASKS)
     assert {run.rows for run in runs[:7]} == {2000, 1490}
     assert sum(run.rows == 20_000 for run in runs) == 6
-    stopping = [run for run in runs if run.kind != benchmark.METER]
+    by_length = [run for run in runs if run.kind == benchmark.BY_LENGTH]
+    assert {(run.noise, run.settings["train_sampling_strategy"]) for run in by_length} == {
+        (noise, "group_by_length") for noise in benchmark.FEW_NOISES
+    }
+    stopping = [run for run in runs if run.kind in (benchmark.ALL_ROWS, benchmark.FOUR_FIFTHS)]
     assert len(stopping) == 72
     assert all(run.settings["lr_scheduler_type"] == "constant_with_warmup" for run in stopping)
