@@ -220,6 +220,23 @@ def test_after_an_error_no_run_is_begun_and_what_was_done_is_kept(
     assert len(begun) < len(runs) // 2
 
 
+def test_a_line_that_cannot_be_written_ends_the_grid(plan: Path, tmp_path: Path, in_this_process: None) -> None:
+    begun = []
+
+    def work(run: benchmark.Run) -> grid.Line:
+        begun.append(run.key)
+        time.sleep(0.05)
+        return {"key": run.key}
+
+    def told(line: grid.Line) -> str:
+        raise OSError("no space left")
+
+    runs = list(benchmark.read_plan(str(plan)).runs())
+    with pytest.raises(OSError, match="no space left"):
+        benchmark.train_all(runs, work, tmp_path / "results.jsonl", 1, told)
+    assert len(begun) < len(runs) // 2
+
+
 def test_a_cell_has_its_own_layers_and_null_is_the_default_of_its_task(plan: Path) -> None:
     whole = benchmark.read_plan(str(plan))
     cells = [{"task": "sst2"}, {"task": "stsb", "num_hidden_layers": 2}]

@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -34,7 +34,8 @@ def train_all(
 ) -> None:
     """Does the runs that have no line yet, and writes each line as it comes.
 
-    After an error no run is begun; those that are under way end, and their lines are written before it is raised.
+    After an error no more runs are given to a process. Those that were (one more than there are processes) end, and
+    their lines are written. Then the error is raised.
 
     Args:
         runs: In the order in which they are begun.
@@ -53,21 +54,28 @@ def train_all(
     with ProcessPoolExecutor(workers, spawn, begin, (threads,)) as pool, results.open("a") as out:
         futures = [pool.submit(work, run) for run in to_do]
         failed: list[BaseException] = []
-        for count, future in enumerate(as_completed(futures), 1):
-            if future.cancelled():
-                continue
-            error = future.exception()
-            if error is not None:
-                failed.append(error)
-                for other in futures:
-                    other.cancel()
-                continue
-            line = future.result()
-            out.write(json.dumps(line) + "\n")
-            out.flush()
-            print(f"{count}/{len(to_do)} {told(line)}", flush=True)
+        try:
+            for count, future in enumerate(as_completed(futures), 1):
+                if future.cancelled():
+                    continue
+                if (error := future.exception()) is not None:
+                    failed.append(error)
+                    cancel(futures)
+                    continue
+                line = future.result()
+                out.write(json.dumps(line) + "\n")
+                out.flush()
+                print(f"{count}/{len(to_do)} {told(line)}", flush=True)
+        finally:
+            cancel(futures)  # a line that cannot be written ends the grid too, and not after all other runs
     if failed:
         raise failed[0]
+
+
+def cancel(futures: Sequence["Future[Line]"]) -> None:
+    """Takes back those that no process has been given yet."""
+    for future in futures:
+        future.cancel()
 
 
 def begin(threads: int) -> None:

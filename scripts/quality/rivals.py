@@ -167,7 +167,7 @@ class HonestScores(Rival):
         stretched = math.sqrt(max(log["honest_loss"], 0.0) / max(float(distance[known].square().mean()), _LEAST))
         self._target = torch.where(known, self.given + max(stretched, 1.0) * distance, self.given)
         memorised = max(log["memorised"], 0.0)
-        # In the first epoch nothing is memorised yet, for sure.
+        # After the first epoch nothing is memorised, and the error of that is 0 too.
         surely = min(max((memorised / log["memorised_error"] - 1) / 2, 0.0), 1.0) if memorised else 0.0
         skill = max(float(self.given[known].var(correction=0)) - log["honest_loss"], 0.0)
         self.gate = max(self.gate, surely * memorised / max(memorised + skill, _LEAST))
