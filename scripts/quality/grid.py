@@ -34,8 +34,8 @@ def train_all(
 ) -> None:
     """Does the runs that have no line yet, and writes each line as it comes.
 
-    After an error no more runs are given to a process. Those that were (one more than there are processes) end, and
-    their lines are written. Then the error is raised.
+    After an error no more runs are given to a process. Those that were, which are a few more than there are processes,
+    end, and their lines are written. Then the error is raised.
 
     Args:
         runs: In the order in which they are begun.
