@@ -1,6 +1,5 @@
 """`lstsd train` with whatever a user can type or point at: one line and exit code 2; Ctrl-C: one line and 130."""
 
-import gc
 import json
 import os
 import pickle
@@ -9,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from lstsd_hf import cli
 from lstsd_hf.glue import run as glue
-from lstsd_hf.glue.callbacks import LateInterruptCallback
+from lstsd_hf.glue.callbacks import InterruptCallback
 from lstsd_hf.glue.errors import errors_of_a_run
 from toys import BAD, GOOD, config, rows, tiny_bert
 
@@ -478,24 +478,112 @@ def test_faults_stay_what_they_are(error: Exception) -> None:
     assert found.value is error
 
 
-def test_ctrl_c_in_a_destructor_is_not_lost(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    class Interrupted:
-        def __del__(self) -> None:
-            raise KeyboardInterrupt
+class Press(TrainerCallback):
+    """Ctrl-C in the middle of the third step, or of the first batch of an evaluation."""
 
-    class Drop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 3:
-                Interrupted()
+    def __init__(self, *, times: int = 1, evaluating: bool = False) -> None:
+        self.times = times
+        self.evaluating = evaluating
+        self.log: list[str] = []
 
-    before = sys.unraisablehook
-    with LateInterruptCallback() as interrupts:
-        trainer = Trainer(tiny_bert(), config(tmp_path), train_dataset=rows(32), callbacks=[Drop(), interrupts])
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-    assert trainer.state.global_step == 3
-    assert sys.unraisablehook == before
-    assert "KeyboardInterrupt" not in capfd.readouterr().err
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2 and not self.evaluating:
+            self.press()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.log.append("batch")
+        if self.evaluating and len(self.log) == 1:
+            self.press()
+
+    def press(self) -> None:
+        for _ in range(self.times):
+            signal.raise_signal(signal.SIGINT)
+        self.log.append("goes on")
+
+
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """A suite in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("times", "steps"), [(1, 3), (2, 2)])
+def test_ctrl_c_ends_a_run_between_two_steps_and_a_second_one_at_once(
+    tmp_path: Path, ctrl_c_raises: None, times: int, steps: int
+) -> None:
+    press, interrupts = Press(times=times), InterruptCallback()
+    trainer = Trainer(tiny_bert(), config(tmp_path), train_dataset=rows(32), callbacks=[press, interrupts])
+    with pytest.raises(KeyboardInterrupt), interrupts:
+        trainer.train()
+    assert trainer.state.global_step == steps
+    assert press.log == ["goes on"] * (times == 1)
+
+
+def test_ctrl_c_ends_an_evaluation_after_its_batch(tmp_path: Path, ctrl_c_raises: None) -> None:
+    interrupts = InterruptCallback()
+    press = Press(evaluating=True)
+    args = config(tmp_path, per_device_eval_batch_size=4)
+    trainer = Trainer(tiny_bert(), args, eval_dataset=rows(32), callbacks=[press, interrupts])
+    with pytest.raises(KeyboardInterrupt), interrupts:
+        trainer.evaluate()
+    assert press.log == ["batch", "goes on"]
+
+
+def test_ctrl_c_after_the_last_step_is_not_lost(ctrl_c_raises: None) -> None:
+    press = Press()
+    with pytest.raises(KeyboardInterrupt), InterruptCallback():
+        press.press()
+    assert press.log == ["goes on"]
+
+
+def test_an_error_after_ctrl_c_is_a_consequence_of_it(ctrl_c_raises: None) -> None:
+    def fail(presses: int) -> None:
+        Press(times=presses).press()
+        raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(KeyboardInterrupt) as found, InterruptCallback():
+        fail(1)
+    assert str(found.value.__context__) == "Connection closed by peer"
+    with pytest.raises(RuntimeError), InterruptCallback():
+        fail(0)
+
+
+def test_a_forked_worker_leaves_ctrl_c_to_the_process_that_trains(ctrl_c_raises: None) -> None:
+    with InterruptCallback():
+        worker = os.fork()
+        if worker == 0:
+            try:
+                for _ in range(3):
+                    signal.raise_signal(signal.SIGINT)
+            finally:
+                os._exit(0 if sys.exc_info()[0] is None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
+
+
+def test_who_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with InterruptCallback():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_in_a_thread_has_no_say_in_ctrl_c(ctrl_c_raises: None) -> None:
+    found = []
+
+    def run() -> None:
+        with InterruptCallback():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
 
 
 # --- real processes ---
@@ -579,27 +667,6 @@ def test_ctrl_c_before_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert leaving.value.code == 130
     line = "Nothing was trained. From an earlier checkpoint --resume_from_checkpoint true goes on."
     assert capsys.readouterr().err == f"lstsd train: interrupted. {line}\n"
-
-
-def test_ctrl_c_leaves_no_traceback_of_what_was_half_made(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    class HalfMade:
-        def __del__(self) -> None:
-            raise AttributeError("_workers")
-
-    def interrupt(argv: list[str]) -> None:
-        _half_made = HalfMade()  # the exception's traceback keeps it to the end of the command
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(glue, "prepare", interrupt)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own, and its hook
-    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(["train", "mrpc"])
-    del leaving
-    gc.collect()
-    assert "_workers" not in capsys.readouterr().err
 
 
 def test_ctrl_c_before_the_first_checkpoint(base: list[str], lstsd: Callable[..., Any]) -> None:

@@ -42,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if parsed.traceback:
             raise
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once what is still being tidied up
-        # What the first one left half made, as a data loader without its workers, may fail when it is destroyed.
-        sys.unraisablehook = lambda _: None
         end(130, f"{name}: interrupted. {stop}")
     except USER_ERRORS as error:
         is_own = isinstance(error, ImportError) and (error.name or "").startswith(__package__)

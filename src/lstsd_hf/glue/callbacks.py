@@ -1,6 +1,8 @@
-"""What `lstsd train` adds to the Trainer: losses on the progress bar, and a Ctrl-C that is not lost."""
+"""What `lstsd train` adds to the Trainer: losses on the progress bar, and a Ctrl-C that ends a run cleanly."""
 
-import sys
+import os
+import signal
+import threading
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -39,35 +41,49 @@ class LossProgressCallback(ProgressCallback):
                 bar.close()
 
 
-class LateInterruptCallback(TrainerCallback):
-    """Keeps a Ctrl-C that falls into a destructor, which Python would report and forget, for the next step.
+class InterruptCallback(TrainerCallback):
+    """Lets a Ctrl-C end the run between two steps, and a second one at once.
 
-    The end of an epoch is such a place, where the data loader's workers are shut down: training would just go on.
-    While the run lasts, the callback is to be used as a context manager too.
+    Within a step it can fall into what other libraries do, and they are not made for it: a progress bar keeps its
+    lock, a data loader stays half made, and in a destructor Python reports and forgets it. Then the process hangs,
+    ends in a traceback, or trains on. The callback is to be used as a context manager too, around a call of the
+    trainer. The data loader's workers, where they are forked, leave a Ctrl-C to the process that trains.
     """
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._is_due = False
-        self._report = sys.unraisablehook
+        self._before: Any = None
 
-    def __enter__(self) -> "LateInterruptCallback":
-        self._report, sys.unraisablehook = sys.unraisablehook, self._keep
+    def __enter__(self) -> "InterruptCallback":
+        self._before = signal.getsignal(signal.SIGINT)
+        # Nothing is changed for a command in the background, which ignores Ctrl-C, or with a handler of its own.
+        if self._before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._keep)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        sys.unraisablehook = self._report
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._keep:
+            signal.signal(signal.SIGINT, self._before)
+        # After a Ctrl-C an error is a consequence of it: of several processes one may have ended before this one.
+        if kind is None or issubclass(kind, Exception):
+            self._interrupt_if_due()
 
-    def _keep(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            self._is_due = True
-        else:
-            self._report(unraisable)
+    def _keep(self, *_: object) -> None:
+        if os.getpid() != self._process:
+            return
+        if self._is_due:
+            raise KeyboardInterrupt
+        self._is_due = True
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def _interrupt_if_due(self) -> None:
         if self._is_due:
             self._is_due = False
             raise KeyboardInterrupt
 
-    on_prediction_step = on_step_begin
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._interrupt_if_due()
+
+    on_substep_end = on_prediction_step = on_step_begin

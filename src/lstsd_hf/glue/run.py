@@ -34,7 +34,7 @@ from ..store import StoreError
 from ..training.trainer import LSTSDTrainer
 from . import words
 from .arguments import DataArguments, ModelArguments
-from .callbacks import LateInterruptCallback, LossProgressCallback
+from .callbacks import InterruptCallback, LossProgressCallback
 from .checks import check_metric, check_tokens
 from .errors import as_value_error, errors_of_a_run
 from .prepare import Job, prepare
@@ -83,15 +83,14 @@ def run(job: Job) -> dict[str, float]:
     """
     progress = LossProgressCallback()
     try:
-        with LateInterruptCallback() as interrupts:
-            return _run(job, progress, interrupts)
+        return _run(job, progress)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(how_to_resume(str(job.args.output_dir))) from stop
     finally:
         progress.close()
 
 
-def _run(job: Job, progress: LossProgressCallback, interrupts: LateInterruptCallback) -> dict[str, float]:
+def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
     model_args, data_args, args, data = job.model_args, job.data_args, job.args, job.data
     is_regression = not data.labels
 
@@ -122,6 +121,7 @@ def _run(job: Job, progress: LossProgressCallback, interrupts: LateInterruptCall
         )
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(progress)
+    interrupts = InterruptCallback()
     trainer.add_callback(interrupts)
 
     results: dict[str, float] = {}
@@ -129,11 +129,14 @@ def _run(job: Job, progress: LossProgressCallback, interrupts: LateInterruptCall
         refuse_no_batch(args, len(data.train))
         if trainer.is_world_process_zero():
             print(words.plan(job, model), flush=True)
-        results |= train(trainer, data.train, job.checkpoint)
+        with interrupts:
+            results |= train(trainer, data.train, job.checkpoint)
     if data.evaluation:
-        results |= evaluate(trainer, data.evaluation)
+        with interrupts:
+            results |= evaluate(trainer, data.evaluation)
     for name, rows in data.prediction.items():
-        outcome = trainer.predict(rows, metric_key_prefix="predict")
+        with interrupts:
+            outcome = trainer.predict(rows, metric_key_prefix="predict")
         if trainer.is_world_process_zero():
             found = to_task(predicted(outcome.predictions, is_regression))
             write_predictions(Path(str(args.output_dir), name), data.labels, data_args.task_name, rows["idx"], found)
