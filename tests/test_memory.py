@@ -9,7 +9,7 @@ import torch
 
 from lstsd_hf.method.heads import Classes, Labels, Scores
 from lstsd_hf.method.many_rows import Spans, Tokens, Vocabulary
-from lstsd_hf.method.memory import BINS, Counters, MemoryMeter, noise_share
+from lstsd_hf.method.memory import BINS, MODEL_ERROR_OF_LOSSES, Counters, MemoryMeter, noise_share
 
 EPOCHS = 6
 
@@ -88,11 +88,15 @@ def test_losses_are_split_in_their_own_unit() -> None:
     """A loss is made of hits: 8 for a miss. The parts are 8 times those of the hits, upside down."""
     epochs, _ = simulated(4000, [0.5, 0.75, 0.8, 0.81, 0.815, 0.82, 0.82], 0.4, seed=0)
     for_hits, for_losses = MemoryMeter(), MemoryMeter(of_losses=True)
+    errors = []
     for counters in epochs:
         hits = for_hits.fold(counters)
         losses = for_losses.fold(as_losses(counters, 8.0))
+        own = MODEL_ERROR_OF_LOSSES * for_losses.state()["numbers"][-1]
+        errors.append((losses.honest_error > own, losses.memorised_error > own))
     assert losses.honest == pytest.approx(8 * (1 - hits.honest), abs=0.3)
     assert losses.memorised == pytest.approx(8 * hits.memorised, abs=0.3)
+    assert errors == [(True, False), *[(True, True)] * (len(errors) - 1)]  # nothing can be by heart in epoch 0
     memory, error = for_losses.now(8 * 100, 1000)  # a mean loss of 0.8 in the epoch so far
     assert memory == pytest.approx(losses.honest - 0.8)
     assert error > losses.honest_error
