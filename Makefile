@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer, and a package index; all else they install into .venv.
+# `make demo` and `make test` need Python 3.10 or newer and a package index. They install everything else into .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -17,11 +17,11 @@ lint: $(VENV)/test.installed
 	$(BIN)/mypy
 	$(MAKE) docs
 
-# The documentation as a site in build/site, with every link between its pages checked.
+# Builds the documentation as a site in build/site, and checks every link between its pages.
 docs: $(VENV)/test.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-# One environment for both: the demo's packages are also what a test trains on.
+# The demo and the tests share one environment, because tests also train on the demo's packages.
 $(VENV)/%.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'

@@ -2,8 +2,8 @@
 
     python examples/causal_lm.py --model distilgpt2 --data text.txt --output_dir out
 
-The text is cut into blocks, which are the samples. Of each predicted token the `--logits_top_k` most probable classes
-are kept, and the mass of all others.
+The text is cut into blocks, and each block is a sample. For each predicted token the run keeps the `--logits_top_k`
+most probable classes, and the total probability of all others.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str

@@ -2,8 +2,8 @@
 
     python examples/clean_labels.py --model distilbert-base-uncased --data reviews.csv --output_dir out
 
-`--data` is a CSV file with the columns "text" and "label". The report is out/_report/report.html, the rows that are
-left are out/clean.csv, and the second run is in out/retrained.
+`--data` is a CSV file with the columns "text" and "label". The report is out/_report/report.html, the remaining rows
+are out/clean.csv, and the second run is in out/retrained.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, clean, write_report
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str
@@ -26,7 +26,7 @@ class Arguments:
 
 
 def train(arguments: Arguments, config: LSTSDConfig, data: str) -> None:
-    """A run on the rows of a file; a row's position is its sample id."""
+    """Trains on the rows of a file. A row's position is its sample id."""
     rows = Dataset.from_csv(data).class_encode_column("label")
     names = rows.features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -49,7 +49,7 @@ def train(arguments: Arguments, config: LSTSDConfig, data: str) -> None:
 def main() -> None:
     arguments, config = HfArgumentParser((Arguments, LSTSDConfig)).parse_args_into_dataclasses()
     folder = Path(config.output_dir)
-    # What was predicted early on tells most, so every epoch is kept.
+    # Early predictions say most about wrong labels, so keep every epoch.
     train(arguments, dataclasses.replace(config, logits_retention="all"), arguments.data)
     print(write_report(folder, arguments.data, "text"))
     print(clean(folder, arguments.data, folder / "clean.csv", drop=True))

@@ -14,19 +14,19 @@ from lstsd_hf import DistillationArguments, LSTSDMixin, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str
 
 
 class CrossEncoderTrainer(LSTSDMixin, cross_encoder.CrossEncoderTrainer):
-    """The library's trainer, which learns from its past."""
+    """The trainer of sentence-transformers, which also learns from its own earlier predictions."""
 
 
 @dataclass
 class CrossEncoderConfig(DistillationArguments, cross_encoder.CrossEncoderTrainingArguments):
-    """The library's settings, and the method's."""
+    """The settings of sentence-transformers and of the method."""
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""A small classifier learns from a large one, whose predictions are kept on disk.
+"""Trains a small classifier on the predictions of a large one, which are kept on disk.
 
     python examples/text_classification.py --model bert-large-uncased --data reviews.csv --output_dir teacher
     python examples/distillation.py --model distilbert-base-uncased --teacher teacher --data reviews.csv \
         --output_dir out
 
-`--data` is a CSV file with the columns "text" and "label". With `--long_term_weight 0 --short_term_weight 0` the large
-one teaches alone.
+`--data` is a CSV file with the columns "text" and "label". With `--long_term_weight 0 --short_term_weight 0` only the
+large model teaches.
 """
 
 import os
@@ -19,7 +19,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, add_sample_ids, record_predictio
 
 @dataclass
 class Arguments:
-    """Who learns what from whom."""
+    """The student, its teacher and the training data."""
 
     model: str
     teacher: str

@@ -1,9 +1,9 @@
-"""Classes of images, from a folder with a folder of images for each class.
+"""Classifies images, from a folder that holds one folder of images for each class.
 
     python examples/image_classification.py --model google/vit-base-patch16-224-in21k --data images --output_dir out \
         --remove_unused_columns false
 
-Images are read and resized when a batch asks for them; `--remove_unused_columns false` keeps them until then.
+Images are read and resized when a batch needs them; `--remove_unused_columns false` keeps their column until then.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str

@@ -1,9 +1,9 @@
-"""Answers as spans of a text, from a JSON file in SQuAD's format.
+"""Extractive question answering, from a JSON file in SQuAD's format.
 
     python examples/question_answering.py --model distilbert-base-uncased --data train-v1.1.json --output_dir out
 
-A long text is cut into overlapping features. A feature is a sample: its start and end scores are kept. One without the
-answer, or of a question without one, points at its first token.
+A long text is cut into overlapping features. Each feature is a sample, whose start and end logits are recorded. A
+feature that does not hold the whole answer, or whose question has none, points at its first token.
 """
 
 import json
@@ -18,7 +18,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str
@@ -27,7 +27,7 @@ class Arguments:
 
 
 def read_questions(path: str) -> Dataset:
-    """The columns "question", "context", "answer" and "start", which is -1 where there is no answer."""
+    """Reads the columns "question", "context", "answer" and "start"; start is -1 where there is no answer."""
     paragraphs = [
         paragraph
         for article in json.loads(Path(path).read_text(encoding="utf-8"))["data"]
@@ -82,7 +82,7 @@ def main() -> None:
     trainer = LSTSDTrainer(
         model=AutoModelForQuestionAnswering.from_pretrained(arguments.model),
         args=config,
-        train_dataset=add_sample_ids(features),  # of the features: one question may have several
+        train_dataset=add_sample_ids(features),  # one id for each feature: a question may have several
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
     )

@@ -2,8 +2,8 @@
 
     python examples/record_a_plain_trainer.py --model distilbert-base-uncased --data reviews.csv --output_dir out
 
-`--data` is a CSV file with the columns "text" and "label". Nothing is distilled: weights and log are those of the same
-script without the marked line. It ends with the ten rows whose label is the most likely to be wrong.
+`--data` is a CSV file with the columns "text" and "label". Nothing is distilled: the weights and losses equal those of
+the same script without the marked line. At the end it prints the ten rows whose labels are most likely to be wrong.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Trainer = PredictionRecorder(Trainer)  # the line
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str

@@ -1,4 +1,4 @@
-"""A score for a pair of texts, from a CSV file with the columns "text", "other" and "label".
+"""Predicts a score for a pair of texts, from a CSV file with the columns "text", "other" and "label".
 
 python examples/regression.py --model distilbert-base-uncased --data pairs.csv --output_dir out
 """
@@ -14,7 +14,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str

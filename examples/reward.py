@@ -2,7 +2,7 @@
 
     python examples/reward.py --model Qwen/Qwen2.5-0.5B --data preferences.jsonl --output_dir out
 
-The two scores of a pair are two classes, of which the chosen one is right.
+The two scores of a pair count as the logits of two classes, and the chosen answer is the right class.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from lstsd_hf import DistillationArguments, LSTSDMixin, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str
 
 
 class RewardTrainer(LSTSDMixin, trl.RewardTrainer):
-    """TRL's trainer, which learns from its past."""
+    """TRL's trainer, which also learns from its own earlier predictions."""
 
 
 @dataclass
 class RewardConfig(DistillationArguments, trl.RewardConfig):
-    """TRL's settings, and the method's."""
+    """The settings of TRL and of the method."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Translation, summaries, paraphrases: from a CSV file with the columns "source" and "target".
+"""Translation, summarisation or paraphrasing, from a CSV file with the columns "source" and "target".
 
     python examples/seq2seq.py --model google-t5/t5-small --data pairs.csv --output_dir out --predict_with_generate
 
@@ -22,7 +22,7 @@ from lstsd_hf import DistillationArguments, LSTSDMixin, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str
@@ -30,12 +30,12 @@ class Arguments:
 
 
 class Trainer(LSTSDMixin, Seq2SeqTrainer):
-    """The trainer of sequences, which learns from its past."""
+    """`Seq2SeqTrainer`, which also learns from its own earlier predictions."""
 
 
 @dataclass
 class Config(DistillationArguments, Seq2SeqTrainingArguments):
-    """Its settings, and the method's."""
+    """The settings of `Seq2SeqTrainer` and of the method."""
 
 
 def main() -> None:

@@ -17,19 +17,19 @@ from lstsd_hf import DistillationArguments, LSTSDMixin, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str
 
 
 class SFTTrainer(LSTSDMixin, trl.SFTTrainer):
-    """TRL's trainer, which learns from its past."""
+    """TRL's trainer, which also learns from its own earlier predictions."""
 
 
 @dataclass
 class SFTConfig(DistillationArguments, trl.SFTConfig):
-    """TRL's settings, and the method's."""
+    """The settings of TRL and of the method."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Classes of texts, from a CSV file with the columns "text" and "label".
+"""Classifies texts, from a CSV file with the columns "text" and "label".
 
     python examples/text_classification.py --model distilbert-base-uncased --data reviews.csv --output_dir out
 
@@ -18,7 +18,7 @@ from lstsd_hf import LSTSDConfig, LSTSDTrainer, add_sample_ids
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str

@@ -1,9 +1,10 @@
-"""Tags of words: named entities from a CoNLL file, or parts of speech from a CoNLL-U file of Universal Dependencies.
+"""Tags words: named entities from a CoNLL file, or parts of speech from a CoNLL-U file of Universal Dependencies.
 
     python examples/token_classification.py --model distilbert-base-cased --data train.conll --eval_data dev.conll \
         --output_dir out
 
-The first piece of a word has the word's tag, the others have none. The prediction for each tagged piece is kept.
+The first token of a word carries the word's tag; its other tokens have no label. The prediction for each labelled
+token is recorded.
 """
 
 import re
@@ -26,7 +27,7 @@ NO_LABEL = -100
 
 @dataclass
 class Arguments:
-    """What to train on what."""
+    """The model and the training data."""
 
     model: str
     data: str
@@ -35,13 +36,13 @@ class Arguments:
 
 
 def read_sentences(path: str) -> Dataset:
-    """The columns "tokens" and "tags", a row for each sentence."""
+    """Reads the columns "tokens" and "tags", with a row for each sentence."""
     is_universal = path.endswith(".conllu")
     word, tag = (1, 3) if is_universal else (0, 1)
     tokens, tags = [], []
     for block in re.split(r"\n\s*\n", Path(path).read_text(encoding="utf-8")):
         lines = [line.split("\t") for line in block.splitlines() if line.strip()]
-        if is_universal:  # without comments, and without lines about several words or none
+        if is_universal:  # skip comments, multiword tokens and empty nodes
             lines = [line for line in lines if line[0].isdigit()]
         if lines:
             tokens.append([line[word] for line in lines])

@@ -5,8 +5,8 @@
 
 Four heads: entities (WNUT-17: wnut17-train.conll, wnut17-test.conll), parts of speech (the English Web Treebank:
 ewt-dev.conllu to train on, ewt-test.conllu to test on), spans (xquad-en.json), and a language model of the sentences
-in GLUE's RTE and MRPC. A seed sets the rows that are drawn, the first weights of what is new, the order of the rows
-and dropout, and every method sees the same. A finished run is a line of the results file, and is not done again.
+in GLUE's RTE and MRPC. A seed sets which rows are drawn, the initial values of new weights, the order of the rows and
+dropout, so that every method sees the same. Each finished run adds a line to the results file, and is not repeated.
 """
 
 import argparse
@@ -72,11 +72,11 @@ class Size:
     """How large a head's runs are.
 
     Attributes:
-        train_samples: Sentences, features, or blocks, drawn by the seed.
-        test_samples: At most so many are tested on.
-        max_length: In pieces of words; a block of the language model has so many.
-        num_hidden_layers: Of the model.
-        training: `LSTSDConfig` fields that differ from those of the other heads.
+        train_samples: How many sentences, features or blocks to train on; the seed draws them.
+        test_samples: The largest number to test on.
+        max_length: The largest number of tokens; a block of the language model has exactly this many.
+        num_hidden_layers: The number of the model's layers.
+        training: `LSTSDConfig` fields that replace the plan's for this head.
     """
 
     train_samples: int
@@ -88,7 +88,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     head: str
     size: Size
@@ -99,17 +99,17 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Names all that the result depends on, the method by its settings."""
+        """A hash of everything that the result depends on. The method counts by its settings, not by its name."""
         facts = {name: value for name, value in asdict(self).items() if name != "method"}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
 class Task:
-    """What a run trains and tests.
+    """The model and the rows of a run.
 
     Attributes:
-        score: The metrics, from what the trainer predicts for `test`.
+        score: Computes the metrics from what the trainer predicts for `test`.
     """
 
     model: Any
@@ -120,13 +120,13 @@ class Task:
 
 
 def runs_of(plan: dict[str, Any]) -> Iterator[Run]:
-    """The runs of a YAML file, seeds first: what there is at any time is paired."""
+    """The runs of a YAML file, one seed after the other, so that finished runs can be paired at any time."""
     for seed, head, method in itertools.product(plan["seeds"], plan["heads"], plan["methods"]):
         size = Size(**plan["heads"][head])
         given = plan["training"] | size.training | plan["methods"][method]
         chosen = many_rows_head(PROBLEMS[head], k=8)
         assert chosen is not None
-        # A result's line says what it was made with.
+        # A null weight becomes a number, so that the line of a result says which one was used.
         settings = {name: chosen.default_weight if value is None else value for name, value in given.items()}
         yield Run(head, size, method, seed, settings, plan["model_name_or_path"])
 
@@ -135,14 +135,14 @@ def runs_of(plan: dict[str, Any]) -> Iterator[Run]:
 
 
 def read_sentences(path: Path) -> list[tuple[list[str], list[str]]]:
-    """Words and tags of a CoNLL or CoNLL-U file."""
+    """The words and tags of each sentence of a CoNLL or CoNLL-U file."""
     is_universal = path.suffix == ".conllu"
     word, tag = (1, 3) if is_universal else (0, 1)
     blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
     sentences = []
     for block in blocks:
         lines = [line.split("\t") for line in block.splitlines() if line.strip()]
-        if is_universal:  # without comments, and without lines about several words or none
+        if is_universal:  # skip comments, multiword tokens and empty nodes
             lines = [line for line in lines if line[0].isdigit()]
         if lines:
             sentences.append(([line[word] for line in lines], [line[tag] for line in lines]))
@@ -150,7 +150,7 @@ def read_sentences(path: Path) -> list[tuple[list[str], list[str]]]:
 
 
 def tagging(run: Run, train_file: Path, test_file: Path) -> Task:
-    """Tags of words; the first piece of a word has its tag."""
+    """Tagging of words; the first token of a word carries the word's tag."""
     everything, held_out = read_sentences(train_file), read_sentences(test_file)[: run.size.test_samples]
     order = np.random.default_rng(run.seed).permutation(len(everything))
     drawn = [everything[i] for i in order[: run.size.train_samples]]
@@ -191,9 +191,10 @@ def tagging(run: Run, train_file: Path, test_file: Path) -> Task:
 
 
 def spans(run: Run, path_of_questions: Path) -> Task:
-    """Answers as spans of a passage: of a text's overlapping features, the first that holds the answer.
+    """Extractive question answering.
 
-    Questions that take more than half of the length are left out.
+    Of a passage's overlapping features only the first that holds the whole answer is used. Questions that take more
+    than half of the length are left out.
     """
     articles = json.loads(path_of_questions.read_text(encoding="utf-8"))["data"]
     path = resolve_package(run.model_name_or_path)
@@ -223,7 +224,7 @@ def spans(run: Run, path_of_questions: Path) -> Task:
                         yield columns | {"start_positions": inside[0], "end_positions": inside[-1]}
                         break
 
-    # A text's questions are all in one part.
+    # All questions about one article go into the same part.
     order = np.random.default_rng(run.seed).permutation(len(articles))
     by_article = [list(features_of(articles[i])) for i in order]
     test: list[dict[str, Any]] = []
@@ -253,7 +254,7 @@ def spans(run: Run, path_of_questions: Path) -> Task:
 
 
 def language(run: Run, glue_dir: Path) -> Task:
-    """A small language model with random weights, of sentences joined to blocks."""
+    """A small language model with random weights, on sentences joined into blocks."""
     texts: dict[str, None] = {}
     for task, column in (("RTE", "sentence1"), ("MRPC", "#1 String")):
         with (glue_dir / task / "train.tsv").open(encoding="utf-8-sig", newline="") as file:
@@ -302,7 +303,7 @@ def task_of(run: Run, data_dir: Path, glue_dir: Path) -> Task:
 
 
 def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
-    """Trains and tests; what comes back is a line of the results file."""
+    """Trains and tests; returns a line of the results file."""
     set_seed(run.seed)
     task = task_of(run, data_dir, glue_dir)
     with tempfile.TemporaryDirectory() as folder:
@@ -314,7 +315,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
             report_to=[],
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
-            prediction_loss_only=run.head == "language",  # all logits of the test set would fill the memory
+            prediction_loss_only=run.head == "language",  # the logits of the whole test set would fill the memory
             label_names=["start_positions", "end_positions"] if run.head == "spans" else ["labels"],
             **run.settings,
         )
@@ -341,7 +342,7 @@ def told(line: dict[str, Any]) -> str:
 
 
 def tables(runs: Sequence[Run], lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: of each metric the mean and standard deviation of plain, and each method's paired difference to it."""
+    """Markdown: for each metric plain's mean and standard deviation, and each method's paired difference to plain."""
     by_key = {line["key"]: line for line in lines}
     found = {(run.head, run.method, run.seed): by_key[run.key] for run in runs if run.key in by_key}
     methods = [method for method in dict.fromkeys(run.method for run in runs) if method != "plain"]
@@ -371,11 +372,11 @@ def tables(runs: Sequence[Run], lines: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, such as configs/quality/heads.yaml")
-    parser.add_argument("--data_dir", type=Path, default=Path("DATA"), help="where the CoNLL and JSON files are")
+    parser.add_argument("--data_dir", type=Path, default=Path("DATA"), help="the folder of the CoNLL and JSON files")
     parser.add_argument("--glue_dir", type=Path, default=Path("GLUE"), help="a folder in GLUE's own TSV layout")
-    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
-    parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the table, and train nothing")
+    parser.add_argument("--results", type=Path, help="the file that each finished run adds a line to")
+    parser.add_argument("--workers", type=int, default=2, help="number of parallel runs; they share the cores")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the table; train nothing")
     arguments = parser.parse_args(argv)
     if (arguments.results is None) == (arguments.report is None):
         parser.error("expected either --results FILE, to train, or --report FILE, to make the table")

@@ -1,12 +1,13 @@
-"""How right the targets of trust by honesty are, and how little its constants matter, on kept histories.
+"""Measures on recorded histories how right the targets of trust by honesty are, and how much its constants matter.
 
     python scripts/benchmark_labels.py --data_dir GLUE --results results.jsonl --histories DIR
     python scripts/benchmark_honest.py DIR > honest-targets.md
 
-A history is what a plain run predicted of its training samples by epoch, with their labels and the true ones. The
-target of an epoch is what would teach in it: made of the short-term teacher and, with mini-generations of two epochs,
-of the long-term one. It is the better, the lower the mean negative log-likelihood of the true labels is, in nats.
-Nothing is trained here; what training with such targets brings: benchmark_quality.py.
+A history holds what a plain run predicted for its training samples in each epoch, their labels and the true labels.
+The target of an epoch is what the model would learn from in it: it is made from the short-term teacher and, with
+mini-generations of two epochs, the long-term one. A target is better if the mean negative log-likelihood of the true
+labels, in nats, is lower. Nothing is trained here; benchmark_quality.py measures what training with such targets
+gains.
 """
 
 import argparse
@@ -25,13 +26,13 @@ from lstsd_hf.method import honest
 from lstsd_hf.method.honest import Honest, LabelShares, label_evidence, witness
 from lstsd_hf.method.memory import Measured
 
-EPOCHS = (3, 5)  # that the targets are of, counted from 0: the first with an open gate, and the last
+EPOCHS = (3, 5)  # of the targets, counted from 0: the first in which the gate can be open, and the last
 K = 2
-LEAST = 1e-3  # no target is so sure that one sample decides
+LEAST = 1e-3  # the least probability that counts, so that no single sample decides the mean
 
 Change = dict[str, Any]
-# Which teachers there are, whether their memory is taken out, and how the share of wrong labels is known: "counted",
-# "true", or "" for a target without the label. In capitals: other values of the rule's constants.
+# The teachers, whether memory is taken out of their predictions, and where the share of wrong labels comes from:
+# "counted", "true", or "" for a target without the label. Names in capitals replace constants of the rule.
 RULE: Change = {"teachers": ["long", "short"], "forgets": True, "wrong": "counted"}
 CHANGES: dict[str, Change] = {
     "the rule": RULE,
@@ -48,12 +49,12 @@ CHANGES: dict[str, Change] = {
 
 
 def target(history: History, said: Sequence[Measured], epoch: int, change: Change) -> np.ndarray:
-    """(N, C) probabilities: what teaches in an epoch.
+    """The target of an epoch: (N, C) probabilities.
 
     Args:
-        history: Of a plain run.
-        said: What was measured after each of its epochs.
-        epoch: That which is taught, at least K + 1.
+        history: The history of a plain run.
+        said: What the memory meter measured after each of its epochs.
+        epoch: The epoch in which the target would teach, at least K + 1.
         change: One of `CHANGES`.
     """
     given, classes = history.given, history.logits.shape[-1]
@@ -71,17 +72,17 @@ def target(history: History, said: Sequence[Measured], epoch: int, change: Chang
 
 
 def wrong_share(history: History, wrong: str) -> float:
-    """The share of labels that are wrong, "true" or "counted"."""
+    """The share of wrong labels: the true share if `wrong` is "true", else the one counted from predictions."""
     return float((history.given != history.true).mean()) if wrong == "true" else history.wrong_share()
 
 
 def loss(probabilities: np.ndarray, true: np.ndarray) -> float:
-    """The mean negative log-likelihood of (N,) classes, in nats."""
+    """The mean negative log-likelihood in nats of the (N,) true classes, given (N, C) probabilities."""
     return float(-np.log(np.maximum(probabilities[np.arange(len(true)), true], LEAST)).mean())
 
 
 def losses(folder: Path) -> Iterator[tuple[tuple[str, float], int, str, float]]:
-    """(task and noise), epoch, change and loss, of each history of a plain run on labels of which some are wrong."""
+    """Yields (task, noise), epoch, change and loss for each history of a plain run with some wrong labels."""
     for run in (Run.of(path.stem) for path in sorted(folder.glob("*.npz"))):
         if not run.noise or (run.rows, run.method) != ("dirty", "plain"):
             continue
@@ -95,7 +96,7 @@ def losses(folder: Path) -> Iterator[tuple[tuple[str, float], int, str, float]]:
 
 
 def report(folder: Path) -> str:
-    """Markdown: the rule's loss by epoch and share of wrong labels, a mean of tasks; and what changes add to it."""
+    """Markdown: the rule's loss by epoch and share of wrong labels, averaged over tasks, and what each change adds."""
     found: dict[tuple[int, str, tuple[str, float]], list[float]] = defaultdict(list)
     for cell, epoch, name, value in losses(folder):
         found[epoch, name, cell].append(value)
@@ -107,7 +108,7 @@ def report(folder: Path) -> str:
     columns = [(epoch, noise) for epoch in EPOCHS for noise in sorted({noise for _, noise in cells})]
 
     def means(name: str) -> np.ndarray:
-        """(columns,) each a mean over tasks of the mean over their runs."""
+        """(columns,): for each column, the mean over tasks of the mean over a task's runs."""
         chosen = (
             [np.mean(found[epoch, name, cell]) for cell in cells if cell[1] == noise] for epoch, noise in columns
         )
@@ -124,7 +125,7 @@ def report(folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("histories", type=Path, help="the folder that benchmark_labels.py kept them in")
+    parser.add_argument("histories", type=Path, help="the folder in which benchmark_labels.py kept the histories")
     print(report(parser.parse_args(argv).histories))
 
 

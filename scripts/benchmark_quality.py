@@ -1,15 +1,15 @@
-"""Trains a grid of (task, method, seed, label noise), and compares the methods with plain fine-tuning.
+"""Trains a grid of tasks, methods, seeds and label noise, and compares the methods with plain fine-tuning.
 
     python scripts/benchmark_quality.py CONFIG.yaml --data_dir GLUE --results results.jsonl [--workers 2]
     python scripts/benchmark_quality.py CONFIG.yaml --report results.jsonl [more.jsonl ...] [--plot out.png]
 
-Every finished run is one line of the results file, and a run that has its line is not done again: stop it and start
-it as you like, and give several files to `--report`. A method is a set of `LSTSDConfig` fields; `rival` names another
-way to train, of quality/rivals.py, `constants` other values than those of `lstsd_hf.method.honest`, and `peaks` a
-learning rate that starts anew. A seed sets
-the rows that are drawn, the labels that are changed, the head's first weights, the order of the rows and dropout, and
-every method sees the same. Where labels were changed and `logits_retention` is "all", a run also measures how well the
-report of `lstsd report` finds the changed ones: configs/quality/label_errors.yaml.
+Each finished run adds a line to the results file, and a run that has its line is not repeated, so you may stop and
+restart the script at any time. `--report` takes several files. A method is a set of `LSTSDConfig` fields. Beside them,
+`rival` names another way to train from quality/rivals.py, `constants` replaces constants of `lstsd_hf.method.honest`,
+and `peaks` restarts the learning rate during the run. A seed sets which rows are drawn, which labels are changed, the
+head's initial weights, the order of the rows and dropout, so that every method sees the same. If labels are changed
+and `logits_retention` is "all", a run also measures how well `lstsd report` finds the changed labels; see
+configs/quality/label_errors.yaml.
 """
 
 import argparse
@@ -65,10 +65,10 @@ NAMES = {
     "trec6": "TREC-6",
     "trec50": "TREC-50",
 }
-OWN_SETTINGS = ("rival", "constants", "peaks")  # of a method, beside the fields of `LSTSDConfig`
+OWN_SETTINGS = ("rival", "constants", "peaks")  # settings of a method that are not `LSTSDConfig` fields
 CALIBRATION_BINS = 15
 LOWER_IS_BETTER = ("nll", "ece")
-METER = ("honest_accuracy", "honest_loss", "memorised")  # what begins so in the log
+METER = ("honest_accuracy", "honest_loss", "memorised")  # prefixes of names in the log
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,14 @@ class Plan:
 
     Attributes:
         model_name_or_path: A folder, a name on the Hub, or `package://NAME/path`.
-        num_hidden_layers: How many of its layers are kept; None: all. A cell may say otherwise.
-        max_seq_length: Longer inputs are cut.
-        seeds: One run for each.
-        cells: (task, label noise) pairs, and which rows each has: see `Cell`; and `num_hidden_layers`, and `methods`
-            where not all are run.
+        num_hidden_layers: How many of the model's first layers are kept; None: all. A cell may override it.
+        max_seq_length: Longer inputs are truncated to this many tokens.
+        seeds: Every method runs once for each seed.
+        cells: The fields of each `Cell`, and optionally `num_hidden_layers`, and `methods` if only some are run.
         training: `LSTSDConfig` fields of every run.
-        methods: `LSTSDConfig` fields by method. "plain" and "plain_short" are what the others are compared with. A
-            teacher's weight that is null is the default for the task.
-        tuning: Test on the rows that are reserved for tuning, instead of on the test rows.
+        methods: `LSTSDConfig` fields by method. The others are compared with "plain" and "plain_short". A teacher's
+            weight of null means the default for the task.
+        tuning: Whether to test on the rows reserved for tuning instead of the test rows.
     """
 
     model_name_or_path: str
@@ -98,7 +97,7 @@ class Plan:
     tuning: bool = False
 
     def runs(self) -> Iterator["Run"]:
-        """Seeds first: what there is at any time is paired."""
+        """All runs, one seed after the other, so that finished runs can be paired at any time."""
         for seed, cell, method in itertools.product(self.seeds, self.cells, self.methods):
             cell = {"num_hidden_layers": self.num_hidden_layers, "methods": self.methods, **cell}
             num_hidden_layers, methods = cell.pop("num_hidden_layers"), cell.pop("methods")
@@ -121,7 +120,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     cell: Cell
     method: str
@@ -134,20 +133,20 @@ class Run:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """`LSTSDConfig` fields."""
+        """The settings that are `LSTSDConfig` fields."""
         return {name: value for name, value in self.settings.items() if name not in OWN_SETTINGS}
 
     @property
     def key(self) -> str:
-        """Names all that the result depends on, the method by its settings."""
+        """A hash of everything that the result depends on. The method counts by its settings, not by its name."""
         facts = {name: value for name, value in asdict(self).items() if name != "method"}
         if self.cell.flips == "evenly":
-            facts["cell"].pop("flips")  # results from before there were others
+            facts["cell"].pop("flips")  # so that results from before other flips existed keep their key
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def with_default_weights(settings: dict[str, Any], task: str) -> dict[str, Any]:
-    """The settings, with numbers for teachers' weights that are None: a result's line says what it was made with."""
+    """The settings, with the task's default for teachers' weights that are None, so that a line has the numbers."""
     weight = (Scores if task == "stsb" else Classes).default_weight
     weights = {"long_term_weight": weight, "short_term_weight": weight}
     return {name: weights.get(name) if value is None else value for name, value in settings.items()}
@@ -161,7 +160,7 @@ def read_plan(path: str) -> Plan:
 
 
 def train(run: Run, data_dir: str) -> dict[str, Any]:
-    """Trains and tests; what comes back is a line of the results file."""
+    """Trains and tests; returns a line of the results file."""
     data = split(run.cell, run.seed, run.tuning, data_dir)
     path = resolve_package(run.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -236,13 +235,13 @@ def train(run: Run, data_dir: str) -> dict[str, Any]:
 
 
 def metered(log: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the log said last of what was learnt, and what was memorised."""
+    """The last entry of the log on what was learnt and what was memorised."""
     said = [entry for entry in log if "memorised" in entry]
     return {name: value for name, value in said[-1].items() if name.startswith(METER)} if said else {}
 
 
 def in_cycles(trainer: LSTSDTrainer, peaks: Sequence[float]) -> LambdaLR:
-    """A learning rate that starts anew at each of these shares of the highest, and each time falls to 0 in a line."""
+    """A learning rate with one cycle for each peak, a share of the highest rate, from which it falls linearly to 0."""
     args = trainer.args
     steps = args.num_train_epochs * math.ceil(len(trainer.train_dataset) / args.per_device_train_batch_size)
 
@@ -257,10 +256,10 @@ def scores(task: str, logits: Any, labels: Any, train_labels: Iterable[float]) -
     """The task's metrics; for classes also negative log-likelihood, calibration error and the majority's accuracy.
 
     Args:
-        task: Its metrics are GLUE's; "score" is the one that tables show.
+        task: Sets the metrics, which are GLUE's. The one that tables show is also returned as "score".
         logits: (N, C).
         labels: (N,) true labels.
-        train_labels: The labels that the model was trained on, which say what the majority is.
+        train_labels: The labels that the model was trained on. They set the majority class.
     """
     regression = logits.shape[-1] == 1
     name = "classification" if task in (ROTTEN_TOMATOES, *TREC) else task
@@ -278,7 +277,7 @@ def scores(task: str, logits: Any, labels: Any, train_labels: Iterable[float]) -
 
 
 def found_errors(report: Path, mislabelled: Sequence[int]) -> dict[str, float]:
-    """How well the mislabelled samples are found by the report's noise score, and by two scores that others use.
+    """How well the report's noise score, and two common scores, find the mislabelled samples.
 
     Args:
         report: The folder that `lstsd report` wrote.
@@ -286,7 +285,7 @@ def found_errors(report: Path, mislabelled: Sequence[int]) -> dict[str, float]:
 
     Returns:
         For each score "X": "X_auc", the area under the ROC curve (chance: 0.5); "X_precision", the share of
-        mislabelled samples among the W first; "X_recall", the share of them that is among the 2 W first.
+        mislabelled samples among the first W; "X_recall", the share of all mislabelled samples among the first 2 W.
     """
     samples = pq.read_table(report / "samples.parquet").to_pandas().set_index("sample_id")
     probs, labels = np.load(report / "pred_probs.npy"), np.load(report / "labels.npy")
@@ -308,7 +307,7 @@ def found_errors(report: Path, mislabelled: Sequence[int]) -> dict[str, float]:
 
 
 def calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error (Guo et al., 2017): |accuracy - confidence| over bins of equal width, by their share.
+    """Expected calibration error (Guo et al., 2017): |accuracy - confidence| over bins of equal width, by share.
 
     Args:
         probs: (N, C).
@@ -328,13 +327,13 @@ def told(line: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method against a baseline, paired by seed.
+    """A method compared with a baseline, paired by seed.
 
     Attributes:
-        mean: Of method minus baseline.
-        half_width: Of the paired-t 95 % interval; NaN for a single seed.
-        wins: Seeds in which the method is better.
-        losses: Seeds in which it is worse.
+        mean: The mean of method minus baseline.
+        half_width: The half-width of the paired-t 95 % interval; NaN for a single seed.
+        wins: The number of seeds in which the method is better.
+        losses: The number of seeds in which it is worse.
     """
 
     mean: float
@@ -344,7 +343,7 @@ class Difference:
 
 
 def paired(method: np.ndarray, baseline: np.ndarray, lower_is_better: bool = False) -> Difference:
-    """Compares two (seeds,) arrays of the same seeds."""
+    """Compares two arrays (seeds,) of the same seeds."""
     gaps = method - baseline
     n = len(gaps)
     half = float(student_t.ppf(0.975, n - 1) * gaps.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
@@ -367,7 +366,7 @@ class Results:
         self._seeds = plan.seeds
 
     def values(self, cell: Cell, method: str, metric: str, beside: str | None = None) -> np.ndarray:
-        """(seeds,) in percent (but nll), of the seeds for which the method and the one `beside` it were run."""
+        """(seeds,): the metric, x 100 except nll, for the seeds that were run with the method and with `beside`."""
         found = [
             self._lines[(cell, method, seed)].get(metric, np.nan)
             for seed in self._seeds
@@ -377,7 +376,7 @@ class Results:
         return values if metric == "nll" else 100 * values
 
     def meter_errors(self) -> Iterator[tuple[str, tuple[float, float]]]:
-        """By run: its method; how far honest accuracy is from the truth, and the error of that as it is told."""
+        """Yields for each run its method, honest accuracy minus the truth, and that difference's standard error."""
         for (cell, method, _), line in self._lines.items():
             if cell.flips != "evenly" or "drawn_accuracy" not in line or "honest_accuracy" not in line:
                 continue
@@ -387,11 +386,11 @@ class Results:
             yield method, (line["honest_accuracy"] - truth, math.hypot(line["honest_accuracy_error"], truth_error))
 
     def is_planned(self, cell: Cell, method: str) -> bool:
-        """Whether the plan has the method there: a regression has no label smoothing."""
+        """Whether the plan has the method in this cell. A regression, for one, has no label smoothing."""
         return (cell, method) in self._planned
 
     def counts(self, cell: Cell) -> bool:
-        """Whether plain fine-tuning clearly beats the majority class: its mean by two standard errors over seeds."""
+        """Whether plain fine-tuning beats the majority class by over two standard errors of the mean over seeds."""
         if cell.task == "stsb":
             scores, chance = self.values(cell, "plain", "score"), 0.0
         else:
@@ -401,7 +400,7 @@ class Results:
 
 
 def average(results: Results, cells: Sequence[Cell], method: str, baseline: str, metric: str) -> Difference | None:
-    """The paired difference of the means over the cells that the method is planned for; None where one has no runs."""
+    """The paired difference of means over the cells that the method is planned for; None if one has no runs."""
     pairs = [
         (results.values(cell, method, metric, baseline), results.values(cell, baseline, metric, method))
         for cell in cells
@@ -428,7 +427,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def tables(results: Results) -> str:
-    """Markdown: each metric's mean and standard deviation, and the paired differences to plain fine-tuning."""
+    """Markdown: the mean and standard deviation of each metric, and paired differences to plain fine-tuning."""
     counted = [cell for cell in results.cells if results.counts(cell)]
     clean, noisy = ([cell for cell in counted if bool(cell.noise) is bad] for bad in (False, True))
     groups = {"mean, clean": clean, "mean, noisy": noisy}
@@ -485,10 +484,10 @@ def tables(results: Results) -> str:
 
 
 def of_meter(results: Results) -> str:
-    """Markdown: the log's last word of honest accuracy beside the accuracy on rows drawn as the training rows are.
+    """Markdown: the last honest accuracy of the log, compared with the accuracy on rows drawn like the training rows.
 
-    Of cells whose labels are right, or changed evenly, so that agreement with labels as noisy can be told. Empty where
-    no run has both.
+    Only cells with right labels or even flips count, because there the accuracy gives the agreement with equally noisy
+    labels. Empty if no run has both.
     """
     rows = []
     for method in [None, *results.methods]:
@@ -559,14 +558,14 @@ def plot(results: Results, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file: see Plan")
+    parser.add_argument("config", help="a YAML file, such as configs/quality/evidence.yaml")
     parser.add_argument("--data_dir", default="GLUE", help="a folder in GLUE's own TSV layout")
-    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
+    parser.add_argument("--results", type=Path, help="the file that each finished run adds a line to")
+    parser.add_argument("--workers", type=int, default=2, help="number of parallel runs; they share the cores")
     parser.add_argument(
-        "--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables, and train nothing"
+        "--report", type=Path, nargs="+", metavar="RESULTS", help="print the tables of these results; train nothing"
     )
-    parser.add_argument("--plot", type=Path, help="with --report: the PNG to draw")
+    parser.add_argument("--plot", type=Path, help="with --report: the PNG file to draw")
     arguments = parser.parse_args(argv)
     if (arguments.results is None) == (arguments.report is None):
         parser.error("expected either --results FILE, to train, or --report FILE, to make the tables")

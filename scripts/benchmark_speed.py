@@ -1,13 +1,13 @@
-"""What LSTSD costs beside the plain Trainer, and what its store costs beside a memory copy.
+"""Measures what LSTSD costs compared with the plain Trainer, and what its store costs compared with a memory copy.
 
     pip install -e '.[benchmark]'
     python scripts/benchmark_speed.py --quick                            # every line, in a few minutes
     python scripts/benchmark_speed.py --output benchmarks/speed-cpu.json
     python scripts/benchmark_speed.py --only store growth --folder /another/disk
 
-Prints a table and writes it as JSON, with a plot beside it. Needs Linux; downloads nothing. On a machine with a GPU
-the trainings run there. The machine should do nothing else: each comparison takes turns in one process, but a busy
-machine still makes the intervals wide.
+Prints a table, writes it as JSON, and draws a plot beside the JSON file. Needs Linux; downloads nothing. If there is a
+GPU, the trainings run on it. The machine should do nothing else: the two sides of a comparison take turns in one
+process, but a busy machine still makes the intervals wide.
 """
 
 import argparse
@@ -39,11 +39,11 @@ COLORS = {True: "tab:green", False: "tab:red", None: "tab:gray"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="every line with few repeats")
-    parser.add_argument("--brief", action="store_true", help="steps of few settings: two minutes on a GPU")
+    parser.add_argument("--quick", action="store_true", help="measure every line, with few repeats")
+    parser.add_argument("--brief", action="store_true", help="time steps only, of few settings: two minutes on a GPU")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--output", type=Path, default=Path("runs/speed.json"))
-    parser.add_argument("--folder", type=Path, help="where to write: a folder on the disk to measure")
+    parser.add_argument("--folder", type=Path, help="a folder on the disk to measure")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.brief:
@@ -73,7 +73,7 @@ def quick(folder: Path) -> Scale:
 
 
 def run(sections: Sequence[str], scale: Scale, output: Path) -> list[Line]:
-    """Measures, prints each line as it comes, and after each section writes the JSON file and the plot."""
+    """Measures, prints each line at once, and writes the JSON file and the plot after each section."""
     hush()
     output.parent.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []
@@ -123,7 +123,7 @@ def machine() -> dict[str, Any]:
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
-    """The ratios with their intervals, and the goals."""
+    """Draws the ratios with their intervals, and the goals."""
     figure, axes = plt.subplots(figsize=(11, 1 + 0.24 * len(lines)))
     for height, line in enumerate(reversed(lines)):
         axes.plot([line.low, line.high], [height, height], color=COLORS[line.holds], linewidth=3, alpha=0.5)

@@ -1,17 +1,18 @@
-"""Distils a model into ones of fewer layers by a store of its predictions, and compares with plain fine-tuning.
+"""Distils a model into smaller ones through a store of its predictions, and compares with plain fine-tuning.
 
     python scripts/benchmark_teachers.py --data_dir DATA --glue_dir GLUE --work_dir WORK --results out.jsonl \\
         [--workers 2]
     python scripts/benchmark_teachers.py --steps --glue_dir GLUE --work_dir WORK --results out.jsonl
     python scripts/benchmark_teachers.py --report out.jsonl
 
-Two classifications, a tagger and a small language model: see TASKS. For each and each seed the teacher is trained,
-records what it predicts for the training rows, and students of its first layers are trained on the same rows: plain,
-with the teacher alone, and with it beside the long-term and the short-term one. All teachers come first; their stores
-and lines are in `--work_dir`. Every finished run is a line of the results, and is not done again.
+The tasks are two classifications, a tagger and a small language model: see TASKS. For each task and seed a teacher is
+trained and records its predictions for the training rows. Students with fewer layers are then trained on the same
+rows: plain, with the teacher alone, and with the teacher beside the long-term and the short-term one. All teachers
+come first; their stores and lines are in `--work_dir`. Each finished run adds a line to the results, and is not
+repeated.
 
-`--steps` measures a step instead, in a process of its own each time: plain, with the store, and with the teacher in
-memory.
+`--steps` instead measures a training step, each kind in its own process: plain, with the store, and with the teacher
+in memory.
 """
 
 import argparse
@@ -63,15 +64,14 @@ SEEDS = range(5)
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher teaches.
+    """A task, its teacher and its students.
 
     Attributes:
-        rows: Of a classification, with the rows that are reserved for tuning (see configs/quality); or of a head with
-            many rows.
-        teacher_layers: Of MiniLM, or of the language model.
-        student_layers: Of the students; those of MiniLM begin as its first layers.
-        training: `LSTSDConfig` fields that differ from TRAINING.
-        of_teacher: Those of the teacher that differ from these.
+        rows: Those of a classification, some reserved for tuning as in configs/quality; or of a head with many rows.
+        teacher_layers: The teacher's number of layers, of MiniLM or of the language model.
+        student_layers: The students' numbers of layers. On MiniLM a student starts as its first layers.
+        training: `LSTSDConfig` fields that replace those of TRAINING.
+        of_teacher: Fields that replace these in turn for the teacher.
     """
 
     rows: Cell | Size
@@ -91,7 +91,7 @@ TASKS = {
         4,
         (1, 2),
         {**SHORT_TEXTS, "learning_rate": 3e-3},
-        {"learning_rate": 1e-3},  # at that of one and two layers it is worse than they are
+        {"learning_rate": 1e-3},  # at the students' rate it is worse than the students
     ),
 }
 OF_CLASSES = {"score": "accuracy, x 100", "nll": "negative log-likelihood"}
@@ -115,16 +115,16 @@ QUIET: dict[str, Any] = {
     "disable_tqdm": True,
 }
 STEPS, WARM_UP = 30, 5
-KINDS = ("plain", "store", "memory")  # of a step
+KINDS = ("plain", "store", "memory")  # of a training step
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training run.
 
     Attributes:
-        settings: `LSTSDConfig` fields, but the store's place.
-        teacher: The key of the run whose predictions teach; None: nobody else's do.
+        settings: `LSTSDConfig` fields, except for the path of the teacher's store.
+        teacher: The key of the run whose predictions teach; None: there is no outside teacher.
     """
 
     task: str
@@ -138,13 +138,13 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Names all that the result depends on, the method by its settings."""
+        """A hash of all that the result depends on. A student's method counts by its settings, not by its name."""
         facts = {name: value for name, value in asdict(self).items() if name != "method" or value == TEACHER}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def runs_of() -> Iterator[tuple[Run, list[Run]]]:
-    """Each teacher with its students, seeds first: what there is at any time is paired."""
+    """Each teacher with its students, one seed after the other, so that finished runs can be paired at any time."""
     for seed, (task, lesson) in itertools.product(SEEDS, TASKS.items()):
         head = many_rows_head(PROBLEMS.get(task), TOP_K) or Classes()
         training = TRAINING | lesson.training | ({"logits_top_k": TOP_K} if task == "language" else {})
@@ -207,7 +207,7 @@ def task_of(run: Run, data_dir: Path, glue_dir: Path) -> Task:
 
 
 def train(run: Run, data_dir: Path, glue_dir: Path, work_dir: Path) -> dict[str, Any]:
-    """Trains and tests, and a teacher records its store; what comes back is a line of the results file."""
+    """Trains and tests; a teacher also records its store. Returns a line of the results file."""
     set_seed(run.seed)
     task = task_of(run, data_dir, glue_dir)
     outside = {} if run.teacher is None else {"outside_teacher": str(work_dir / run.teacher)}
@@ -215,7 +215,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path, work_dir: Path) -> dict[str,
         args = LSTSDConfig(
             output_dir=folder,
             seed=run.seed,
-            prediction_loss_only=run.task == "language",  # all logits of the test set would fill the memory
+            prediction_loss_only=run.task == "language",  # the logits of the whole test set would fill the memory
             **QUIET,
             **run.settings,
             **outside,
@@ -237,7 +237,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path, work_dir: Path) -> dict[str,
     }
     if run.method == TEACHER:
         store = work_dir / run.key
-        shutil.rmtree(store, ignore_errors=True)  # of a teacher that was cut off, whose weights are lost
+        shutil.rmtree(store, ignore_errors=True)  # left by a teacher that was interrupted, whose weights are lost
         started = time.perf_counter()
         record_predictions(task.model, task.train, store, task.collator, batch_size=64, top_k=TOP_K, disable_tqdm=True)
         line["record_seconds"] = round(time.perf_counter() - started, 1)
@@ -251,7 +251,7 @@ def told(line: dict[str, Any]) -> str:
 
 
 def train_grid(results: Path, data_dir: Path, glue_dir: Path, work_dir: Path, workers: int) -> None:
-    """The teachers that a run to do needs, then the students. A teacher without its store is trained again."""
+    """Trains the teachers that missing runs need, then the students. A teacher without a store is trained again."""
     done = {line["key"] for line in read(results)}
     lessons = [
         (teacher, students)
@@ -259,7 +259,7 @@ def train_grid(results: Path, data_dir: Path, glue_dir: Path, work_dir: Path, wo
         if not {teacher.key, *(student.key for student in students)} <= done
     ]
     work = functools.partial(train, data_dir=data_dir, glue_dir=glue_dir, work_dir=work_dir)
-    of_teachers = work_dir / "teachers.jsonl"  # beside their stores, so that one is never there without the other
+    of_teachers = work_dir / "teachers.jsonl"  # beside the stores, so that a line and its store come and go together
     train_all([teacher for teacher, _ in lessons], work, of_teachers, workers, told)
     for line in read(of_teachers):
         if line["key"] not in done:
@@ -281,7 +281,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 class InMemory(Trainer):
-    """The same loss as with the store, with the teacher beside the student."""
+    """Computes the same loss as with the store, but runs the teacher beside the student."""
 
     teacher: Any
 
@@ -297,7 +297,7 @@ class InMemory(Trainer):
 
 
 class Clock(TrainerCallback):
-    """The seconds of each step: of a GPU as they pass, of a CPU those it worked, as it may do other work meanwhile."""
+    """The seconds of each step: wall time on a GPU; on a CPU this process's CPU time, as other work may run there."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -316,12 +316,12 @@ class Clock(TrainerCallback):
 
 
 def first_lesson(layers: int) -> Run:
-    """Of SST-2, without what a step does not need: the test rows beside the dev set."""
+    """A run on SST-2 without the test rows beside the dev set, which a step does not need."""
     return Run("sst2", replace(TASKS["sst2"].rows, test_samples=0), layers, "", 0, {}, MODEL)
 
 
 def measure_step(kind: str, glue_dir: Path, store: str) -> dict[str, Any]:
-    """Of this process: the median seconds of a step of two layers, and the peak of its memory, or of the GPU's."""
+    """The median time of a step of two layers, and the peak memory of this process, or of the GPU if there is one."""
     lesson = TASKS["sst2"]
     task, clock = classification(first_lesson(lesson.student_layers[0]), glue_dir), Clock()
     settings = TRAINING | QUIET | {"bf16": False, "max_steps": STEPS} | OFF
@@ -360,7 +360,7 @@ def key_of_step(kind: str) -> str:
 
 def measure_steps(results: Path, glue_dir: Path, work_dir: Path) -> None:
     done = {line["key"] for line in read(results)}
-    store_of_a_fresh_teacher(glue_dir, work_dir)  # not in a process that is measured
+    store_of_a_fresh_teacher(glue_dir, work_dir)  # here, not in a process that is measured
     for kind in KINDS:
         if key_of_step(kind) in done:
             continue
@@ -371,7 +371,7 @@ def measure_steps(results: Path, glue_dir: Path, work_dir: Path) -> None:
 
 
 def store_of_a_fresh_teacher(glue_dir: Path, work_dir: Path) -> str:
-    """A store for the steps: what teaches costs the same, however good it is."""
+    """Makes a store for the steps from an untrained teacher: its quality does not change the cost."""
     path = work_dir / "steps"
     if not path.exists() or not LogitsStore.open(path).sealed_epochs:
         task = classification(first_lesson(TASKS["sst2"].teacher_layers), glue_dir)
@@ -383,9 +383,10 @@ def store_of_a_fresh_teacher(glue_dir: Path, work_dir: Path) -> str:
 
 
 def report(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown tables: of the steps, and of each task's metrics over the seeds that every method has.
+    """Markdown tables of the steps, and of each task's metrics over the seeds that all methods have.
 
-    A difference to plain has its paired-t 95 % interval, and the seeds in which the method is better and worse.
+    A difference to plain comes with its paired-t 95 % interval and the number of seeds in which the method is better
+    and worse.
     """
     parts = []
     steps = [line for line in lines if "step" in line]
@@ -423,14 +424,14 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, default=Path("DATA"), help="where the tagger's CoNLL files are")
+    parser.add_argument("--data_dir", type=Path, default=Path("DATA"), help="the folder of the tagger's CoNLL files")
     parser.add_argument("--glue_dir", type=Path, default=Path("GLUE"), help="a folder in GLUE's own TSV layout")
-    parser.add_argument("--results", type=Path, help="the file to append a line for each finished run to")
-    parser.add_argument("--work_dir", type=Path, default=Path("teachers"), help="where the teachers' stores go")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each has its share of the cores")
-    parser.add_argument("--steps", action="store_true", help="measure a step, and train nothing else")
+    parser.add_argument("--results", type=Path, help="the file that each finished run adds a line to")
+    parser.add_argument("--work_dir", type=Path, default=Path("teachers"), help="the folder for the teachers' stores")
+    parser.add_argument("--workers", type=int, default=2, help="number of parallel runs; they share the cores")
+    parser.add_argument("--steps", action="store_true", help="measure training steps instead of training the grid")
     parser.add_argument("--step", choices=KINDS, help=argparse.SUPPRESS)
-    parser.add_argument("--report", type=Path, help="print the tables of a results file, and train nothing")
+    parser.add_argument("--report", type=Path, help="print the tables of a results file; train nothing")
     arguments = parser.parse_args(argv)
     glue_dir, work_dir = arguments.glue_dir, arguments.work_dir
     if arguments.report is not None:

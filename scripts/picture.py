@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 SIZE = (1280, 960)
-COLOURS = 128  # enough for a page, and a third of the file's size
+COLOURS = 128  # enough for a page, and makes the file a third of the size
 
 
 def main(page: Path, picture: Path) -> None:

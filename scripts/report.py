@@ -1,4 +1,4 @@
-"""Writes the report of a run; the same as `lstsd report`.
+"""Writes the report of a run, like `lstsd report`.
 
 python scripts/report.py runs/mrpc --dataset train.csv --text_columns sentence1 sentence2
 """

@@ -1,4 +1,4 @@
-"""Fine-tunes on a GLUE task, or on your own files; the same as `lstsd train`.
+"""Fine-tunes on a GLUE task, or on your own files, like `lstsd train`.
 
 One process:    python scripts/run_glue.py mrpc --output_dir runs/mrpc
 Several:        torchrun --nproc_per_node 2 scripts/run_glue.py mrpc --output_dir runs/mrpc

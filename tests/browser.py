@@ -36,13 +36,13 @@ needs_browser = [
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 SAMPLES, EPOCHS = 120, 3
 WRONG = 17  # the sample that looks most wrong, and whose text is hostile
-FLIPPED = (WRONG, 2, 9, 40, 41, 55, 60, 75, 88, 101, 119)  # those whose given label is not what the model predicts
+FLIPPED = (WRONG, 2, 9, 40, 41, 55, 60, 75, 88, 101, 119)  # the given label is not the predicted class
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"><b>bold</b> &lt;i&gt;'
 CLASSES = ["bad", "<img src=x onerror='window.hacked = 3'>", "good"]
 
 
 def write_run(folder: Path, classes: list[str] = CLASSES, log: list[dict[str, Any]] | None = None) -> datasets.Dataset:
-    """A run on texts of three classes, a few of which look wrong; returns the texts."""
+    """Writes a run on texts of three classes, with a few labels that look wrong; returns the texts."""
     rng = np.random.default_rng(0)
     true = np.arange(SAMPLES) % 3
     logits = rng.normal(0, 0.3, (EPOCHS, SAMPLES, 3)) + np.array([1, 2, 3])[:, None, None] * np.eye(3)[true]
@@ -60,7 +60,7 @@ def write_run(folder: Path, classes: list[str] = CLASSES, log: list[dict[str, An
 
 
 def write_store(folder: Path, logits: Any, labels: Any, dtype: str = "float32") -> Path:
-    """A run folder with a store of (E, N, C) logits."""
+    """Writes a run folder with a store of (E, N, C) logits; returns the folder."""
     store = LogitsStore.create(folder / "_logits", logits.shape[1], logits.shape[2:], dtype, "test")
     store.write_labels(np.asarray(labels))
     for epoch, predicted in enumerate(logits):
@@ -70,12 +70,12 @@ def write_store(folder: Path, logits: Any, labels: Any, dtype: str = "float32") 
 
 
 class Browser:
-    """A window of headless Chromium that shows a page; as a context it closes, and checks that nothing went wrong."""
+    """A headless Chromium window that shows a page. At the end of a `with` block it checks for errors, then closes."""
 
     def __init__(
         self, page: Path, downloads: Path, size: str = "desktop", scheme: str = "light", script: str | None = None
     ) -> None:
-        """`script`: what runs before the page's own."""
+        """Opens the page. `script` is JavaScript that runs before the page's own."""
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
@@ -107,7 +107,7 @@ class Browser:
             self.driver.quit()
 
     def open(self) -> None:
-        """Loads the page, again where it is there."""
+        """Loads the page, or reloads it."""
         self.driver.get(self.page.as_uri())
         self.wait(lambda: self.run("return document.documentElement.dataset.ready"))
 
@@ -142,7 +142,7 @@ class Browser:
         Select(self.find(selector)).select_by_value(value)
 
     def press(self, keys: str) -> None:
-        """Presses keys, one after the other, wherever the focus is."""
+        """Sends keys one by one to the element that has the focus."""
         for key in keys:
             self.driver.switch_to.active_element.send_keys(key)
 
@@ -154,7 +154,7 @@ class Browser:
             self.mouse(kind, x, y, button="left", clickCount=1)
 
     def point(self, number: int) -> tuple[float, float]:
-        """Where a point of the map is in the window; they are in the table's order."""
+        """Returns where a point of the map is in the window. Points are numbered in the table's order."""
         script = """
             const point = document.querySelectorAll('#plot-map .trace .point')[arguments[0]];
             point.scrollIntoView({block: 'center'});
@@ -164,7 +164,7 @@ class Browser:
         return x, y
 
     def hover(self, number: int, start: str) -> str:
-        """What the label of a point of the map says, which begins with `start`."""
+        """Hovers over a point of the map, and returns its label as soon as that begins with `start`."""
         attempts = itertools.count()
 
         def label() -> str | None:
@@ -176,14 +176,14 @@ class Browser:
         return str(self.wait(label))
 
     def column(self, title: str) -> list[str]:
-        """What stands in a column of the table's present page."""
+        """Returns the cells of a column on the table's current page."""
         titles = [cell.get_attribute("textContent").strip() for cell in self.all("#samples thead .dt-column-title")]
         at = titles.index(title) + 1
         cells = self.all(f"#samples tbody td:nth-child({at})")
         return [cell.get_attribute("textContent") for cell in cells]
 
     def downloaded(self, name: str) -> list[dict[str, str]]:
-        """The rows of a CSV file that the page has just downloaded; the file goes."""
+        """Returns the rows of a CSV file that the page has just downloaded, and deletes the file."""
         file = self.downloads / name
         self.wait(lambda: file.is_file() and file.stat().st_size)
         with file.open(encoding="utf-8", newline="") as lines:
@@ -197,14 +197,14 @@ class Browser:
         return [message["params"]["request"]["url"] for message in sent]
 
     def brightness(self, selector: str, attribute: str) -> float:
-        """Of a colour of an element, from 0 (black) to 255."""
+        """Returns the brightness of one of an element's colours, from 0 (black) to 255."""
         script = (
             "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]].match(/\\d+/g).slice(0, 3)"
         )
         return float(np.mean([int(value) for value in self.run(script, selector, attribute)]))
 
     def barriers(self) -> list[str]:
-        """What axe-core finds that keeps somebody from using the page."""
+        """Returns the accessibility violations that axe-core finds on the page."""
         self.run((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
         self.driver.set_script_timeout(120)
         found = self.driver.execute_async_script("axe.run().then(({violations}) => arguments[0](violations))")

@@ -1,4 +1,4 @@
-"""What several test files train on."""
+"""What several test files share: a small model, small GLUE files, and settings of the test process."""
 
 import gc
 import os
@@ -11,13 +11,13 @@ from transformers import BertConfig, BertModel, BertTokenizer, set_seed
 
 from toys import BAD, GOOD
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of two test processes on two cores, as are those that it starts
+if "PYTEST_XDIST_WORKER" in os.environ:  # two test processes share two cores with the processes that they start
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_finish() -> None:
-    """Keeps what is imported by now out of `gc.collect`, which each training begins with: a third of a small one."""
+    """Keeps what is imported by now out of `gc.collect`, which each training begins with: a third of a small run."""
     gc.collect()
     gc.freeze()
 
@@ -27,7 +27,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, "the", "film
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a two-layer BERT and the tokenizer of a few words."""
+    """A folder with a two-layer BERT and a tokenizer of a few words."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
@@ -62,7 +62,7 @@ def text_layout(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def same_signal_handlers() -> Iterator[None]:
-    """A process that a later test forks must end at SIGTERM, whatever handler a Trainer installed in this one."""
+    """Restores the handlers that a Trainer replaced: a process that a later test forks must end at SIGTERM."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():

@@ -1,6 +1,6 @@
-"""Started by torchrun or accelerate from test_distributed.py: leaves each variant's weights and store in a folder.
+"""The script that test_distributed.py starts with torchrun or accelerate: leaves each variant's weights and store.
 
-distributed_runs.py FOLDER [VARIANT]     without a variant: all, and then runs that are interrupted and resumed
+distributed_runs.py FOLDER [VARIANT]     without VARIANT: all of them, then runs that are interrupted and resumed
 """
 
 import gc
@@ -33,7 +33,7 @@ BASE = {
     "learning_rate": 0.1,
     "seed": 7,
     "eval_strategy": "epoch",
-    # The short last micro-batch of an evaluation is where a mean over processes would differ.
+    # Divides the 32 evaluation rows on one process and on two: with a short last batch, the mean losses would differ.
     "per_device_eval_batch_size": 8,
 }
 
@@ -52,13 +52,13 @@ VARIANTS = {
     "fewer than a batch": (3, 8, "classes", {}),
     "grouped by length": (64, 32, "classes", {"train_sampling_strategy": "group_by_length"}),
     "cut short": (64, 16, "classes", {"max_steps": 14}),
-    # The honest past alone: a teacher that is trusted by how sure it is counts by micro-batch.
+    # Only the honest past teaches: what a teacher adds that is trusted by its confidence depends on the micro-batch.
     "honest": (96, 16, "classes", {"teacher_trust": "honest", "long_term_weight": 1e-9, "short_term_weight": 1e-9}),
     "outside teacher": (64, 32, "classes", {"outside_teacher": "recorded"}),
 }
 
 
-# Samples of many rows; name: kind, rows, settings. Batches are of 16 over all processes.
+# Samples of many rows. name: kind, number of samples, settings. A batch has 16 samples over all processes.
 MANY = {
     "tokens": ("tokens", 32, {}),
     "tokens accumulated": ("tokens", 48, {"gradient_accumulation_steps": 2}),
@@ -70,7 +70,7 @@ MANY = {
     "vocabulary padded": ("vocabulary", 42, {"dataloader_num_workers": 1}),
 }
 
-FIRST_ID = 1_500_000_000_000_000_000  # of `resumable`
+FIRST_ID = 1_500_000_000_000_000_000  # of the resumable runs
 
 
 class Preempted(Exception):  # noqa: N818
@@ -87,7 +87,7 @@ class StopAfter(TrainerCallback):
 
 
 def resumable(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
-    """A run with dropout, padding and ids of 19 digits, 3 steps per epoch, that is preempted at step `stop`."""
+    """A run with dropout, padding, ids of 19 digits and 3 steps per epoch. It is preempted at step `stop`."""
     settings = config(
         folder,
         num_train_epochs=4,
@@ -102,7 +102,7 @@ def resumable(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
 
 
 def resumable_tokens(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
-    """The same of samples with many rows, a short last batch among them."""
+    """The same for samples of many rows. The last batch is short."""
     settings = config(
         folder, per_device_train_batch_size=16 // world, save_strategy="steps", save_steps=1, learning_rate=0.02
     )
@@ -135,7 +135,7 @@ def train_many(folder: Path, world: int, name: str) -> None:
 
 
 def stream_many(folder: Path) -> None:
-    """A stream of tokens: refused where the main process makes the batches, as it does by default; else trained on."""
+    """A stream of tokens is refused if the main process makes the batches, which is the default; else it trains."""
     data = add_sample_ids(many_toys.data("tokens", 32).to_iterable_dataset())
     settings = BASE | {"num_samples": 32, "max_steps": 4, "per_device_train_batch_size": 8, "eval_strategy": "no"}
 
@@ -150,7 +150,7 @@ def stream_many(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"Set accelerator_config=\{'dispatch_batches': False\}"):
         trainer().train()
     assert not (folder / "stream" / "_logits").exists()
-    trainer(accelerator_config={"dispatch_batches": False}).train()  # the advice, followed
+    trainer(accelerator_config={"dispatch_batches": False}).train()  # as the message advises
 
 
 def interrupt_and_resume(folder: Path, world: int, resumable: Any = resumable) -> None:

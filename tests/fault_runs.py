@@ -4,7 +4,7 @@
 
 A run is killed by SIGKILL before, after, or in the middle of one of its file-system events (a block appended to
 a journal, an epoch's file written, a rename, a link, a flush, each part of a checkpoint), or at a random time. Every
-second one is killed again while it resumes. Prints a line of JSON: how many kills there were, and of what.
+second run is killed again while it resumes. Prints a line of JSON: the number of kills, in all and for each kind.
 """
 
 import collections
@@ -100,7 +100,7 @@ def train(folder: Path, events: Events) -> None:
 
 
 def in_child(folder: Path, events: Events, killed_after: float | None = None) -> int:
-    """Runs `train` in a forked process, which has all imports done; returns its status as `os.waitpid` gives it."""
+    """Runs `train` in a forked process, where all imports are done; returns its status as `os.waitpid` gives it."""
     child = os.fork()
     if not child:
         code = 1
@@ -135,7 +135,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     sealed = {file.name: file.read_bytes() for file in reference.glob("_logits/*.npy")}
     assert len(sealed) == 6  # four epochs, the labels, and the margin
 
-    # Every kind of event is hit in its turn, at a random one of its occurrences.
+    # Each kind of event takes its turn, at a random occurrence.
     kinds = collections.defaultdict(list)
     for position, name in enumerate(names):
         kinds[name].append(position)

@@ -1,7 +1,7 @@
-"""A small Hub on loopback for the tests: what huggingface_hub's client asks of the real one, over plain HTTP.
+"""A small Hub on loopback for the tests. It answers the requests of huggingface_hub's client over plain HTTP.
 
-Repos of models with one branch; regular files travel in the commit, large ones by Git LFS (in one part or several).
-There is no Xet here: set HF_HUB_DISABLE_XET, because the client prefers it wherever hf_xet is installed.
+It has model repos with one branch. Files with a suffix in LFS_SUFFIXES travel by Git LFS, in one part or several, all
+others in the commit. There is no Xet: set HF_HUB_DISABLE_XET, because the client prefers Xet if hf_xet is installed.
 """
 
 import base64
@@ -34,7 +34,7 @@ class File(NamedTuple):
 
 
 class Repo:
-    """A branch: its commits' titles, and all files after each commit."""
+    """A repo of one branch: the titles of its commits, and all files after each commit."""
 
     def __init__(self, private: bool) -> None:
         self.private = private
@@ -58,11 +58,12 @@ class Hub:
     """The server. `with Hub() as hub:` serves at `hub.url` until the block ends.
 
     Attributes:
-        repos: By id.
+        repos: The repos by id.
         refused: Repo ids that nobody may write to.
         requests: The method and path of each request, in order.
         part_bytes: Larger LFS files are uploaded in parts of this size.
-        uploads_until_gone: After so many LFS uploads the server hangs up on all; None: never.
+        uploads_until_gone: How many more LFS uploads succeed. The server hangs up on the next one and on every later
+            request; None: never.
     """
 
     def __init__(self, part_bytes: int = 1 << 30) -> None:
@@ -101,7 +102,7 @@ class _GoneError(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # it waits for the head to be acknowledged before it sends the body
+    disable_nagle_algorithm = True  # it would hold the body back until the head is acknowledged
     hub: Hub
 
     def _serve(self) -> None:
@@ -171,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 raise _RefusedError(404, f"No such route: {self.command} {'/'.join(path)}")
 
-    # ---- who may do what
+    # ---- permissions
 
     def _token(self) -> str:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -210,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply({"url": f"{self.hub.url}/{repo}", "name": repo})
 
     def _validate(self, card: str) -> None:
-        """What the Hub's own check of a model card's metadata would not let pass."""
+        """Replies with what the Hub's own check of a model card would refuse in its metadata."""
         errors = []
         try:
             metadata = yaml.safe_load(card.split("---")[1])
@@ -331,4 +332,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing: the tests look at `Hub.requests`."""
+        """Logs nothing: the tests read `Hub.requests`."""

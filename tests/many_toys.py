@@ -41,7 +41,7 @@ LLAMA = {
 GPT = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
 GPT |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 KINDS = ("tokens", "spans", "vocabulary")
-# Where the padding must not matter to the base loss: BERT's own loss of spans is over padding too.
+# For tests in which padding must not change the base loss: BERT's own loss of spans covers padding too.
 SPAN_LENGTH = {"spans": 6}
 
 
@@ -57,7 +57,7 @@ def make(kind: str) -> Any:
 
 
 def data(kind: str, count: int = 24, seed: int = 0, length: int | None = None) -> datasets.Dataset:
-    """Samples of 3 to 9 tokens, or of one length."""
+    """`count` samples of 3 to 9 tokens, or of `length` tokens each."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -75,7 +75,7 @@ def data(kind: str, count: int = 24, seed: int = 0, length: int | None = None) -
 
 
 class Pad:
-    """Pads a batch, to a multiple and on a side."""
+    """Pads a batch on one side, to a length that is a multiple of `multiple`."""
 
     def __init__(self, side: str = "right", multiple: int = 1) -> None:
         self.side, self.multiple = side, multiple

@@ -1,4 +1,4 @@
-"""Started by torchrun on each of two nodes from test_nodes.py: trains into folders of this node.
+"""The script that test_nodes.py starts with torchrun on each of two nodes: trains into folders of its own node.
 
 node_runs.py FOLDER [CUT]     in CUT it stops after the checkpoint of step 4; a later start with CUT as FOLDER resumes
 """
@@ -42,7 +42,7 @@ def main(folder: Path, stop: int) -> None:
 
 
 def many_rows(folder: Path, stop: int) -> None:
-    """The same of a language model: rows of any number, the largest of a vocabulary."""
+    """The same for a language model: any number of rows for each sample, and the largest logits of a vocabulary."""
     settings = config(
         folder,
         num_train_epochs=3,

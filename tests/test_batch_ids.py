@@ -1,4 +1,4 @@
-"""What a loss of the user's own can know of the batch: whose its rows are, and what the teachers said of them."""
+"""What a user's own loss can know about the batch: its sample ids, and what the teachers predicted for them."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ RecordedTrainer = PredictionRecorder(Trainer)
 
 
 def train(folder: Path, loss: Any, trainer_class: Any = LSTSDTrainer, **changes: Any) -> Any:
-    """Trains with `loss(trainer, logits, labels)`, one number for each sample of a batch."""
+    """Trains with `loss(trainer, logits, labels)`, which returns one number for each sample of a batch."""
     holder: list[Any] = []
 
     def compute_loss_func(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:

@@ -12,7 +12,7 @@ SAMPLES, CLASSES = 600, 3
 
 
 def history(seed: int = 0) -> History:
-    """A fifth of the labels is wrong; predictions are mostly right, and hold more labels by heart in each epoch."""
+    """A fifth of the labels is wrong. Most predictions are right; each epoch, the model knows more labels by heart."""
     rng = np.random.default_rng(seed)
     true = rng.integers(0, CLASSES, SAMPLES)
     given = np.where(rng.random(SAMPLES) < 0.2, (true + 1) % CLASSES, true)
@@ -33,7 +33,7 @@ def test_label_and_honest_past_together_are_righter_than_each_alone() -> None:
     }
     assert loss["the rule"] < benchmark.loss(np.eye(CLASSES)[made.given], made.true)
     assert loss["the rule"] < loss["without the label"]
-    assert len({round(value, 9) for value in loss.values()}) == len(loss)  # each change is one
+    assert len({round(value, 9) for value in loss.values()}) == len(loss)  # each change has an effect
 
 
 def test_the_report_has_a_row_for_each_change(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_report_has_a_row_for_each_change(tmp_path: Path) -> None:
         history(seed).save(tmp_path / f"sst2-0.2-{seed}-dirty-plain.npz")
         history(seed).save(
             tmp_path / f"sst2-0.0-{seed}-dirty-plain.npz"
-        )  # no label is wrong: nothing to be righter than
+        )  # no label is wrong, so the report leaves it out
     text = benchmark.report(tmp_path)
     assert text.startswith("sst2; 2 seeds or more each")
     assert [line.split(" | ")[0] for line in text.splitlines()[4:]] == [

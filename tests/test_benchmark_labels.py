@@ -1,4 +1,4 @@
-"""The benchmark of wrong labels: what it measures on a history made by hand, its tables, and a small loop of it."""
+"""The benchmark of wrong labels: what it measures on a history made by hand, its tables, and a small loop."""
 
 import json
 
@@ -14,7 +14,7 @@ SAMPLES = 1000
 
 
 def history(wrong: int, epochs: int = 6) -> History:
-    """Of a model that predicts the true class, and knows every second wrong label by heart in the last epoch."""
+    """A model predicts the true class, but in the last epoch it knows every second wrong label by heart."""
     true = np.arange(SAMPLES) % 3
     given = np.where(np.arange(SAMPLES) < wrong, (true + 1) % 3, true)
     sureness = np.random.default_rng(0).permutation(np.linspace(1, 2, SAMPLES))
@@ -45,7 +45,7 @@ def test_a_history_is_kept_and_measured_anew(tmp_path):
     benchmark.main(["--rescore", "--results", str(results), "--histories", str(tmp_path / "a")])
     (line,) = read_results([results])
     assert line["estimate"] == benchmark.detection(history(100))["estimate"]
-    assert line["honest_accuracy"] == pytest.approx(0.9, abs=0.03)  # a tenth of the labels is wrong, all else is known
+    assert line["honest_accuracy"] == pytest.approx(0.9, abs=0.03)  # all but the tenth that is wrong
 
 
 def test_honest_accuracy_is_compared_with_labels_as_noisy_as_the_runs_own():
@@ -87,7 +87,7 @@ def test_a_small_loop(model, text_layout, tmp_path, monkeypatch, capsys):
     runs += [Run("sst2", 0.2, 0, "folds")]
     lines = []
 
-    def here(runs, work, results, workers, told):  # this process knows the small settings
+    def here(runs, work, results, workers, told):  # in this process, which has the small settings
         lines.extend(work(run) for run in runs)
         assert (results, workers, told(lines[0])[:23]) == (tmp_path / "results.jsonl", 2, "sst2-0.2-0-dirty-plain:")
 

@@ -1,4 +1,4 @@
-"""The benchmark of the memory meter: its rows, its truth, its report."""
+"""The benchmark of the memory meter: its rows, its ground truth, its report."""
 
 from typing import Any
 
@@ -51,7 +51,8 @@ def line(honest: float, **changes: Any) -> dict[str, Any]:
 
 def test_the_report_tells_errors_and_how_often_the_truth_is_in_the_interval() -> None:
     text = benchmark.report([line(0.82), line(0.74), line(0.79, rows=10_000), line(0.8, rows=500, kind="by_length")])
-    # 2 and 6 points off. As told: 2.0, and 1.3 for 1,000 held-out rows; 6 is outside of 1.96 times both together.
+    # Errors of 2 and 6 points. Standard errors: 2.0 as stated, 1.3 for 1,000 held-out rows; 6 exceeds 1.96 times both
+    # together.
     assert "| 2,000 rows | 2 | 4.0 | -2.0 | 4.0 | 2.4 | 50 % | 10.0 |" in text
     assert "| 10,000 rows | 1 | 1.0 | -1.0 | 1.0 | 2.4 | 100 % | 10.0 |" in text
     assert "| sst2, 0%, 2,000 rows | 5%, 5% |" in text
@@ -88,7 +89,7 @@ def test_when_to_stop_is_compared_by_cell() -> None:
         run(0, [0.5, 0.6, 0.7, 0.8], "four_fifths", stopped_at=None),
         run(1, [0.6, 0.7, 0.8, 0.9], "all_rows", stopped_at=None),
         run(1, [0.8, 0.7, 0.7, 0.7], "four_fifths", stopped_at=2),
-        run(2, [0.8, 0.7, 0.7, 0.7], "all_rows", stopped_at=2),  # its other half is still to come
+        run(2, [0.8, 0.7, 0.7, 0.7], "all_rows", stopped_at=2),  # the run to compare it with is not done yet
     ]
     assert benchmark.stops(*lines[:2]) == [0.7, 0.8, 0.5, 0.9, 3, 3, 2]
     assert benchmark.stops(*lines[2:4]) == [0.9, 0.9, 0.7, 0.9, 4, 4, 4]
@@ -100,7 +101,7 @@ def test_when_to_stop_is_compared_by_cell() -> None:
 def test_counters_that_were_kept_are_measured_anew() -> None:
     rng = np.random.default_rng(0)
     folded = []
-    for agreement in (0.5, 0.6, 0.8, 0.9, 0.95):  # what grows is jumps
+    for agreement in (0.5, 0.6, 0.8, 0.9, 0.95):  # all growth is between epochs: memory
         counters = Counters()
         counters.add(rng.random(2000), rng.random(2000) < agreement)
         folded.append({"of_losses": False, "sums": counters.state()})

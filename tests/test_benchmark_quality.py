@@ -1,4 +1,4 @@
-"""The quality benchmark: its rows, its statistics, and a small grid of it."""
+"""The quality benchmark: its rows, its statistics, and a small grid."""
 
 import json
 import subprocess
@@ -61,7 +61,7 @@ def plan(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_this_process() -> Iterator[None]:
-    """Runs are done by a thread: no process has to begin."""
+    """Does runs in a thread, so that no process has to start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
         yield
@@ -69,7 +69,7 @@ def in_this_process() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def finished(plan: Path, text_layout: str, in_this_process: None) -> Path:
-    """The results of a grid that was cut off after its first seed, and then went on."""
+    """The results of a grid that was cut off after its first seed, and then resumed."""
     results = plan.with_name("results.jsonl")
     whole = benchmark.read_plan(str(plan))
     first = [run for run in whole.runs() if run.seed == 0]
@@ -132,7 +132,7 @@ def test_more_rows_than_there_are_is_refused(text_layout: str) -> None:
 
 def test_calibration_error_by_hand() -> None:
     probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.0, 1.0]])
-    # Bins of 0.9, 0.7 and 1.0: accuracy 0.5, 1 and 0.
+    # The bins of 0.9, 0.7 and 1.0 have accuracy 0.5, 1 and 0.
     expected = (2 * abs(0.5 - 0.9) + abs(1 - 0.7) + abs(0 - 1.0)) / 4
     assert benchmark.calibration_error(probs, np.array([0, 1, 1, 0])) == pytest.approx(expected)
 
@@ -148,7 +148,7 @@ def test_wrong_labels_that_no_epoch_believed_are_all_found(tmp_path: Path) -> No
     write_report(tmp_path)
     found = benchmark.found_errors(tmp_path / "_report", wrong.tolist())
     assert found == {f"{score}_{name}": 1.0 for score in ("noise_score", "margin", "last_loss") for name in RANKINGS}
-    others = benchmark.found_errors(tmp_path / "_report", list(range(30, 40)))  # the surest of the right ones
+    others = benchmark.found_errors(tmp_path / "_report", list(range(30, 40)))  # right labels, the surest ones
     assert (others["noise_score_auc"], others["noise_score_precision"], others["noise_score_recall"]) == (
         0.0,
         0.0,

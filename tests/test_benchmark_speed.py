@@ -1,4 +1,4 @@
-"""The speed benchmark's parts: what it makes of figures, that it measures what it says, that its files come out."""
+"""The parts of the speed benchmark: its statistics, what it measures, and the files that it writes."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from speed.workload import EPOCH, TEACHERS, Setting, make_checkpoint, train
 
 @pytest.fixture
 def scale(tmp_path):
-    """Seconds for a section."""
+    """A scale so small that a section takes seconds."""
     turns = {"two-layer": 2, "MiniLM-L6": 1, "BERT-base": 1}
     return Scale(
         tmp_path, turns, tokens=4, repeats=10, memory_repeats=1, small=4096, large=4096, epoch=512, samples=(320,)
@@ -75,7 +75,7 @@ def test_an_error_in_one_training_ends_the_others_waiting():
 
 
 def test_a_turn_times_its_own_steps_alone():
-    """The other side's steps, ten times as long, are not in it; nor are the skipped ones."""
+    """The steps of the other training, which take ten times as long, do not count. Neither do skipped steps."""
 
     def training(seconds):
         def run(callback):
@@ -141,7 +141,7 @@ def test_what_is_forgotten_comes_from_the_disk_again(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(1 << 22))
     path.read_bytes()
-    assert forget(path) < 1  # a file system in memory keeps it all, and the table says so
+    assert forget(path) < 1  # 1 on a file system in memory, which keeps it all; the table says so
     assert process_memory("VmHWM") >= process_memory("RssAnon") > 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of outside teachers: a small grid of it, gone on with, and its tables."""
+"""The benchmark of outside teachers: a small grid, resumed, and its tables."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from quality.rows import Cell
 
 @pytest.fixture
 def small(model, text_layout, tmp_path, monkeypatch) -> Path:
-    """Two tasks and two seeds, trained in this process; what comes back is GLUE's folder."""
+    """Sets up two tasks and two seeds, trained in this process; returns GLUE's folder."""
     glue = tmp_path / "glue"
     for task, column in (("RTE", "sentence1"), ("MRPC", "#1 String")):
         (glue / task).mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_a_small_grid_is_done_once_and_reported(small, tmp_path, monkeypatch, ca
     assert all((work / line["key"]).is_dir() for line in teachers)
 
     results.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
-    (work / "teachers.jsonl").unlink()  # the machine with the stores is lost
+    (work / "teachers.jsonl").unlink()  # as if the machine with the stores were lost
     trained = []
     monkeypatch.setattr(benchmark, "train", lambda run, **_: trained.append(run) or _line(lines, run))
     benchmark.main(command)

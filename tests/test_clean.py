@@ -25,7 +25,7 @@ ROWS = ["negative", "positive", "neutral", "negative", "neutral", "positive"]
 def run_of(
     folder: Path, labels: Any = LABELS, predicted: Any = PREDICTED, names: Any = NAMES, sureness: Any = 3.0
 ) -> Path:
-    """The folder of a run of two epochs, whose model predicts one class for each sample."""
+    """Writes a run of two epochs, in both of which the model predicts `predicted`; returns its folder."""
     folder.mkdir(exist_ok=True)
     logits = np.eye(len(names), dtype=np.float32)[np.asarray(predicted)] * np.reshape(sureness, (-1, 1))
     store = LogitsStore.create(folder / "_logits", len(labels), (len(names),), "float32", "test")
@@ -93,7 +93,7 @@ def test_a_score_chooses_more_or_fewer_rows(tmp_path):
 
 
 def test_decisions_alone_choose_where_there_are_some(run, tmp_path):
-    """Neither of the two flagged rows is named; a flag that is set beside the decisions changes nothing."""
+    """The decisions name neither of the two flagged rows. `drop` or `relabel` beside them changes nothing."""
     path = csv_of(tmp_path)
     decisions = write(
         tmp_path / "decisions.csv",
@@ -128,7 +128,7 @@ def test_decisions_that_a_spreadsheet_wrote(run, tmp_path, delimiter):
 
 
 def test_names_that_a_spreadsheet_would_take_for_formulas(tmp_path):
-    """The page puts an apostrophe in front of them; a name that has one itself is found first."""
+    """The page puts an apostrophe in front of them. A name that begins with one itself takes precedence."""
     names = ("=no", "'yes", "+1")
     run = run_of(tmp_path, names=names)
     path = csv_of(tmp_path, [names[label] for label in LABELS])
@@ -207,7 +207,7 @@ CSV = (
 @pytest.mark.parametrize("bom", [False, True])
 @pytest.mark.parametrize("is_ended", [False, True])
 def test_cells_of_a_csv_file_stay_byte_for_byte(tmp_path, end, bom, is_ended):
-    """Ids in another order, quotes where none are needed, blank lines, spaces, and no end of the last line."""
+    """Ids in another order, quotes where none are needed, blank lines, spaces, and a last line without an end."""
     run = run_of(tmp_path, [0, 1, 1, 0, 1, 0], [1, 1, 1, 0, 1, 0], ("no", "yes"))
     path = write(tmp_path / "train.csv", *CSV, end=end, bom=bom)
     content = path.read_bytes() if is_ended else path.read_bytes().removesuffix(end.encode())
@@ -458,7 +458,7 @@ def test_rows_of_probabilities_stand_for_the_classes_that_the_file_names(tmp_pat
 
 def test_flipped_labels_of_a_recorded_run_are_found_and_mended(tmp_path):
     """From a data set to a cleaned folder, in which every label is right."""
-    # Texts of one word each, which many rows share: an exception cannot be learnt by heart.
+    # Each text repeats one word, and many rows share it, so that the model cannot learn an exception by heart.
     tokens = np.repeat(np.arange(240) % 6 + 1, 4).reshape(240, 4)
     true = tokens[:, 0] % 3
     data = add_sample_ids(Dataset.from_dict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)}))

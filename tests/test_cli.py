@@ -186,7 +186,7 @@ def test_report_says_where_it_goes(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_the_demo(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """All of it but the packaged reviews and model, and without a process for each run."""
+    """The whole demo, but on other reviews, with another model, and without a process for each run."""
     config = ["text_columns: [text]", "do_train: true", "save_strategy: 'no'", "learning_rate: 1e-2"]
     (tmp_path / "demo.yaml").write_text("\n".join([f"model_name_or_path: {model}", *config]), encoding="utf-8")
     wrong = np.arange(40) % 11 == 0

@@ -37,11 +37,11 @@ class Squares(torch.utils.data.Dataset):
 
 
 def never(*_):
-    """No epoch, and no weight: the tests say themselves which epochs teach."""
+    """The epoch and the weight of a teacher, which no test needs: each test sets the teaching epochs itself."""
 
 
 def teaching(*epochs: int | None, teachers: tuple[Teacher, ...] = ()) -> TeachingEpochs:
-    """Which epochs teach now; the teachers are the method's two, unless named."""
+    """The epochs that teach now, one for each teacher; by default the teachers are the method's two."""
     found = TeachingEpochs(teachers or [Teacher(name, never, never) for name in ("long_term", "short_term")])
     if epochs:
         found.set(epochs)
@@ -109,7 +109,7 @@ def test_all_loaders_of_a_run_read_the_same_epochs(store):
 
 @pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's list of mapped files")
 def test_epochs_that_were_dropped_are_let_go(store):
-    """A map of a deleted file would hold on to its disk space."""
+    """A memory map of a deleted file would keep its disk space in use."""
     now = teaching(0, 1)
     collator = TeacherCollator(tuples, "sample_id", 6, str(store.path), now)
     items = IdentifiedDataset(Squares(), range(6))
@@ -153,13 +153,13 @@ def test_a_teacher_may_be_read_from_a_statistic_of_its_epoch(store):
 
 def test_a_tensor_sent_by_value_arrives_as_a_plain_one_that_owns_its_memory():
     array = np.arange(6, dtype=np.float16).reshape(3, 2)
-    sent = bytes(ForkingPickler.dumps(SentByValue.from_numpy(array)))  # as a queue between processes does it
+    sent = bytes(ForkingPickler.dumps(SentByValue.from_numpy(array)))  # as a queue between processes sends it
     assert b"rebuild_storage" not in sent
     arrived = pickle.loads(sent)
     assert type(arrived) is torch.Tensor
     assert arrived.dtype == torch.float16
     assert torch.equal(arrived, torch.from_numpy(array))
-    arrived += 1  # which numpy would warn of, were it read-only
+    arrived += 1  # its memory is writable
     assert b"rebuild_storage" in bytes(ForkingPickler.dumps(torch.from_numpy(array)))
 
 
@@ -214,14 +214,14 @@ def test_identified_rows_are_fetched_at_once_where_the_data_set_can():
     data = rows(9)
     named = IdentifiedDataset(data, sample_ids_of(data, "sample_id"))
     assert len(named) == 9
-    assert named[4] == data[4]  # to everybody but the data loader it is the data set
+    assert named[4] == data[4]  # to everything but the data loader it behaves as the data set
     fetched = named.__getitems__([5, 0])
     assert [row.position for row in fetched] == [5, 0]
     assert [row.row for row in fetched] == [data[5], data[0]]
 
 
 class Lessons(Squares):
-    """A data set with a setting that a callback moves on."""
+    """A data set with a setting that a callback changes."""
 
     difficulty = 1
 

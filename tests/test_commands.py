@@ -1,4 +1,4 @@
-"""`lstsd train` with whatever a user can type or point at: one line and exit code 2; Ctrl-C: one line and 130."""
+"""Whatever a user gives to `lstsd train`, an error is one line and exit code 2, and Ctrl-C one line and 130."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def write(path: Path, *lines: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_deepspeed_left() -> Iterator[None]:
-    """transformers keeps a DeepSpeed configuration for the whole process, one that is refused too."""
+    """transformers keeps a DeepSpeed configuration for the whole process, even one that was refused."""
     yield
     unset_hf_deepspeed_config()
 
@@ -67,7 +67,7 @@ def base(model: str, train_file: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture) -> Callable[..., str]:
-    """Runs `lstsd train`, which is to end with exit code 2 and a line as the last on stderr; returns that line."""
+    """Runs `lstsd train`, expects exit code 2 and an error as the last line on stderr, and returns that error."""
 
     def run(argv: list[str], *, alone: bool = False) -> str:
         capfd.readouterr()
@@ -84,7 +84,7 @@ def refused(capfd: pytest.CaptureFixture) -> Callable[..., str]:
     return run
 
 
-# Nothing is read yet where these are refused.
+# These are refused before anything is read.
 FLAGS = [
     ("--train_flie x.csv", "unknown flag '--train_flie'. Did you mean 'train_file'?"),
     ("--device cuda", "unknown flag '--device'."),
@@ -205,7 +205,7 @@ def test_a_folder_that_holds_something_else(base: list[str], refused: Callable[.
     assert Path("mine/letter.txt").read_text() == "kept\n"
 
 
-# --- ids of the file's own ---
+# --- ids from the file ---
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_own_ids_that_name_no_row_or_two(
     line = refused(argv)
     assert message in line
     assert "--sample_id_column" in line
-    cli.main(["train", *argv, "--sample_id_column", "row"])  # as the line says
+    cli.main(["train", *argv, "--sample_id_column", "row"])  # as the line advises
 
 
 def test_own_ids_of_any_size(base: list[str]) -> None:
@@ -352,7 +352,7 @@ def test_rows_that_a_model_has_no_embedding_for(
 
 
 def save_head(folder: str, model: str, labels: int) -> None:
-    """A checkpoint of a BERT like `model`'s with a head of its own."""
+    """Saves a checkpoint of a BERT of `model`'s shape, with a head of `labels` outputs."""
     shutil.copytree(model, folder)
     set_seed(0)
     BertForSequenceClassification(BertConfig.from_pretrained(model, num_labels=labels)).save_pretrained(folder)
@@ -364,7 +364,7 @@ def test_a_model_with_another_head(base: list[str], refused: Callable[..., str],
     line = refused(argv)
     assert "three: the model cannot be loaded: expected weights of this run's shapes, with 2 outputs." in line
     assert "--ignore_mismatched_sizes true" in line
-    assert glue.main([*argv, "--ignore_mismatched_sizes", "true"])["epoch"] == 2  # as the line says
+    assert glue.main([*argv, "--ignore_mismatched_sizes", "true"])["epoch"] == 2  # as the line advises
 
 
 @pytest.mark.parametrize("end", ["<end>", None])
@@ -401,7 +401,7 @@ def test_an_unknown_metric(base: list[str], refused: Callable[..., str]) -> None
 
 
 def test_a_diverged_run_with_a_report(base: list[str], refused: Callable[..., str]) -> None:
-    # The first steps of the first epoch are finite: where that is kept, there is something to report.
+    # The first steps of the first epoch are finite: if the run kept that epoch, there would be something to report.
     settings = ["--learning_rate", "1e30", "--num_train_epochs", "3", "--logits_retention", "needed"]
     line = refused([*base, *settings, "--report"])
     assert "no sample has a finite prediction" in line
@@ -479,7 +479,7 @@ def test_faults_stay_what_they_are(error: Exception) -> None:
 
 
 class Press(TrainerCallback):
-    """Ctrl-C in the middle of the third step, or of the first batch of an evaluation."""
+    """Presses Ctrl-C in the middle of the third step, or of the first batch of an evaluation."""
 
     def __init__(self, *, times: int = 1, evaluating: bool = False) -> None:
         self.times = times
@@ -503,7 +503,7 @@ class Press(TrainerCallback):
 
 @pytest.fixture
 def ctrl_c_raises() -> Iterator[None]:
-    """A suite in the background ignores it."""
+    """Makes Ctrl-C raise KeyboardInterrupt: a test suite in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -598,7 +598,7 @@ def lstsd() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         def prepare() -> None:
             signal.signal(
                 signal.SIGINT, signal.SIG_DFL
-            )  # a suite in the background ignores it, and its children would
+            )  # a test suite in the background ignores it, and so would its children
             if file_size is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
@@ -650,7 +650,7 @@ def test_ctrl_c_says_how_to_resume(base: list[str], lstsd: Callable[..., Any]) -
     line = err.splitlines()[-1]
     assert line.startswith("lstsd train: interrupted. ")
     assert "--resume_from_checkpoint true goes on from out/checkpoint-" in line
-    # As the line says; the latest checkpoint may be of any step.
+    # As the line advises. The latest checkpoint may be of any step.
     steps = max(int(path.name.split("-")[1]) for path in Path("out").glob("checkpoint-*")) + 6
     resumed = glue.main([*argv[1:], "--resume_from_checkpoint", "true", "--max_steps", str(steps)])
     assert resumed["epoch"] == steps / 48
@@ -661,11 +661,11 @@ def test_ctrl_c_before_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         raise KeyboardInterrupt
 
     monkeypatch.setattr(glue, "prepare", interrupt)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handler
     with pytest.raises(SystemExit) as leaving:
         cli.main(["train", "mrpc"])
     assert leaving.value.code == 130
-    line = "Nothing was trained. From an earlier checkpoint --resume_from_checkpoint true goes on."
+    line = "Nothing was trained. --resume_from_checkpoint true goes on from an earlier checkpoint."
     assert capsys.readouterr().err == f"lstsd train: interrupted. {line}\n"
 
 
@@ -682,7 +682,7 @@ def test_ctrl_c_before_the_first_checkpoint(base: list[str], lstsd: Callable[...
 
 
 def test_no_room_for_a_checkpoint(base: list[str], lstsd: Callable[..., Any]) -> None:
-    """As on a full disk: no file may be longer than what the model takes, and the optimizer's state is twice that."""
+    """As on a full disk: the limit on a file's size leaves room for the model, but not for the optimizer's state."""
 
     process = lstsd("train", *base, "--save_strategy", "epoch", file_size=40_000)
     _, err = process.communicate(timeout=120)

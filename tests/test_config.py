@@ -1,4 +1,4 @@
-"""`LSTSDConfig` refuses what cannot be, and says what it found and what is allowed."""
+"""`LSTSDConfig` refuses bad values, and says what it found and what is allowed."""
 
 import ast
 import math
@@ -62,12 +62,12 @@ def test_with_any_arguments_class_the_store_has_its_place(tmp_path, config_class
     assert (made.logits_dir, made.learning_rate) == (os.path.join(tmp_path, "_logits"), 1e-3)
     with pytest.raises(ValueError, match="expected a name that starts with '_'"):
         config_class(output_dir=str(tmp_path), logits_dir=str(tmp_path / "logits"))
-    with pytest.raises(ValueError, match="requires the save and eval strategy to match"):  # of its own
+    with pytest.raises(ValueError, match="requires the save and eval strategy to match"):  # a check of transformers
         config_class(output_dir=str(tmp_path), load_best_model_at_end=True)
 
 
 def test_the_wrong_order_of_bases_is_refused_with_the_right_one():
-    """In the wrong one `TrainingArguments.__post_init__` would run alone, and check none of the method's fields."""
+    """In the wrong order only `TrainingArguments.__post_init__` would run, and the method's fields stay unchecked."""
     message = r"class Backwards: Seq2SeqTrainingArguments stands before .* Write\s+class Backwards\(DistillationArg"
     with pytest.raises(TypeError, match=message):
 
@@ -83,7 +83,7 @@ def test_a_weight_that_was_given_stays(tmp_path):
     given = LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.0)
     in_force = given.resolve(Scores.default_weight)
     assert (in_force.long_term_weight, in_force.short_term_weight) == (0.0, 0.1)
-    assert (given.long_term_weight, given.short_term_weight) == (0.0, None)  # the user's stay as they are
+    assert (given.long_term_weight, given.short_term_weight) == (0.0, None)  # the user's object is unchanged
     with pytest.raises(ValueError, match=r"long_term_weight=0.7 and short_term_weight=0.4 add up to 1.1"):
         LSTSDConfig(output_dir=str(tmp_path), long_term_weight=0.7)
 

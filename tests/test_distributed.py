@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 
 
 def torchrun(*command: str) -> None:
-    """Runs a script in two processes under torchrun; its output is shown where it fails."""
+    """Runs a script in two processes under torchrun; shows its output if it fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +48,7 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     return folders
 
 
-# Where two processes see the same batches as one: not where each groups its own by length.
+# Variants in which two processes see the same batches as one. That fails where each groups its own rows by length.
 NOTHING_PADDED = [
     name for name, (count, batch, *_) in VARIANTS.items() if count % batch == 0 and name != "grouped by length"
 ]
@@ -66,7 +66,7 @@ def test_two_processes_learn_what_one_does(runs, name):
 
 
 def test_two_processes_measure_the_memory_that_one_does(runs):
-    """In a variant with enough steps in an epoch, and few enough epochs for roundings to change no prediction."""
+    """The variant has enough steps in an epoch, and so few epochs that rounding changes no prediction."""
     logs = [json.loads((runs[world] / "cut short" / "log.json").read_text()) for world in (1, 2)]
     one, two = ([entry for entry in log if "memorised" in entry] for log in logs)
     assert len(one) == len(two) == 3
@@ -111,7 +111,7 @@ def test_two_processes_believe_what_one_does(runs, name, least):
 
 @pytest.mark.parametrize("name", MANY)
 def test_two_processes_and_samples_of_many_rows(runs, name):
-    """Each row and each label that one process records, once; and where nothing is padded, the same weights."""
+    """They record each row and each label once, as one process does. Without padding, the weights are the same too."""
     stores = [LogitsStore.open(runs[world] / name / "_logits") for world in (1, 2)]
     one, two = stores
     assert one.sealed_epochs == two.sealed_epochs == [0, 1, 2]
@@ -144,7 +144,7 @@ def test_two_processes_read_a_stream_of_tokens(runs):
 
 
 def test_of_a_sample_that_padding_repeats_the_first_record_stays(runs):
-    """42 samples in batches of 2 x 8: the last batch is filled up with 6 of the first, whose prediction is older."""
+    """42 samples in batches of 2 x 8: the last batch is padded with 6 samples of the first, whose prediction stays."""
     with torch.no_grad():
         model = tiny_bert(dropout=0.0).eval()
         at_first = model(torch.tensor(rows(42)["input_ids"][:])).logits.numpy()
@@ -153,7 +153,7 @@ def test_of_a_sample_that_padding_repeats_the_first_record_stays(runs):
 
 
 def test_accelerate_launches_the_same_run(runs, tmp_path):
-    # --multi_gpu is its name for one process per device; ACCELERATE_USE_CPU makes the devices CPUs.
+    # --multi_gpu is accelerate's name for one process per device; ACCELERATE_USE_CPU makes the devices CPUs.
     settings = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     script = [str(TESTS / "distributed_runs.py"), str(tmp_path), "classes"]
     launch("accelerate.commands.launch", *settings, *script)

@@ -1,4 +1,4 @@
-"""What the documentation shows is run as it stands there."""
+"""The code and the commands in the documentation run as they stand there."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def test_the_code_of_a_page_runs(page):
 
 
 def test_the_code_of_the_readme_runs(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks, one after the other, with what it takes from the reader."""
+    """Its blocks in order, with the names that it expects the reader to have."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {name: getattr(lstsd_hf, name) for name in lstsd_hf.__all__}
     names |= {"model": tiny_bert(), "tokenizer": AutoTokenizer.from_pretrained(model), "dataclass": dataclass}
@@ -42,7 +42,7 @@ def test_the_code_of_the_readme_runs(model: str, tmp_path: Path, monkeypatch: py
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each command in a page's indented lines: without comments, over lines that a backslash joins."""
+    """The words of each command in a page's indented lines, without comments. Lines that a backslash joins are one."""
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     return [shlex.split(line, comments=True) for line in lines if line.startswith(("lstsd ", "torchrun ", "python "))]
@@ -67,11 +67,11 @@ def place(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(words[0] == "lstsd" for words in commands(page))])
 def test_the_commands_of_a_page_run(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they stand there, one after the other; but a task comes from a folder, because there is no Hub here."""
+    """In order, as they stand there; but tasks are read from a folder, because there is no Hub here."""
     monkeypatch.chdir(place)
     for name in ("clean.csv", "relabelled.csv", "decisions.csv"):
         Path(name).unlink(missing_ok=True)
-    if page != "README.md":  # its first command makes the run that the others look at
+    if page != "README.md":  # the README's first command makes the run that other pages need
         cli.main(commands("README.md")[0][1:])
     for words in commands(page):
         if words[0] != "lstsd" or "--push_to_hub" in words:  # tests/test_hub.py pushes

@@ -35,7 +35,7 @@ class Points(Dataset):
 
 
 class Line(nn.Module):
-    """A model of the user's own, without a config: one number for each sample, (B,), returned as `form` says."""
+    """A user's own model without a config. It predicts a number for each sample, (B,), returned as `form` says."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Line(nn.Module):
 
 
 class Gaussian(Line):
-    """Two outputs, and no word of which are the logits."""
+    """A model with two outputs, neither of which is named logits."""
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         mean = self.slope * x + self.offset
@@ -65,7 +65,7 @@ class Gaussian(Line):
 
 
 def made(trainer_class: type[Trainer], folder: Path, model: nn.Module | None = None, **settings: Any) -> Any:
-    """A trainer of the model on points, or of a tiny BERT on tokens."""
+    """A trainer of `model` on points, or without it of a tiny BERT on tokens."""
     data: Any = Points() if model is not None else rows(20)
     options = config(folder, **{"num_train_epochs": 3} | settings)
     return trainer_class(model or tiny_bert(), options, train_dataset=data)
@@ -87,7 +87,7 @@ def test_a_number_for_each_sample_is_a_score_in_any_form_of_output(tmp_path, for
     assert torch.equal(weights(plain.model), weights(off.model))
     taught = trained(LSTSDTrainer, tmp_path / "taught", Line(form))
     assert logged(taught, "short_term_coverage")[-1] == 1.0
-    assert taught.settings.short_term_weight == 0.1  # a regression's
+    assert taught.settings.short_term_weight == 0.1  # the default of a regression
     assert LogitsStore.open(tmp_path / "taught" / "_logits").row_shape == (1,)
 
 
@@ -97,7 +97,7 @@ def test_several_outputs_without_a_name_for_logits_are_refused(tmp_path):
 
 
 class Tagger(nn.Module):
-    """A model of the user's own that predicts a class for each token, trained by its own loss."""
+    """A user's own model that predicts a class for each token and has its own loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ def test_a_callback_finds_an_epoch_sealed_at_its_end(tmp_path):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_loss_outside_of_a_run_is_the_plain_one(tmp_path, when):
-    """As in a look at the first batch, or in a search for a learning rate."""
+    """For instance when a user looks at the first batch, or searches for a learning rate."""
     losses = []
     for trainer_class in (Trainer, LSTSDTrainer):
         settings = config(tmp_path / trainer_class.__name__, num_train_epochs=2, **OFF)
@@ -209,7 +209,7 @@ def test_a_loss_outside_of_a_run_is_not_recorded(tmp_path):
 
 
 class Chain:
-    """A loader of the user's own, which only has a length and can be iterated."""
+    """A user's own loader, which has only a length and an iterator."""
 
     def __init__(self, loaders: list[Any]) -> None:
         self.loaders = loaders
@@ -275,7 +275,7 @@ class Preemption(TrainerCallback):
 
 
 def test_a_run_that_a_signal_ended_goes_on_where_it_was(tmp_path):
-    """The checkpoint is written in mid-step: its last batch is recorded, and comes once more."""
+    """The checkpoint is written in the middle of a step: its last batch is recorded already, and is drawn again."""
 
     def trainer(folder: str) -> Any:
         options = config(tmp_path / folder, num_train_epochs=3, enable_jit_checkpoint=True)

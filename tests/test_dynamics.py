@@ -1,4 +1,4 @@
-"""Training dynamics, by hand."""
+"""Training dynamics against values computed by hand."""
 
 import numpy as np
 import pytest

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(not (DATA.is_dir() and GLUE.is_dir()), reason=f"
 
 ROWS = 40
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-# Far enough from uniform predictions for a teacher to have something to say.
+# Weights so large that predictions are far from uniform, and a teacher has something to say.
 SHAPE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SHAPE |= {"initializer_range": 0.2}
 SMALL = {
@@ -106,7 +106,7 @@ def prompts(folder: Path) -> Path:
 
 
 def preferences(folder: Path) -> Path:
-    """Sentences, and the same with their words in another order."""
+    """Sentences, each preferred to itself with its words reversed."""
     rows = (row["sentence"].split() for row in glue("SST-2"))
     return write_json_lines(folder / "p.jsonl", ({"chosen": " ".join(w), "rejected": " ".join(w[::-1])} for w in rows))
 
@@ -126,7 +126,7 @@ def first_sentences(name: str, folder: Path) -> Path:
 
 
 def questions(folder: Path) -> Path:
-    """Some paragraphs of SQuAD's format, and a question without an answer."""
+    """Some paragraphs in SQuAD's format, with one question that has no answer."""
     articles = json.loads((DATA / "xquad-en.json").read_text(encoding="utf-8"))["data"][:2]
     for article in articles:
         article["paragraphs"] = article["paragraphs"][:2]
@@ -137,7 +137,7 @@ def questions(folder: Path) -> Path:
 
 
 def images(folder: Path) -> Path:
-    """Handwritten digits: eight of each of three."""
+    """Images of three handwritten digits, eight of each."""
     from PIL import Image
 
     digits = load_digits()
@@ -155,7 +155,7 @@ def images(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Folders of models by kind, with pieces of words that were learnt from the data."""
+    """Makes the folder of a model by its kind, with a WordPiece tokenizer trained on the data."""
     root = tmp_path_factory.mktemp("models")
     pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -241,7 +241,7 @@ def test_a_run_has_teachers(script, kind, data, flags, small_models, tmp_path, m
 
 @pytest.mark.parametrize(("train", "held_out"), [("wnut17-train.conll", "wnut17-dev.conll"), ("ewt-dev.conllu",) * 2])
 def test_words_have_teachers(train, held_out, small_models, tmp_path, monkeypatch):
-    """Sentences that are cut keep the teachers of the words that are left."""
+    """The words that are left of a truncated sentence keep their teachers."""
     files = {"data": first_sentences(train, tmp_path), "eval_data": first_sentences(held_out, tmp_path)}
     out = run(monkeypatch, "token_classification.py", tmp_path, model=small_models("bert"), max_length=24, **files)
     assert logged(out, "long_term_coverage")[-1] == 1.0
@@ -286,7 +286,7 @@ def test_a_plain_trainer_is_recorded(small_models, tmp_path, monkeypatch, capsys
 
 
 def test_several_processes(small_models, tmp_path):
-    """As the docstring of the example says."""
+    """The example is launched as its docstring says."""
     flags = {"model": small_models("bert"), "data": reviews(tmp_path), "per_device_train_batch_size": 4}
     launch = [
         sys.executable,
@@ -309,7 +309,7 @@ def test_several_processes(small_models, tmp_path):
 
 
 def test_the_notebook_finds_labels(small_models, tmp_path, monkeypatch):
-    """Executed as it stands there, with the cell of its parameters replaced."""
+    """The notebook is executed as it stands, but with its parameter cell replaced."""
     book = nbformat.read(EXAMPLES / "find_wrong_labels.ipynb", as_version=4)
     given = {"MODEL": small_models("bert"), "DATA": str(reviews(tmp_path)), "OUT": str(tmp_path / "out")}
     given |= {"CHANGED": 0.1, "EPOCHS": 2}
@@ -321,10 +321,15 @@ def test_the_notebook_finds_labels(small_models, tmp_path, monkeypatch):
     printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
     assert re.search(r"\d of the 4 most suspicious, by chance 0\.4", printed)
     assert (tmp_path / "out" / "_report" / "report.html").exists()
-    assert len((tmp_path / "out" / "clean.csv").read_text(encoding="utf-8").splitlines()) <= ROWS + 1
+    given, clean = (
+        (tmp_path / "out" / name).read_text(encoding="utf-8").splitlines() for name in ("given.csv", "clean.csv")
+    )
+    assert len(given) == ROWS + 1
+    kept = set(clean)
+    assert clean == [line for line in given if line in kept]  # the rows that stay, in their order
 
 
-# ---- the list of them
+# ---- the list of examples
 
 
 def test_the_table_names_every_example():

@@ -1,4 +1,4 @@
-"""Killed again and again, a run ends as if it had not been; the harness is `fault_runs.py`.
+"""A run that is killed again and again ends like one that was not; the harness is `fault_runs.py`.
 
 The long form, 60 kills: `pytest -m slow`.
 """

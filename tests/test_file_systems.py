@@ -1,4 +1,4 @@
-"""What file systems lack, refuse or run out of, on real ones where these can be had; and what a run leaves behind."""
+"""File systems that lack a feature, refuse a call or are full, real ones if possible; and what a run leaves behind."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture
 def common() -> Iterator[Path]:
-    """A folder that every user may look into."""
+    """A folder that every user may read."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
@@ -81,7 +81,7 @@ def refuse(number: int) -> Callable[..., Any]:
 
 
 def as_nobody(act: Callable[[], Any]) -> str:
-    """What another user is told: runs a function in a child process, and returns its error's text."""
+    """Runs a function as another user, in a child process; returns the text of its error, or "nothing"."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -102,13 +102,13 @@ def as_nobody(act: Callable[[], Any]) -> str:
     return told
 
 
-# ---- what is optional
+# ---- what a run can do without
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP], ids=errno.errorcode.get)
 def test_without_locks_a_run_goes_on_with_one_warning(tmp_path, monkeypatch, number):
     monkeypatch.setattr("fcntl.flock", refuse(number))
-    with pytest.warns(UserWarning, match="has no locks: see that no second run uses") as warned:
+    with pytest.warns(UserWarning, match="has no locks: make sure that no second run uses") as warned:
         train(tmp_path)
     assert len([w for w in warned if "has no locks" in str(w.message)]) == 1
     assert LogitsStore.open(tmp_path / "_logits").sealed_epochs == [0, 1, 2]
@@ -190,7 +190,7 @@ def test_a_checkpoint_on_a_read_only_disk_is_resumed_on_another(tmp_path, mount)
     assert torch.equal(weights(resumed.model), weights(whole.model))
 
 
-# ---- what is not
+# ---- what a run cannot do without
 
 
 @needs_root
@@ -211,7 +211,7 @@ def test_a_read_only_disk_is_named_as_the_cause(tmp_path, mount):
 @needs_root
 def test_a_full_disk_gets_back_what_a_failed_write_took(tmp_path, mount):
     disk = mount("-t", "tmpfs", "-o", "size=1500k")
-    store = store_in(disk / "s", samples=20_000)  # 240 KB an epoch, and 400 KB the journal of the open one
+    store = store_in(disk / "s", samples=20_000)  # 240 KB for an epoch, 400 KB for the journal of the open one
     store.copy(disk / "kept", {})
     (disk / "filler").write_bytes(b"x" * 200_000)
     before = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
@@ -228,7 +228,7 @@ def test_a_full_disk_gets_back_what_a_failed_write_took(tmp_path, mount):
         assert {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()} == before
     (disk / "filler").unlink()
     files.remove(disk / "kept")
-    store.seal(1)  # the advice, followed
+    store.seal(1)  # as the message advises
     assert store.read(1, [5]).tolist() == [[1, 1, 1]]
     store.verify()
 
@@ -273,14 +273,14 @@ def test_a_folder_without_permission_and_a_colleagues_lock_file(common):
     denied = "could not be written: Permission denied"
     assert denied in as_nobody(lock_and_unlock)
     common.chmod(0o777)
-    (common / "_logits.lock").touch(0o644)  # root's
+    (common / "_logits.lock").touch(0o644)  # it belongs to root
     assert denied in as_nobody(lock_and_unlock)
     (common / "_logits.lock").unlink()
     assert as_nobody(lock_and_unlock) == "nothing"
 
 
 class SecondRun(TrainerCallback):
-    """Starts another run in the middle of this one, and keeps what it is told."""
+    """Starts another run in the middle of this one, and keeps the message of its error."""
 
     def __init__(self, start: Callable[[], Any]) -> None:
         self.start, self.told = start, ""
@@ -308,7 +308,7 @@ def test_two_runs_share_neither_output_dir_nor_logits_dir(tmp_path, shared):
 
 
 def test_a_second_run_with_folders_of_its_own_goes_on(tmp_path):
-    """The advice, followed in the middle of the first."""
+    """As the message advises, in the middle of the first run."""
 
     class Beside(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -326,7 +326,7 @@ def test_a_second_run_with_folders_of_its_own_goes_on(tmp_path):
 def test_a_link_to_a_bigger_disk_stays_one(tmp_path, caplog):
     big, run = tmp_path / "big", tmp_path / "run"
     run.mkdir()
-    (run / "_logits").symlink_to(big / "logits")  # where nothing is yet
+    (run / "_logits").symlink_to(big / "logits")  # nothing is there yet
     saving = {"save_strategy": "steps", "save_steps": 3}
     first = train(run, **saving)
     assert LogitsStore.open(big / "logits").sealed_epochs == [0, 1, 2]
@@ -336,7 +336,7 @@ def test_a_link_to_a_bigger_disk_stays_one(tmp_path, caplog):
     for trainer in (second, resumed):
         assert torch.equal(weights(trainer.model), weights(first.model))
     assert (run / "_logits").is_symlink()
-    # The resumed run set the second one's store aside, without epoch 0, which it has itself.
+    # The resumed run moved the second one's store aside, without epoch 0, which it has itself.
     for folder, epochs in ((run / "_logits", [0, 1, 2]), (big / "logits-2", [1, 2])):
         LogitsStore.open(folder).verify()
         assert LogitsStore.open(folder).sealed_epochs == epochs
@@ -351,7 +351,7 @@ class Killed(Exception):  # noqa: N818
 
 
 class Kill(TrainerCallback):
-    """Ends a run at a step, as an error of the user's would."""
+    """Ends a run at a step, as an error in the user's code would."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -383,7 +383,7 @@ def test_what_a_kill_left_half_written_goes_with_the_next_run(tmp_path, monkeypa
         LogitsStore.create(tmp_path / "_logits", 4, (3,), "float16", "toy")
         os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    (tmp_path / "_logits.tmp" / "open").mkdir(parents=True)  # of a checkpoint's store that was being restored
+    (tmp_path / "_logits.tmp" / "open").mkdir(parents=True)  # left from restoring a checkpoint's store
     assert litter(tmp_path) == [".store.json.tmp", "_logits.tmp"]
     train(tmp_path)
     assert litter(tmp_path) == []
@@ -404,7 +404,7 @@ def test_an_older_store_stays_where_it_holds_what_no_newer_one_does(tmp_path):
     for seed, epochs in ((1, 2), (2, 1), (2, 2), (3, 1)):
         train(tmp_path, seed=seed, num_train_epochs=epochs)
     asides = {path.name: LogitsStore.open(path).sealed_epochs for path in tmp_path.glob("_logits-*")}
-    # seed 1; seed 2 with one epoch is gone, because the run after it holds that; seed 2 with two
+    # Seed 1 and seed 2 with two epochs stay. Seed 2 with one epoch is gone, because the next run holds that epoch too.
     assert asides == {"_logits-1": [0, 1], "_logits-3": [0, 1]}
 
 
@@ -457,7 +457,7 @@ def test_resuming_from_output_dir_is_refused_by_name_and_moves_nothing(tmp_path)
     with pytest.raises(StoreError, match=r"is a run's own, .* Use resume_from_checkpoint=True for the last one"):
         train(tmp_path, resume=str(tmp_path), num_train_epochs=4)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    train(tmp_path, resume=True, num_train_epochs=4)  # the advice, followed
+    train(tmp_path, resume=True, num_train_epochs=4)  # as the message advises
     assert LogitsStore.open(tmp_path / "_logits").sealed_epochs == [0, 1, 2, 3]
 
 

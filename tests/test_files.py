@@ -1,4 +1,4 @@
-"""A user's files: what is read of each format, and what is refused, by file and line or row."""
+"""A user's files: what is read from each format, and what is refused, with the file and the line or row."""
 
 import csv
 import json
@@ -89,7 +89,7 @@ def test_a_name_is_taken_as_it_stands(tmp_path: Path, name: str) -> None:
 def test_names_of_other_formats_and_of_folders_are_taken_as_they_stand(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"text": ["right"], "label": [1]})
     wrong = Dataset.from_dict({"text": ["wrong"], "label": [0]})
-    (tmp_path / "label=3").mkdir()  # by which some readers would know the label
+    (tmp_path / "label=3").mkdir()  # some readers would take the label from the name
     for folder in (tmp_path, tmp_path / "label=3"):
         for name in ("a[1]", "*"):
             wrong.save_to_disk(folder / "a1")
@@ -410,7 +410,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_large_csv_takes_seconds_and_little_memory(tmp_path: Path) -> None:
-    """In a process of its own, whose peak of memory is the reader's."""
+    """In a process of its own, so that its peak of memory is the reader's."""
     rng = random.Random(0)
     words = ["the", "film", "was", "good", 'and "so"', "on, and", "on"]
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as out:
@@ -434,7 +434,7 @@ print(len(cells.texts), time.process_time() - start, used * 1024, "torch" in sys
     assert has_torch == "False"
 
 
-# ---- whatever there is
+# ---- any content
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
@@ -443,7 +443,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 @example(rows=[("", "\r")], end="\n")
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), end=st.sampled_from(["\n", "\r\n"]))
 def test_csv_comes_back_as_it_was_written(tmp_path: Path, rows: list[tuple[str, str]], end: str) -> None:
-    # Older versions of Python write a carriage return without quotes; at a line's end it is then a part of that end.
+    # Older versions of Python write a carriage return without quotes; at a line's end it is read as part of that end.
     quoting = csv.QUOTE_ALL if any("\r" in cell for row in rows for cell in row) else csv.QUOTE_MINIMAL
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as out:
         csv.writer(out, lineterminator=end, quoting=quoting).writerows([("text", "label"), *rows])

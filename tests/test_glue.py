@@ -43,7 +43,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def sentences(count: int) -> list[tuple[str, int]]:
-    """Sentences with a label that one word of them decides."""
+    """Sentences and their labels; one word decides the label."""
     return [(f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]}", i % 2) for i in range(count)]
 
 
@@ -131,7 +131,7 @@ def test_tokens_and_ids(layout: str, model: str, tmp_path: Path) -> None:
 
 def test_pairs_and_padding(layout: str, model: str, tmp_path: Path) -> None:
     argv = flags(model, tmp_path, "--task_name", "stsb", "--data_dir", layout, "--do_train", "--pad_to_max_length")
-    # 32 is all that the tokenizer allows.
+    # The tokenizer allows at most 32.
     job = glue.prepare([*argv, "--max_seq_length", "99"])
     assert job.data.train is not None
     row = job.data.train[1]
@@ -161,7 +161,7 @@ def test_label_order_is_the_checkpoints_where_it_knows_the_labels() -> None:
 
 
 def test_a_checkpoint_with_its_own_label_order(layout: str, model: str, tmp_path: Path) -> None:
-    """Its head always says 1, which is its entailment, and 0 on the Hub."""
+    """Its head always predicts 1, which is entailment in this checkpoint; in GLUE entailment is 0."""
     checkpoint = BertForSequenceClassification.from_pretrained(
         model, id2label={0: "NOT_ENTAILMENT", 1: "ENTAILMENT"}, label2id={"NOT_ENTAILMENT": 0, "ENTAILMENT": 1}
     )
@@ -177,7 +177,7 @@ def test_a_checkpoint_with_its_own_label_order(layout: str, model: str, tmp_path
 
 
 def test_the_report_of_a_checkpoint_with_its_own_label_order(layout: str, model: str, tmp_path: Path) -> None:
-    """The store, the report and its texts have the labels as the model's head orders them."""
+    """The store, the report and its texts number the labels as the model's head does."""
     labels = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
     BertForSequenceClassification.from_pretrained(model, **labels).save_pretrained(tmp_path / "model")
     argv = flags(str(tmp_path / "model"), tmp_path / "out", "--task_name", "sst2", "--data_dir", layout, "--do_train")
@@ -196,7 +196,7 @@ def test_classification(layout: str, model: str, tmp_path: Path, trainer: str) -
     metrics = glue.main(
         [*argv, "--do_train", "--do_eval", "--do_predict", "--num_train_epochs", "10", "--logging_steps", "6"]
     )
-    assert metrics["eval_accuracy"] == 1.0  # one word decides: what learns at all learns it
+    assert metrics["eval_accuracy"] == 1.0  # one word decides the label: any model that learns at all learns it
     assert (metrics["train_samples"], metrics["eval_samples"]) == (48, 16)
     assert results(out) == {**results(out, "train_results.json"), **results(out, "eval_results.json")}
     assert results(out).items() <= metrics.items()
@@ -319,8 +319,8 @@ def test_a_cut_off_run_goes_on(layout: str, model: str, tmp_path: Path) -> None:
     resumed = glue.main(flags(model, tmp_path, *task, "--resume_from_checkpoint", str(tmp_path / "checkpoint-12")))
     weights = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(whole[name], weights[name]) for name in whole)
-    assert resumed["train_loss"] != first["train_loss"]  # the mean over the steps that it took itself
-    # "true" is the last checkpoint of the folder, and the run is over: no step is left.
+    assert resumed["train_loss"] != first["train_loss"]  # the mean over the resumed run's own steps
+    # "true" takes the last checkpoint of the folder. It is the end of the run: no step is left.
     last = glue.main(flags(model, tmp_path, *task, "--resume_from_checkpoint", "true"))
     assert last["train_loss"] == 0
     anew = glue.main(flags(model, tmp_path, *task, "--resume_from_checkpoint", "false"))

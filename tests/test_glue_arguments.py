@@ -157,7 +157,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package `bringer` with a file in a folder; importing it fails, because nobody needs to."""
+    """A package `bringer` with a file in a folder. Importing it fails, because nothing should import it."""
     root = tmp_path / "site"
     write(root / "bringer" / "__init__.py", "raise RuntimeError('imported')")
     write(root / "bringer" / "data" / "x.csv", "text,label", "a,1")

@@ -1,4 +1,4 @@
-"""GLUE's own files, and files of the user's."""
+"""GLUE's own files, and the user's."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def write(path: Path, *lines: str, encoding: str = "utf-8") -> Path:
 @pytest.mark.parametrize(
     ("task_name", "train", "dev", "test", "text_columns", "first_train_label", "dev_labels"),
     [
-        # The dev labels are counted by id; for stsb they are the sum of the scores.
+        # dev_labels is the number of rows for each label; for stsb it is the sum of the scores.
         ("cola", 8551, 1043, 1063, ["sentence"], 1, {0: 322, 1: 721}),
         ("mrpc", 3667, 408, 1725, ["sentence1", "sentence2"], 1, {0: 129, 1: 279}),
         ("rte", 2490, 277, 3000, ["sentence1", "sentence2"], 1, {0: 146, 1: 131}),
@@ -71,7 +71,7 @@ def test_texts_of_real_files() -> None:
     cola = load_tsv_split("cola", GLUE, "train")[0]
     assert cola["sentence"] == "Our friends won't buy this analysis, let alone the next one we propose."
     mrpc = load_tsv_split("mrpc", GLUE, "train")[0]
-    # A quote is a character, and the byte-order mark is no part of the first column's name.
+    # A quote is an ordinary character, and the byte-order mark is not part of the first column's name.
     assert mrpc["sentence1"].startswith('Amrozi accused his brother , whom he called " the witness " ,')
     assert mrpc["sentence2"].startswith('Referring to him as only " the witness " , Amrozi')
     rte = load_tsv_split("rte", GLUE, "train")[0]
@@ -160,7 +160,7 @@ def test_only_the_splits_that_are_needed_are_read(layout: Path) -> None:
 
 
 def test_the_hub_is_read_by_its_name(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with the data set's name, in the current folder, is what `load_dataset` reads in the Hub's place."""
+    """`load_dataset` reads a folder with the data set's name, in the current folder, instead of the Hub."""
     repository = tmp_path / "nyu-mll" / "glue"
     for split in ("train", "validation", "test"):
         rows = load_tsv_split("qqp", layout, split)
@@ -202,7 +202,7 @@ def test_a_hub_out_of_reach_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_rows_of_qqp_with_too_few_fields_are_left_out(layout: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As in the Hub's version, where `idx` is the row's number in the file all the same."""
+    """As in the Hub's version, in which `idx` stays the row's number in the file."""
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
     lines = ["1\t2\t3\tHow?\tWhy?\t1", "4\t5\t6\tWho is", "it?\tWhat?\t0", "", "7\t8\t9\tWhen?\tWhere?\t0"]
     for split in ("train", "dev"):
@@ -343,7 +343,7 @@ def test_csv_with_words_as_labels(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
-    # What the file calls label, and is not, goes.
+    # The file's column `label`, which is not the label here, is dropped.
     train = write(tmp_path / "train.csv", "a,b,stars,label", "x,y,10,0", "x,y,2,0", "x,y,2,0")
     data = from_files(tmp_path, train_file=train, text_columns=["b", "a"], label_column="stars")
     assert data.labels == ("2", "10")

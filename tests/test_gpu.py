@@ -1,4 +1,4 @@
-"""What only a GPU can show: a step that waits for the device stops these tests."""
+"""What only a GPU can show: these tests fail at a step that waits for the device."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ pytestmark = [
 
 @pytest.fixture
 def _no_synchronisation():
-    """Has torch raise where the host waits for the device."""
+    """Makes torch raise an error when the host waits for the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     yield
@@ -41,7 +41,7 @@ def test_the_loss_and_its_gradient_wait_for_nothing(problem_type, classes, teach
 
 @pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"dataloader_num_workers": 2}, {"teacher_trust": "honest"}])
 def test_the_teachers_and_the_record_wait_for_nothing(tmp_path, monkeypatch, changes):
-    """All that LSTSDTrainer does around the plain Trainer's own forward pass, which may wait for its masks."""
+    """All that LSTSDTrainer does around the plain Trainer's forward pass. That pass itself may wait for its masks."""
     plain, distilled = Trainer.compute_loss, LSTSDTrainer.compute_loss
     guarded = 0
 
@@ -55,7 +55,7 @@ def test_the_teachers_and_the_record_wait_for_nothing(tmp_path, monkeypatch, cha
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         nonlocal guarded
-        if teacher_key("long_term") not in inputs:  # the first step of all makes the store
+        if teacher_key("long_term") not in inputs:  # the very first step makes the store
             return distilled(self, model, inputs, *args, **kwargs)
         guarded += 1
         torch.cuda.set_sync_debug_mode("error")

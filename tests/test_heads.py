@@ -1,4 +1,4 @@
-"""The heads: their parts of the loss by hand, and how one is chosen."""
+"""The heads: their parts of the loss against values computed by hand, and how a head is chosen."""
 
 import math
 
@@ -81,7 +81,7 @@ def test_agreement_counts_equal_decisions():
 def test_the_head_is_what_the_models_own_loss_takes_it_for(settings, labels, expected):
     model = tiny_bert(**settings)
     assert choose_head(model.config.problem_type, labels, settings["num_labels"]).head is HEADS[expected]
-    model(input_ids=torch.ones(len(labels), 4, dtype=torch.long), labels=labels)  # writes its own answer there
+    model(input_ids=torch.ones(len(labels), 4, dtype=torch.long), labels=labels)  # writes its choice into the config
     assert model.config.problem_type == expected
     assert choose_head(model.config.problem_type, labels, settings["num_labels"]).head is HEADS[expected]
 
@@ -89,7 +89,7 @@ def test_the_head_is_what_the_models_own_loss_takes_it_for(settings, labels, exp
 @pytest.mark.parametrize(
     ("problem_type", "labels", "columns", "expected", "guessed"),
     [
-        # One logit with labels of 0 and 1 is a probability, unless somebody says that it is a score.
+        # One logit with labels of 0 and 1 is a probability, unless problem_type says that it is a score.
         (None, torch.tensor([0, 1, 1]), 1, LABELS, True),
         (None, torch.tensor([0.0, 1.0]), 1, LABELS, True),
         (NUMBER, torch.tensor([0, 1]), 1, NUMBER, False),
@@ -116,7 +116,7 @@ def test_what_is_said_counts_and_a_guess_gives_its_reason(problem_type, labels, 
     ("head", "labels", "expected"),
     [
         (Classes(), np.array([0, 1]), ["margin"]),
-        (Classes(), np.array([[0.5, 0.5]], np.float32), []),  # soft labels: none is the given one
+        (Classes(), np.array([[0.5, 0.5]], np.float32), []),  # soft labels: no class is the given one
         (Scores(), np.array([0.5, 1.0], np.float32), ["absolute_error"]),
         (Scores(), np.array([[0.5, 1.0]], np.float32), []),
         (Labels(), np.array([[0.0, 1.0]], np.float32), []),

@@ -1,4 +1,4 @@
-"""Trust by honesty: the teacher with its memory taken out, the gate, and runs that a plain reference repeats."""
+"""Trust by honesty: the teacher without its memory, the gate, and runs checked against a plain reference."""
 
 import math
 import shutil
@@ -31,7 +31,7 @@ from toys import config, logged, rows, tiny_bert, weights
 
 
 def data(count: int = 60, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that know the label of two samples in three, and labels; a row of NaN and a label of no class."""
+    """Logits that know the label of about 70% of the samples, and the labels. One row is NaN, one label no class."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(classes, count, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
     logits = rng.normal(0, 0.3, (count, classes))
@@ -46,7 +46,7 @@ def log_sum(values: list[float]) -> float:
 
 
 def slow_witness(rows: list[list[float]], labels: list[int], honest: float) -> tuple[float, list[float], float]:
-    """The formulas of the module, sample by sample."""
+    """The formulas of `witness`, sample by sample: scale, shift and lowered."""
     classes = len(rows[0])
     known = [label for label in labels if 0 <= label < classes]
     shares = [known.count(c) / len(known) for c in range(classes)]
@@ -102,7 +102,7 @@ def test_an_epoch_without_predictions_is_no_witness() -> None:
 def test_without_its_memory_a_teacher_agrees_with_labels_as_often_as_honest_predictions() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 2000)
-    logits = rng.normal(0, 1, (2000, 3)) + 3 * np.eye(3)[labels]  # nearly all of it by heart
+    logits = rng.normal(0, 1, (2000, 3)) + 3 * np.eye(3)[labels]  # the model knows nearly all labels by heart
     found = witness(logits, labels, LabelShares.of(labels, 3), honest=0.45)
     assert found is not None
     corrections = Honest.of([found], 0.0, torch.device("cpu"))
@@ -150,18 +150,18 @@ def test_the_loss_goes_from_the_teachers_to_the_honest_past_as_the_gate_opens() 
 
 
 def test_a_label_says_the_less_the_more_are_wrong() -> None:
-    """By Bayes' rule: beside a past that holds all classes for equal, a label is right as often as labels are."""
+    """By Bayes' rule: if the past finds all classes equal, a label's probability is the share of right labels."""
     for wrong, classes in ((0.2, 2), (0.2, 6), (0.4, 3)):
         past = Honest.of([Witness(1.0, np.zeros(classes), 0.0)], label_evidence(wrong, classes), torch.device("cpu"))
         found, _ = past.log_target(torch.zeros(1, 1, classes), torch.tensor([1]))
         assert found[0, 1].exp().item() == pytest.approx(1 - wrong)
-    assert label_evidence(0.9, 2) == label_evidence(0.5, 2) == 0  # it never speaks against its class
+    assert label_evidence(0.9, 2) == label_evidence(0.5, 2) == 0  # a label never speaks against its own class
     assert label_evidence(0.0, 2) == pytest.approx(math.log(999))
 
 
 @pytest.mark.parametrize(("against", "expected"), [(0.0, 0.0), (0.05, 0.0), (0.1, 0.97), (0.11, 1.0), (0.4, 1.0)])
 def test_labels_are_doubted_by_what_the_surest_predictions_say(against: float, expected: float) -> None:
-    """Of 1,000 predictions the surest 200 count; the others are all against their labels."""
+    """Of 1,000 predictions only the surest 200 count; all others contradict their labels."""
     logits, labels = np.zeros((1000, 2)), np.zeros(1000, np.int64)
     logits[:200, 0], logits[200:, 1] = 4.0, 1.0
     labels[: round(200 * against)] = 1
@@ -178,12 +178,12 @@ def test_no_prediction_says_nothing_of_the_labels() -> None:
 @pytest.mark.parametrize(
     ("before", "claimed", "honest", "expected"),
     [
-        (0.0, 0.9, 0.8, 0.2),  # a tenth too much, of a half that can be taken off
-        (0.1, 0.9, 0.8, 0.3),  # what is still too much comes on top
-        (0.3, 0.7, 0.8, 0.1),  # too little: some of it is given back
+        (0.0, 0.9, 0.8, 0.2),  # 0.1 too much, and full smoothing takes off 0.5
+        (0.1, 0.9, 0.8, 0.3),  # what is still too much is added
+        (0.3, 0.7, 0.8, 0.1),  # too little: the smoothing decreases
         (0.1, 0.6, 0.8, 0.0),
-        (0.3, 0.99, 0.8, 0.4),  # a model that has all such labels by heart claims 0.8
-        (0.0, 0.9, 0.3, 0.8),  # nothing can be done worse than by chance
+        (0.3, 0.99, 0.8, 0.4),  # the limit: a model that knows labels of this smoothing by heart claims 0.8
+        (0.0, 0.9, 0.3, 0.8),  # an accuracy below chance counts as chance
     ],
 )
 def test_labels_are_smoothed_by_what_the_model_claims_too_much(
@@ -215,7 +215,7 @@ EPOCHS, STEPS = 6, 12
 
 
 def noise(head: str = "classes") -> datasets.Dataset:
-    """96 rows whose labels nothing but memory can tell."""
+    """96 rows. Labels of classes are random, so that a model can only memorise them."""
     data = rows(96, head)
     if head != "classes":
         return data
@@ -244,18 +244,18 @@ def run(folder: Path, resumes: Any = None, callbacks: Any = None, data: Any = No
 
 
 def gates(trainer: Any) -> list[float]:
-    """Of each epoch."""
+    """The gate of each epoch."""
     return logged(trainer, "honest_gate")[: EPOCHS * STEPS : STEPS]
 
 
 def smoothings(trainer: Any) -> list[float]:
-    """Of each epoch."""
+    """The label smoothing of each epoch."""
     return logged(trainer, "honest_smoothing")[: EPOCHS * STEPS : STEPS]
 
 
 @pytest.mark.parametrize(("k", "long_term", "short_term"), [(2, 0.4, 0.4), (3, 0.5, 0.0), (1, 0.0, 0.7)])
 def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_term: float, short_term: float) -> None:
-    """From the sealed files, the measures in the log and the order in which samples came."""
+    """The reference uses the sealed files, the measures in the log and the order of the samples."""
     changes = {"mini_generation_epochs": k, "long_term_weight": long_term, "short_term_weight": short_term}
     trainer = run(tmp_path, **changes)
     store, labels = LogitsStore.open(tmp_path / "_logits"), trainer.train_dataset["label"]
@@ -271,7 +271,7 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
             against[e] = slow_contradicted(logits[e].tolist(), labels)
             if e >= 2:
                 smoothing = slow_smoothing(smoothing, logits[e], honest[e])
-                surely = against[e] - math.sqrt(against[e] * (1 - against[e]) / 19)  # of 96 samples 19 are the surest
+                surely = against[e] - math.sqrt(against[e] * (1 - against[e]) / 19)  # the surest fifth of 96 is 19
                 gate = max(gate, min(max((surely - 0.04) / 0.04, 0), 1))
         assert found_gates[epoch] == pytest.approx(gate, abs=1e-6)
         assert smoothings(trainer)[epoch] == pytest.approx(smoothing, abs=1e-6)
@@ -294,14 +294,14 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
 
 
 def slow_smoothing(before: float, logits: np.ndarray, honest: float) -> float:
-    """Of the epoch after that of these logits, of three classes."""
+    """The label smoothing after an epoch with these logits of three classes; `before` is that of the epoch."""
     honest = min(max(honest, 1 / 3), 1)
     claimed = sum(math.exp(max(log_p_of(row))) for row in logits) / len(logits)
     return min(max(before + (claimed - honest) * 1.5, 0), (1 - honest) * 1.5)
 
 
 def slow_contradicted(logits: list[list[float]], labels: list[int]) -> float:
-    """Of the surest fifth of the predictions, the share that is against the label."""
+    """The share of the surest fifth of the predictions that contradicts the label."""
     sure = sorted((-max(log_p_of(np.array(row))), row.index(max(row)) != labels[i]) for i, row in enumerate(logits))
     return sum(against for _, against in sure[: round(len(logits) / 5)]) / round(len(logits) / 5)
 
@@ -350,7 +350,7 @@ def test_it_is_the_default_where_it_has_a_rule(tmp_path: Path, monkeypatch: pyte
 
 
 def test_by_default_labels_are_not_doubted_after_few_steps(tmp_path: Path) -> None:
-    """Six epochs of 12 steps are 72."""
+    """Six epochs of 12 steps are 72, fewer than SINCE_STEP."""
     ours = run(tmp_path / "default", teacher_trust=None)
     asked = run(tmp_path / "asked", teacher_trust="confidence")
     assert ours.settings.teacher_trust == "honest"
@@ -372,7 +372,7 @@ def test_by_default_trust_is_by_confidence_where_it_has_none(tmp_path: Path, cha
 
 
 def test_while_no_label_looks_wrong_it_is_trust_by_confidence_that_claims_less(tmp_path: Path) -> None:
-    """96 rows whose label is their first token."""
+    """96 rows whose label the first token decides."""
     ours, asked = (run(tmp_path / trust, data=rows(96), teacher_trust=trust) for trust in ("honest", "confidence"))
     assert max(gates(ours)) == 0
     assert smoothings(ours)[3] == 0 < smoothings(ours)[5]

@@ -1,7 +1,7 @@
-"""What a stranger or an accident put in place of a run's files: one line that names the file, soon, in little memory.
+"""A stranger or an accident has changed a run's files: the error is one line, comes soon, and takes little memory.
 
-`store info`, `store verify`, resuming and the report read each file of a run after anything was done to it: any JSON
-in a manifest whose checksum fits, any bytes, a pipe, a link to a device.
+`store info`, `store verify`, resuming and the report read a run in which a file was replaced: by any JSON in a
+manifest whose checksum fits, by any bytes, by a pipe, by a link to a device.
 """
 
 import base64
@@ -91,7 +91,7 @@ def verify(run: Path) -> None:
 
 
 def resume(run: Path) -> None:
-    """As a trainer does it: the checkpoint's state and store are looked at, and a recorder takes them over."""
+    """Resumes as a trainer does: reads the checkpoint's state and store, and gives them to a recorder."""
     saved = saved_store(str(run / f"checkpoint-{STEP}"), 3, False)
     assert saved is not None
     known = TrainingSet(SAMPLES, saved.fingerprint, np.arange(SAMPLES), np.arange(SAMPLES) % 3)
@@ -108,7 +108,7 @@ def resume(run: Path) -> None:
         teaching=TeachingEpochs(()),
     )
     state = TrainerState(global_step=STEP, max_steps=12, num_train_epochs=4)
-    args = TrainingArguments(str(run), use_cpu=True, report_to=[])  # first: it resets what the accelerator knows
+    args = TrainingArguments(str(run), use_cpu=True, report_to=[])  # first, because it resets accelerate's state
     processes = Processes(Accelerator(cpu=True), args)
     memory = MemoryLog(processes, 3, log=lambda values: None)
     Recorder(plan, (), processes, state, 3, memory, saved).release()
@@ -122,7 +122,7 @@ READERS: tuple[Callable[[Path], None], ...] = (info, verify, resume, report)
 
 
 def megabytes(name: str) -> float:
-    """The memory of this process, by one of the kernel's measures: now, or at its peak."""
+    """The memory of this process by one of the kernel's measures, in MiB: VmRSS is now, VmHWM at its peak."""
     (kilobytes,) = re.findall(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) / 1024
 
@@ -132,11 +132,11 @@ def hang(*_: Any) -> None:
 
 
 def told(read: Callable[[Path], None], run: Path) -> str:
-    """Asserts that a reader goes through, or raises one of ours with one line, soon and in little memory; the line."""
+    """Asserts that a reader succeeds or raises our error of one line, soon and in little memory; returns the line."""
     signal.signal(signal.SIGALRM, hang)
-    signal.alarm(60)  # of a machine that is busy with much else
+    signal.alarm(60)  # wall time, as the machine may be busy
     start, before = time.process_time(), megabytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what there is now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present value
     line = ""
     try:
         with warnings.catch_warnings():
@@ -166,7 +166,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def forged(manifest: Any) -> bytes:
-    """A manifest with a checksum that fits, as anybody can write it."""
+    """A manifest with a checksum that fits, which anybody can write."""
     if isinstance(manifest, dict):
         manifest = {key: value for key, value in manifest.items() if key != "checksum"}
         checksum = xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
@@ -175,7 +175,7 @@ def forged(manifest: Any) -> bytes:
 
 
 def change(store: Path, **changes: Any) -> None:
-    """Changes values of a store's manifest; ... removes one."""
+    """Changes values in a store's manifest; the value ... removes the key."""
     manifest = json.loads((store / "store.json").read_text()) | changes
     put(store / "store.json", forged({key: value for key, value in manifest.items() if value is not ...}))
 
@@ -198,7 +198,7 @@ def npy(descr: str, shape: str, data: bytes) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
 
 
-# ---- anything at all
+# ---- any content
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -440,7 +440,7 @@ def test_journals_of_strangers(tmp_path):
             StoreCorruptionError, match=f"{name} is no journal of this store: wrong name. Move it aside"
         ):
             LogitsStore.open(store.path).verify()
-        stranger.rename(tmp_path / name)  # the advice, followed
+        stranger.rename(tmp_path / name)  # as the message advises
         LogitsStore.open(store.path).verify()
 
 
@@ -628,7 +628,7 @@ def test_a_state_that_is_half_readable_sends_a_run_one_checkpoint_back(tmp_path,
         last_complete_checkpoint(str(tmp_path))
 
 
-# ---- the report is whole, or the one before
+# ---- the report is whole, or the previous one stays
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -640,7 +640,7 @@ def test_a_report_that_is_cut_off_leaves_the_one_before(sound, monkeypatch, how)
     with copy_of(sound) as run:
         before = files_in(write_report(run).parent)
         store = LogitsStore.open(run / "_logits")
-        store.write_labels((np.arange(SAMPLES) + 1) % 3)  # the next report is another one
+        store.write_labels((np.arange(SAMPLES) + 1) % 3)  # so that the next report differs
 
         def cut_off(path: Path, *_: Any) -> None:
             path.write_text("<html>")
@@ -680,7 +680,7 @@ def test_a_report_writes_through_no_link(sound, tmp_path):
         shutil.rmtree(run / "_report")
         (run / "_report").symlink_to(tmp_path)
         assert "_report is a link: expected a folder" in told(report, run)
-        (run / "_report").rename(run / "aside")  # the advice, followed
+        (run / "_report").rename(run / "aside")  # as the message advises
         write_report(run)
     assert mine.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]

@@ -12,7 +12,7 @@ import pytest
 import lstsd_hf
 
 ROOT = Path(lstsd_hf.__file__).parent
-# From below: each imports only what stands before it. Beside them all: the package itself and its version.
+# From the lowest up: each imports only what stands before it. The modules in BESIDE are outside this order.
 FLOORS = ("paths", "extras", "store", "method", "config", "training", "report", "glue", "cli")
 BESIDE = ("lstsd_hf", "lstsd_hf._version", "lstsd_hf.__main__")
 MODULE_LINES, CLASS_LINES = 400, 250
@@ -52,7 +52,7 @@ def floor(module: str) -> int:
 
 
 def test_imports_of_every_form_are_found():
-    """A rule about imports that are not seen would hold for nothing."""
+    """If imports were missed, the rules about imports would prove nothing."""
     assert {"lstsd_hf.store", "lstsd_hf.method.loss", "lstsd_hf.config"} <= imports_of("lstsd_hf.training.mixin")
     assert {"lstsd_hf.store.manifest", "lstsd_hf.store.errors"} <= imports_of("lstsd_hf.store.folder")
     assert "lstsd_hf.training.place" in imports_of("lstsd_hf.training.recorder")  # from . import place
@@ -100,7 +100,7 @@ def test_modules_and_classes_are_short(module):
     ],
 )
 def test_an_import_loads_no_more_than_it_needs(imported, heavy):
-    """In a fresh process: a module with all that is in it."""
+    """Imports a module and its submodules in a fresh process; of `lstsd_hf` the package alone."""
     names = [
         name for name in MODULES if name == imported or (name.startswith(f"{imported}.") and imported != "lstsd_hf")
     ]

@@ -1,4 +1,4 @@
-"""Pushes to the Hub, by huggingface_hub's real client to a small server on loopback, and what comes back from it.
+"""Pushes to the Hub and downloads from it, with huggingface_hub's real client and a small server on loopback.
 
 test_hub.py OUTPUT_DIR is the script that the tests start under torchrun.
 """
@@ -45,14 +45,14 @@ PUSHING = {
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A server that this process's client talks to; a child process needs HF_ENDPOINT in its place."""
+    """A server that this process's client talks to; a child process needs HF_ENDPOINT instead."""
     with Hub(part_bytes=1 << 14) as server:  # the weights, 24 kB, travel in parts, and the store's files in one
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # it remembers the endpoint
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # this object remembers the endpoint
         monkeypatch.setitem(http_backoff.__kwdefaults__, "base_wait_time", 0.01)
         monkeypatch.setitem(http_backoff.__kwdefaults__, "max_wait_time", 0.01)
         yield server
@@ -63,7 +63,7 @@ class Preempted(Exception):  # noqa: N818
 
 
 class AfterSave(TrainerCallback):
-    """Waits for each save's upload, so that none is skipped because the one before goes on; stops after a step."""
+    """Waits for each save's upload, because Trainer skips one while the previous goes on; stops after a step."""
 
     def __init__(self, stop: int | None) -> None:
         self.stop = stop
@@ -147,7 +147,7 @@ def test_hub_strategies(hub, tmp_path, strategy):
         "all_checkpoints": {f"{path.name}/": path for path in out.glob("checkpoint-*")},
     }[strategy]
     expected = without_log(set().union(*(files_below(folder, prefix) for prefix, folder in checkpoints.items())))
-    if strategy == "checkpoint":  # nothing is deleted there; the manifest names the last one alone
+    if strategy == "checkpoint":  # nothing is deleted there; the manifest names only the last one
         expected |= {f"last-checkpoint/_logits/margin-{epoch:04d}.npy" for epoch in range(3)}
     # The card comes with push_to_hub(); a checkpoint carries the store that a resumed run needs.
     assert listing(hub) == MODEL - {"README.md"} | expected
@@ -159,7 +159,7 @@ def test_hub_strategies(hub, tmp_path, strategy):
 
 @pytest.mark.parametrize(("save_strategy", "into"), [("steps", "cache"), ("epoch", "folder")])
 def test_a_run_goes_on_from_a_pushed_checkpoint(hub, tmp_path, save_strategy, into):
-    """Interrupted in the middle of epoch 2, or at its end; elsewhere, with nothing but what the Hub has."""
+    """It is interrupted in the middle of epoch 2, or at its end, and resumed elsewhere with only what the Hub has."""
     settings = {"save_strategy": save_strategy, "save_steps": 1, "hub_strategy": "checkpoint"}
     stop = 8 if save_strategy == "steps" else 9
     whole = trained(tmp_path / "whole", push_to_hub=False, **settings)
@@ -191,7 +191,7 @@ def test_what_an_earlier_run_left_in_the_repo_is_not_mixed_in(hub, tmp_path):
 
 
 def without_log(names: Iterable[str]) -> set[str]:
-    """Without the stores' logs, whose names count their entries."""
+    """Leaves out the stores' logs, whose names count their entries."""
     return {name for name in names if not re.search(r"_logits/log-\d{6}\.json$", name)}
 
 
@@ -209,7 +209,7 @@ def test_the_store_is_pushed_where_asked_for(hub, tmp_path, place):
     logits = tmp_path / ("out/_logits" if place == "default" else "elsewhere/predictions")
     settings = {} if place == "default" else {"logits_dir": str(logits)}
     trainer = trained(tmp_path / "out", push_logits=True, save_strategy="epoch", **settings)
-    assert listing(hub) == MODEL - {"README.md"}  # in mid-training the model alone
+    assert listing(hub) == MODEL - {"README.md"}  # during training only the model
     trainer.push_to_hub()
     sealed = {f"_logits/epoch-{epoch:04d}.npy" for epoch in range(4)}
     assert listing(hub) == MODEL | sealed | store_files("margin-0003.npy")
@@ -232,13 +232,13 @@ def test_a_later_push_removes_the_epochs_that_are_gone(hub, tmp_path):
 
 
 def test_a_push_that_nobody_waits_for_takes_the_store_as_it_was(hub, tmp_path):
-    """Pushed in the middle of training, which seals another epoch and drops an old one meanwhile."""
+    """The push starts in the middle of training, which meanwhile seals another epoch and drops an old one."""
     pushes: list[Future] = []
 
     class PushAfterEpoch2(TrainerCallback):
         def on_epoch_end(self, args, state, control, **kwargs):
             if state.global_step == 3 * STEPS:
-                # The client looks for the files when its turn comes, which is at the end of this run.
+                # This keeps the client busy: it looks for the files of the push only after the end of the run.
                 trainer_ended = transformers.utils.hub.hf_api().run_as_future(ended.result)
                 pushes.append(trainer.push_to_hub(blocking=False))
                 pushes.append(trainer_ended)
@@ -263,7 +263,7 @@ def test_there_must_be_a_store_to_push(hub, tmp_path):
 
 
 def test_what_a_search_has_recorded_stays(hub, tmp_path):
-    """In a trial's folder the plain Trainer's push leaves nothing out."""
+    """The plain Trainer's push would upload all that is in a trial's folder, so it is refused."""
     out = tmp_path / "out"
     settings = {"num_train_epochs": 3, "save_strategy": "epoch"}
 
@@ -311,7 +311,7 @@ def test_a_failed_push_in_mid_training_is_told_and_loses_nothing(hub, tmp_path, 
     hub.refused.add(REPO)
     with caplog.at_level(logging.WARNING):
         trainer.train()
-        transformers.utils.hub.hf_api().run_as_future(int).result()  # behind all that the pushes had to say
+        transformers.utils.hub.hf_api().run_as_future(int).result()  # runs after all that the pushes log
     told = [record.message for record in caplog.records if "A push to the Hub failed" in record.message]
     assert len(told) == 4
     assert "you don't have the rights to write to tester/model" in told[0]
@@ -325,7 +325,7 @@ def test_a_failed_push_in_mid_training_is_told_and_loses_nothing(hub, tmp_path, 
 
 @pytest.mark.parametrize("uploads", [1, 3])
 def test_a_server_that_goes_away_in_mid_upload(hub, tmp_path, uploads):
-    """In the middle of the model's parts, or in the store after the model."""
+    """It goes away in the middle of the model's parts, or in the store after the model."""
     trainer = trained(tmp_path / "out", hub_strategy="end", push_logits=True)
     hub.uploads_until_gone = uploads
     file = r"model\.safetensors|training_args\.bin" if uploads == 1 else r"_logits/.*\.npy"

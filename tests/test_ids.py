@@ -1,4 +1,4 @@
-"""Sample ids of any size: in the store, in training, resumed, in the report; and what is said of lost ones."""
+"""Sample ids of any size: in the store, in training, resumed, in the report; and the message about lost ones."""
 
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError
 from lstsd_hf.training.sample_ids import SampleIdError
 from toys import config, rows, tiny_bert, weights
 
-FAR = 1_500_000_000_000_000_000  # what a database gives, or a hash
+FAR = 1_500_000_000_000_000_000  # as large as ids from a database, or hashes
 
 
 def far_ids(count: int) -> list[int]:
@@ -145,7 +145,7 @@ class StopAfter(TrainerCallback):
 
 
 def test_far_ids_train_resume_and_report_like_near_ones(tmp_path):
-    """Ids of 1.5e18 for 24 rows: the same weights and the same files as with 0 to 23, of 24 rows."""
+    """24 rows with ids of 1.5e18 give the same weights, and the same files of 24 rows, as with ids from 0 to 23."""
     data, ids = rows(24), far_ids(24)
     near = train(tmp_path / "near", renumbered(data, list(range(24))))
     folder = tmp_path / "far"
@@ -190,7 +190,7 @@ def test_far_ids_in_any_order_have_their_own_teachers(tmp_path):
     assert torch.equal(weights(trainer.model), weights(again.model))
 
 
-# ---- what is said
+# ---- messages
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -212,7 +212,7 @@ def test_lost_ids_are_said_in_one_line(tmp_path, caplog):
 
 
 def test_sets_that_were_joined_after_they_were_numbered(tmp_path):
-    """The advice of the message, followed."""
+    """What the message advises works."""
     joined = datasets.concatenate_datasets([add_sample_ids(rows(8, seed=seed)) for seed in (0, 1)])
     with pytest.raises(SampleIdError, match=r"add_sample_ids\(dataset\.remove_columns\('sample_id'\), 'sample_id'\)"):
         train(tmp_path / "joined", joined)

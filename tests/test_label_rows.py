@@ -1,4 +1,4 @@
-"""Labels that are a row for each sample: soft ones, and those of a multi-label head; history and cleaning."""
+"""Labels that are a row for each sample, soft or for a multi-label head: history and cleaning."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ from toys import config, rows, tiny_bert
 
 NAMES = ("short", "funny", "rude")
 GIVEN = [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0]]
-# The model is against the second label of sample 0, and against the third of sample 1; the rest it agrees with.
+# The model contradicts the second label of sample 0 and the third of sample 1, and agrees with the rest.
 PREDICTED = [[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0]]
 SOFT = [[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.0, 0.3, 0.7], [0.6, 0.4, 0.0], [0.1, 0.1, 0.8], [0.0, 1.0, 0.0]]
 
 
 def run_of(folder: Path, labels: Any, logits: Any, problem_type: str | None) -> Path:
-    """The folder of a run of two epochs with these logits, half as large in the first one."""
+    """Writes a run of two epochs with these logits, half as large in the first one; returns its folder."""
     folder.mkdir(exist_ok=True)
     store = LogitsStore.create(folder / "_logits", len(labels), (3,), "float32", "test")
     store.write_labels(np.asarray(labels, np.float32))
@@ -44,7 +44,7 @@ def several(tmp_path: Path) -> Path:
 @pytest.fixture
 def soft(tmp_path: Path) -> Path:
     logits = np.log(np.maximum(SOFT, 1e-3))
-    logits[4] = [4, 0, 0]  # the model is against sample 4
+    logits[4] = [4, 0, 0]  # the model contradicts the label of sample 4
     return run_of(tmp_path / "soft", SOFT, logits, None)
 
 

@@ -80,7 +80,7 @@ def test_supervised_fine_tuning_has_teachers(tmp_path, tokenizer):
     assert logged(trainer, "long_term_loss")[-1] > 0
     store = LogitsStore.open(tmp_path / "_logits")
     offsets = store.epoch_parts(2)["offsets"]
-    # Each token but the first is predicted, and the end token that SFTTrainer adds.
+    # Each token but the first is predicted, and so is the end token that SFTTrainer adds.
     assert np.diff(offsets).tolist() == [len(tokens) for tokens in token_lists()]
     assert store.vocabulary == len(WORDS)
     assert np.exp(np.float32(store.epoch_rows(2))).sum(axis=1).max() <= 1.001

@@ -1,6 +1,6 @@
-"""Loss parts, agreement and coverage, as the Trainer's own reporters write them: read back from the disk.
+"""Loss parts, agreement and coverage, read back from the files that the Trainer's own reporters write.
 
-test_logging.py FOLDER is the run that reports to trackio, which settles where it writes when it is imported.
+test_logging.py FOLDER is the run that reports to trackio, which decides where to write when it is imported.
 """
 
 import json
@@ -27,7 +27,7 @@ NAMES = [
 
 
 def train(folder: Path, report_to: str, **changes: Any) -> LSTSDTrainer:
-    """5 epochs of 5 steps, logged every 3: the 25th is logged at the run's end."""
+    """Trains 5 epochs of 5 steps. Every third step is logged, and step 25 at the run's end."""
     settings = config(folder / "out", report_to=[report_to], logging_steps=3, **changes)
     trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=rows(40))
     trainer.train()
@@ -35,7 +35,9 @@ def train(folder: Path, report_to: str, **changes: Any) -> LSTSDTrainer:
 
 
 def expected(state: TrainerState, name: str) -> list[tuple[int, Any]]:
-    return [(entry["step"], pytest.approx(entry[name], rel=1e-6)) for entry in state.log_history if name in entry]
+    found = [(entry["step"], pytest.approx(entry[name], rel=1e-6)) for entry in state.log_history if name in entry]
+    assert found[-1][0] == 25, name
+    return found
 
 
 def test_coverage_is_the_share_of_the_samples_that_had_a_teacher(tmp_path):
@@ -49,7 +51,7 @@ def test_coverage_is_the_share_of_the_samples_that_had_a_teacher(tmp_path):
 
 
 def test_coverage_counts_samples_not_batches(tmp_path):
-    """20 rows in batches of 8 are 8, 8 and 4; the second batch of epoch 0 was not recorded."""
+    """20 rows make batches of 8, 8 and 4; the second batch of epoch 0 is not recorded."""
 
     class Forgets(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -63,7 +65,7 @@ def test_coverage_counts_samples_not_batches(tmp_path):
     trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=rows(20), callbacks=[Forgets()])
     trainer.train()
     assert logged(trainer, "short_term_coverage") == pytest.approx([0.0, 12 / 20])
-    assert not logged(trainer, "long_term_coverage")  # nobody waits for a teacher that is off
+    assert not logged(trainer, "long_term_coverage")  # a teacher that is off has no coverage
 
 
 def test_tensorboard(tmp_path):
@@ -73,7 +75,6 @@ def test_tensorboard(tmp_path):
     for name in NAMES:
         written = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
         assert written == expected(trainer.state, name), name
-        assert written[-1][0] == 25
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
@@ -91,12 +92,12 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 
 def wandb_history(data: bytes) -> Iterator[dict[str, Any]]:
-    """The logged rows of a run file: protobuf records in LevelDB's log format, behind a head of 7 bytes."""
+    """The logged rows of a run file: protobuf records in LevelDB's log format, after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     block, offset, record = 32768, 7, b""
     while offset + 7 <= len(data):
-        if block - offset % block < 7:  # too little is left of the block for a head
+        if block - offset % block < 7:  # the rest of the block is too short for a header
             offset += block - offset % block
             continue
         size, kind = struct.unpack_from("<4xHB", data, offset)

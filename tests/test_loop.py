@@ -22,7 +22,7 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The user's file, and the folder that the commands run in."""
+    """Writes the user's file to the folder that the commands run in; returns its rows."""
     monkeypatch.chdir(tmp_path)
     rows = [
         [f"the film was, {(BAD, GOOD)[i % 2][i // 2 % 4]}", ("bad", "good")[(i + (i in WRONG)) % 2]] for i in range(64)
@@ -52,7 +52,7 @@ def test_each_command_works_at_the_first_try(model, rows, capsys):
     assert Path("out/_report/report.html").exists()
     samples = pq.read_table("out/_report/samples.parquet").to_pandas().sort_values("noise_rank")
     assert set(samples["sample_id"][:3]) == set(WRONG)
-    with open("decisions.csv", "w", newline="") as file:  # as the page gives them, of ten cards
+    with open("decisions.csv", "w", newline="") as file:  # as the report saves them after ten cards
         told = csv.writer(file)
         told.writerow(["sample_id", "decision", "label", "given"])
         for i in samples["sample_id"][:10]:

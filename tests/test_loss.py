@@ -17,12 +17,12 @@ from lstsd_hf.method.loss import (
 
 
 def of_classes(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The divergence of logits."""
+    """The divergence between logits of classes."""
     return divergence(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), temperature)
 
 
 def of_labels(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The mean divergence of the labels' logits."""
+    """The divergence between logits of labels, averaged over the labels."""
     pair = bernoulli_log_probabilities(student), bernoulli_log_probabilities(teacher)
     return divergence(*pair, temperature).mean(dim=-1)
 
@@ -58,7 +58,7 @@ def test_confidence_is_zero_for_a_teacher_that_knows_nothing_and_one_for_a_sure_
 
 
 def test_a_sample_without_a_teacher_gives_its_weight_back():
-    """One of two samples has the teacher: weight 0.4 of one, 0 of the other; base loss 2, divergence 0.5."""
+    """One of two samples has the teacher: its weight is 0.4, the other's 0. Base loss 2, divergence 0.5."""
     ones, half = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 9.0]])
     terms = TeacherTerms(present=ones, trust=ones, divergence=half, agreement=None)
     found = distillation_loss(torch.tensor(2.0), torch.tensor([0.4]), terms)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -37,7 +38,7 @@ def train(kind: str, folder: Any, rows: Any, trainer_class: Any = LSTSDTrainer, 
 
 @pytest.mark.parametrize("kind", [*KINDS, "gpt2"])
 def test_off_is_off(tmp_path, kind):
-    """GPT-2 too, of which the plain Trainer counts one token more for each sample than are predicted."""
+    """Also for GPT-2, where the plain Trainer counts one token more for each sample than the model predicts."""
     off = {"long_term_weight": 0.0, "short_term_weight": 0.0, "num_train_epochs": 2}
     plain = train(kind, tmp_path / "plain", data(kind), Trainer, settings=off)
     ours = train(kind, tmp_path / "ours", data(kind), settings=off)
@@ -69,7 +70,7 @@ def test_accumulated_micro_batches_equal_one_big_batch(tmp_path, kind, count):
 
 
 def predicted(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits of what is predicted, and the labels: of 4 classes a tagger's, of more a language model's."""
+    """The logits and labels of the predicted tokens: shifted for a language model, which has more than 4 classes."""
     logits = outputs["logits"]
     if logits.shape[-1] > 4:
         logits, labels = logits[:, :-1], labels[:, 1:]
@@ -87,7 +88,7 @@ def sum_over_count(outputs, labels, num_items_in_batch=None):
 @pytest.mark.parametrize("kind", ["tokens", "vocabulary"])
 @pytest.mark.parametrize("loss", ["smoothing", mean_over_tokens, sum_over_count])
 def test_other_losses_accumulate_to_that_of_one_big_batch(tmp_path, kind, loss):
-    """22 samples: the last micro-batch and the last group are short. Where the loss is the model's, it is the same."""
+    """22 samples: the last step has 6, in 1 or 3 micro-batches. A loss equal to the model's changes nothing."""
     settings = {"num_train_epochs": 3, "mini_generation_epochs": 1, "train_sampling_strategy": "sequential"}
     settings |= {"label_smoothing_factor": 0.1} if loss == "smoothing" else {}
     options = {} if loss == "smoothing" else {"compute_loss_func": loss}
@@ -111,7 +112,7 @@ def test_other_losses_accumulate_to_that_of_one_big_batch(tmp_path, kind, loss):
 
 
 def past_of(kind: str, logits: Any, row: dict[str, Any]) -> list[list[float]]:
-    """A sample's rows of logits, from what its model returned for it alone."""
+    """A sample's rows of logits, from the model's outputs for that sample alone."""
     if kind == "spans":
         return torch.stack([logits.start_logits[0], logits.end_logits[0]], dim=1).tolist()
     rows = logits.logits[0]
@@ -126,7 +127,7 @@ def items_of(kind: str, rows: torch.Tensor) -> list[torch.Tensor]:
 
 
 def slow_divergence(kind: str, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Summed over the items of a sample."""
+    """The sum over the items of a sample; for spans, the mean of start and end."""
     total = torch.zeros(())
     for log_p, log_q in zip(items_of(kind, student), items_of(kind, teacher), strict=True):
         if kind == "vocabulary":  # the K largest of the teacher, and the rest
@@ -150,7 +151,7 @@ def slow_base(kind: str, outputs: Any, row: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_is_what_the_formulas_say(tmp_path, kind):
-    """A slow reference: sample by sample, without padding, over a dictionary of past logits."""
+    """Compares with a slow reference: sample by sample, without padding, over a dictionary of past logits."""
     rows, epochs, k, rate = data(kind, 10, length=SPAN_LENGTH.get(kind)), 4, 2, 0.1
     settings = {
         "num_train_epochs": epochs,
@@ -199,7 +200,13 @@ def test_a_run_is_what_the_formulas_say(tmp_path, kind):
             expected.append(total.item())
     assert logged(trainer, "loss") == pytest.approx(expected, abs=2e-5)
     torch.testing.assert_close(weights(trainer.model), weights(model), atol=2e-5, rtol=0)
-    assert min(logged(trainer, "long_term_loss")[-3:]) > 1e-4  # teachers spoke
+    assert min(logged(trainer, "long_term_loss")[-3:]) > 1e-4  # the teachers had an effect
+
+
+def row_labels(store: LogitsStore) -> npt.NDArray[np.int32]:
+    found = store.read_row_labels()
+    assert found is not None
+    return found.labels
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,8 +217,10 @@ def test_other_padding_changes_no_row(tmp_path, kind, collator):
     for name, pad in (("base", Pad()), ("other", collator)):
         train(kind, tmp_path / name, data(kind), data_collator=pad, settings=settings)
         stores.append(LogitsStore.open(tmp_path / name / "_logits"))
-    if collator.side == "left":  # the models' own positions move with the padding: the rows are as many, and in order
-        assert np.array_equal(*(store.epoch_parts(1)["offsets"] for store in stores))
+    assert np.array_equal(*(store.epoch_parts(1)["offsets"] for store in stores))
+    if kind != "spans":  # whose labels are positions in the padded row
+        assert np.array_equal(*(row_labels(store) for store in stores))
+    if collator.side == "left":  # positions shift with the padding, so the logits are others
         return
     for part, rows in stores[0].epoch_parts(1).items():
         np.testing.assert_allclose(rows, stores[1].epoch_parts(1)[part], atol=1e-4)
@@ -258,7 +267,7 @@ train("vocabulary", sys.argv[1], data("vocabulary"), settings=eval(sys.argv[2]),
 
 
 def test_a_run_that_is_killed_ends_with_the_same_files(tmp_path):
-    """By SIGKILL in step 8, in the middle of epoch 2; the last checkpoint is of step 7."""
+    """SIGKILL comes after step 8, in the middle of epoch 2; the last checkpoint is from step 7."""
     settings = {"per_device_train_batch_size": 8, "logits_dtype": "float16", "num_train_epochs": 4}
     settings |= {"save_strategy": "steps", "save_steps": 7}
     command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), repr(settings)]
@@ -303,6 +312,7 @@ def test_a_padding_free_batch_trains_the_same_rows(tmp_path):
     train("vocabulary", tmp_path / "flat", data("vocabulary"), settings=settings, data_collator=flat)
     stores = [LogitsStore.open(tmp_path / name / "_logits") for name in ("padded", "flat")]
     assert np.array_equal(*(store.epoch_parts(1)["offsets"] for store in stores))
+    assert np.array_equal(*(row_labels(store) for store in stores))
 
 
 def test_a_mask_that_is_drawn_anew_is_refused(tmp_path):
@@ -380,7 +390,7 @@ def test_of_padding_free_and_of_shifted_labels(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_change_are_told_of_once(tmp_path, kind):
-    """From epoch 1 on a sample has a row less, from epoch 2 on the next one too: one warning, of epoch 1."""
+    """One sample of each batch loses a row from epoch 1 on, and the next from epoch 2 on: only epoch 1 warns."""
     rows, seen = add_sample_ids(data(kind, 12, length=6)), {"epoch": 0}
 
     def cut(features):

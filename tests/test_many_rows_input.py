@@ -1,4 +1,4 @@
-"""What a user can get wrong with samples of many rows: told before the first step, and nothing is lost."""
+"""Mistakes with samples of many rows: they are reported before the first step, and nothing is lost."""
 
 import re
 from collections import namedtuple
@@ -45,7 +45,7 @@ def test_a_training_set_in_which_no_token_has_a_label(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["tokens", "vocabulary"])
 def test_a_sample_in_which_no_token_has_a_label_changes_nothing(tmp_path, kind):
-    """In a micro-batch of its own, and beside others; it has no rows, and the others train as without it."""
+    """Each sample is a micro-batch. One without labels has no rows, and the loss and the weights stay finite."""
     rows = data(kind, 12)
     rows = rows.map(lambda row, i: {"labels": [NO] * len(row["labels"]) if i in (0, 5) else row["labels"]}, True)
     settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "logging_steps": 1}
@@ -81,11 +81,11 @@ def test_another_k_between_save_and_resume(tmp_path):
     with pytest.raises(StoreMismatchError, match=message):
         trainer(tmp_path, "vocabulary", settings={"logits_top_k": 5}).train(resume_from_checkpoint=True)
     assert files_in(tmp_path) == before
-    trainer(tmp_path, "vocabulary", settings={"logits_top_k": 3}).train(resume_from_checkpoint=True)  # the advice
+    trainer(tmp_path, "vocabulary", settings={"logits_top_k": 3}).train(resume_from_checkpoint=True)  # as advised
 
 
 def test_a_history_that_does_not_fit_names_the_k_that_does(tmp_path, monkeypatch):
-    """Before the first step; the advice, followed, runs on the same disk, and one more class does not."""
+    """It is refused before the first step. The advised k fits the same disk, and k + 1 does not."""
     monkeypatch.setattr("lstsd_hf.training.forecast.shutil.disk_usage", lambda path: Usage(0, 0, 20_000))
     settings = {"logits_top_k": 30, "train_sampling_strategy": "sequential"}
     run = trainer(tmp_path, "vocabulary", settings=settings)
@@ -102,14 +102,14 @@ def test_a_history_that_does_not_fit_names_the_k_that_does(tmp_path, monkeypatch
 
 
 def test_the_rows_of_a_sample_are_in_the_forecast(tmp_path, monkeypatch):
-    """Each sample has several rows: one epoch of one row each would fit ten times."""
+    """The disk has room for ten epochs with one row for each sample, but each sample has several."""
     monkeypatch.setattr("lstsd_hf.training.forecast.shutil.disk_usage", lambda path: Usage(0, 0, 24 * 10 * 4 * 4))
     with pytest.raises(StoreError, match=r"The logits store at .* will take about .*expected room for the whole run"):
         trainer(tmp_path, "tokens", data("tokens", length=30)).train()
 
 
 def test_corrected_labels_of_tokens(tmp_path):
-    """Refused without the word; with it all labels in the store are those that the run went on with."""
+    """They are refused without accept_new_labels. With it, the store holds the labels that the run continued with."""
     rows = data("tokens")
     trainer(tmp_path, "tokens", rows, callbacks=[StopAt(4)]).train()
     new = rows.map(lambda row: {"labels": [NO if label == NO else 3 - label for label in row["labels"]]})

@@ -35,7 +35,7 @@ SHAPE: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_lay
 SHAPE |= {"intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.2}
 OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 FLIPPED = ((3, 1), (7, 0), (11, 4), (20, 2), (31, 3))  # sample and word of the tags that are wrong
-CUT = 40  # the sample of which the last words are cut off
+CUT = 40  # the sample whose last words are cut off
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -44,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sentences(count: int = 60) -> datasets.Dataset:
-    """Words whose number says their tag, but for a few; one has an emoji, which JavaScript counts as two units."""
+    """Sentences whose words decide their tags, with a few wrong; one has an emoji, two units long in JavaScript."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(count):
@@ -121,7 +121,7 @@ def test_wrong_tags_come_first_and_cleanlab_finds_them_too(tagged):
         for *key, found in worst[["sample_id", "token", "suggested_label"]].to_numpy()
     )
 
-    # So cleanlab ranks them, by the means over epochs; and what it calls an issue is flagged here.
+    # cleanlab ranks them first too, by the means over epochs, and every issue that it finds is flagged here.
     labels, probs, offsets = (np.load(tagged / "_report" / f"{n}.npy") for n in ("labels", "pred_probs", "offsets"))
     store = LogitsStore.open(tagged / "_logits")
     by_epoch = [torch.from_numpy(np.array(store.epoch_rows(epoch))).softmax(dim=-1).numpy() for epoch in range(6)]
@@ -154,12 +154,18 @@ def test_a_sample_is_its_worst_token(tagged):
     assert sorted(samples["noise_rank"]) == list(range(1, 61))
 
 
+def page_by_ids(tagged: Path) -> str:
+    page = write_report(tagged, sentences().select_columns(["sample_id", "words", "tags"]))
+    return page.read_text(encoding="utf-8")
+
+
 def test_words_are_found_by_tags_without_ids_and_a_cut_sentence_has_them_too(tagged, tmp_path):
     words = sentences().select_columns(["words", "tags"])
     file = tmp_path / "words.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in words), encoding="utf-8")
+    expected = page_by_ids(tagged)
     for given in (words, file):
-        assert write_report(tagged, given).is_file()
+        assert write_report(tagged, given).read_text(encoding="utf-8") == expected
 
 
 @pytest.mark.parametrize(
@@ -188,21 +194,22 @@ def test_sentences_in_another_order_are_refused_and_tags_may_be_spelled_otherwis
     data = sentences().select_columns(["words", "tags"])
     with pytest.raises(ValueError, match=r"expected the tags that it was trained on, as they were"):
         write_report(tagged, data.shuffle(seed=0))
-    write_report(tagged, data.map(lambda row: {"tags": [f"<{tag}>" for tag in row["tags"]]}))
     numbers = datasets.List(datasets.ClassLabel(names=list(TAGS[::-1])))
-    write_report(
-        tagged,
+    expected = page_by_ids(tagged)
+    for given in (
+        data.map(lambda row: {"tags": [f"<{tag}>" for tag in row["tags"]]}),
         data.map(lambda row: {"tags": [2 - TAGS.index(tag) for tag in row["tags"]]}).cast_column("tags", numbers),
-    )
+    ):
+        assert write_report(tagged, given).read_text(encoding="utf-8") == expected
 
 
 def test_labels_of_pieces_of_words_have_no_mark(tmp_path):
-    """As many tokens as pieces: it is not known which word one stands for."""
+    """Tokens stand for pieces of words, so it is not known which word a token belongs to."""
     data = sentences(16)
     train("tokens", tmp_path, data, num_train_epochs=3)
     joined = data.map(lambda row: {"words": ["".join(row["words"][:2]), *row["words"][2:]], "tags": row["tags"][1:]})
     page = write_report(tmp_path, joined.select_columns(["sample_id", "words", "tags"]))
-    assert "more labels than words, so tokens have a number and no mark" in page.read_text(encoding="utf-8")
+    assert "more labels than words, so tokens are numbered, and not marked" in page.read_text(encoding="utf-8")
 
 
 def test_what_takes_no_tokens_says_so(tagged, tmp_path):
@@ -215,7 +222,7 @@ def test_what_takes_no_tokens_says_so(tagged, tmp_path):
 
 
 def test_a_tagger_of_two_classes_is_no_question_answering(tmp_path):
-    """Both have two columns; what tells them apart is their labels."""
+    """Both have two columns; their labels tell them apart."""
     data = sentences(16).map(lambda row: {"labels": [NO if label == NO else label % 2 for label in row["labels"]]})
     set_seed(0)
     trainer = LSTSDTrainer(
@@ -262,7 +269,7 @@ def test_the_loss_of_a_sample_is_what_the_model_says(tmp_path, kind, data):
         inputs = {name: torch.tensor([value]) for name, value in row.items() if name != "sample_id"}
         with torch.no_grad():
             expected = model(**inputs).loss.item()
-        # Of the one class that is not kept the mass is known.
+        # The mass of the one class that is not kept is known.
         assert told["loss_by_epoch"] == pytest.approx([expected] * 2, abs=1e-4)
     assert history["rows"][:] == [len(row["input_ids"]) - (kind == "vocabulary") for row in data()]
 
@@ -289,7 +296,7 @@ def test_what_is_learnt_and_forgotten(tmp_path, kind, data):
     assert right[:, -1].mean() > right[:, 0].mean()
     if kind == "spans":
         assert samples["forgetting_events"].tolist() == (np.diff(right, axis=1) < 0).sum(axis=1).tolist()
-    else:  # a share that falls is a token that is forgotten, at least
+    else:  # where the share falls, at least one token was forgotten
         assert (samples["forgetting_events"] >= (np.diff(right, axis=1) < 0).sum(axis=1)).all()
     with pytest.raises(ValueError, match="none of the 24 samples"):
         write_report(tmp_path, texts.map(lambda row: {"sample_id": row["sample_id"] + 100}))
@@ -304,7 +311,7 @@ def test_a_run_without_labels_of_rows_says_so(tmp_path):
 
 
 def test_a_sample_that_was_never_right_or_seen_is_told(tmp_path):
-    """A sample whose number of rows changed has no prediction there."""
+    """A sample whose number of rows changed has no prediction in that epoch."""
     store = LogitsStore.create(tmp_path / "_logits", 3, (2,), "float32", "x", ragged=True)
     rng = np.random.default_rng(0)
     for epoch, counts in enumerate(([2, 3], [3, 3])):

@@ -1,4 +1,4 @@
-"""The meter of memory on streams whose honest and memorised parts are known, and the share of wrong labels."""
+"""The memory meter on simulated runs whose honest and memorised parts are known, and the share of wrong labels."""
 
 import json
 from typing import Any
@@ -15,11 +15,11 @@ EPOCHS = 6
 
 
 def simulated(samples: int, honest: list[float], visit: float, seed: int) -> tuple[list[Counters], list[float]]:
-    """Epochs of a model that is known, and the memorised share at the end of each.
+    """Simulates epochs of a known model; returns their counters, and the memorised share at the end of each.
 
-    A sample is as hard as a number from 0 to 1. Without memory it is predicted where the honest part, which grows
-    from `honest[e]` to `honest[e + 1]` within an epoch, exceeds that. A visit makes the model remember a sample with
-    probability `visit`, and the first visits with a tenth of that.
+    Each sample has a difficulty from 0 to 1. Without memory, the model predicts a sample where its honest part, which
+    grows from `honest[e]` to `honest[e + 1]` within epoch e, exceeds the difficulty. A visit makes the model remember
+    a sample with probability `visit`, and in epoch 0 with a tenth of that.
     """
     rng = np.random.default_rng(seed)
     hard, known = rng.random(samples), np.zeros(samples, bool)
@@ -29,7 +29,7 @@ def simulated(samples: int, honest: list[float], visit: float, seed: int) -> tup
         counters = Counters()
         position = rng.permutation(samples) / samples
         level = honest[epoch] + (honest[epoch + 1] - honest[epoch]) * position
-        hits = ((hard < level) | known).astype(int)  # a visit is no help to the prediction that comes with it
+        hits = ((hard < level) | known).astype(int)  # a visit does not help the prediction made in it
         counters.add(position, hits, before)
         memorised.append(float((known & (hard >= honest[epoch + 1])).mean()))
         known = known | (rng.random(samples) < (visit if epoch else 0.1 * visit))
@@ -42,7 +42,7 @@ def simulated(samples: int, honest: list[float], visit: float, seed: int) -> tup
     ("honest", "visit"),
     [
         ([0.5, 0.75, 0.8, 0.81, 0.815, 0.82, 0.82], 0.4),  # learns, and memorises the rest
-        ([0.5, 0.55, 0.56, 0.56, 0.56, 0.56, 0.56], 0.5),  # wrong labels: what grows is memory
+        ([0.5, 0.55, 0.56, 0.56, 0.56, 0.56, 0.56], 0.5),  # wrong labels: almost only memory grows
         ([0.5, 0.7, 0.72, 0.73, 0.73, 0.73, 0.73], 0.0),  # nothing by heart
     ],
 )
@@ -85,7 +85,7 @@ def test_a_model_that_has_all_by_heart_is_not_said_to_learn_it() -> None:
 
 
 def test_losses_are_split_in_their_own_unit() -> None:
-    """A loss is made of hits: 8 for a miss. The parts are 8 times those of the hits, upside down."""
+    """The loss is 8 for a miss and 0 for a hit, so its parts follow from those of the hits."""
     epochs, _ = simulated(4000, [0.5, 0.75, 0.8, 0.81, 0.815, 0.82, 0.82], 0.4, seed=0)
     for_hits, for_losses = MemoryMeter(), MemoryMeter(of_losses=True)
     errors = []
@@ -188,7 +188,7 @@ def test_hits_of_spans_are_the_most_probable_start_and_end_of_a_feature() -> Non
 
 
 def predictions(samples: int, classes: int, noise: float, memory: float, seed: int) -> tuple[Any, Any, float]:
-    """Logits of a model that knows most of the true classes and a part of the given labels by heart."""
+    """Logits of a model that knows most true classes, and some labels by heart; the labels; its honest accuracy."""
     rng = np.random.default_rng(seed)
     true = rng.integers(0, classes, samples)
     given = np.where(rng.random(samples) < noise, (true + rng.integers(1, classes, samples)) % classes, true)

@@ -1,4 +1,4 @@
-"""What is memorised, in the log of real runs: with and without teachers, accumulated, resumed, out of order."""
+"""What real runs log about memory: with and without teachers, accumulated, resumed, in an order that is not random."""
 
 import logging
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_every_epoch_logs_what_is_memorised(tmp_path: Path, head: str, weight: f
 
 
 def test_the_counts_are_those_of_the_recorded_predictions(tmp_path: Path) -> None:
-    """From the sealed files and the order in which samples came, counted here once more."""
+    """Counts again, from the sealed files and the order of the samples."""
     seen: list[list[int]] = []
 
     class Watched(LSTSDTrainer):
@@ -84,7 +84,7 @@ def test_the_counts_are_those_of_the_recorded_predictions(tmp_path: Path) -> Non
 
 
 def test_accumulated_micro_batches_count_as_one_batch(tmp_path: Path) -> None:
-    # Without teachers: their trust is a mean over a micro-batch, so with them the weights are not quite the same.
+    # Without teachers: their trust is a mean over a micro-batch, so with them the weights would differ slightly.
     changes = {"learning_rate": 0.01, "long_term_weight": 0.0, "short_term_weight": 0.0}
     whole = run(tmp_path / "a", **changes)
     parted = run(tmp_path / "b", per_device_train_batch_size=2, gradient_accumulation_steps=4, **changes)
@@ -135,7 +135,7 @@ def test_an_order_that_is_not_random_is_left_out_and_says_so_once(tmp_path: Path
     assert not measured(trainer)
     assert len(told) == 1
     assert "SequentialSampler, which is not known to be random" in told[0]
-    # It sorts parts of an epoch by length, whose order is random.
+    # This strategy sorts by length within parts of an epoch; which rows are in a part is random.
     assert len(measured(run(tmp_path / "b", train_sampling_strategy="group_by_length"))) == EPOCHS
     assert len(told) == 1
 
@@ -159,7 +159,7 @@ def test_a_shuffled_stream_is_measured(tmp_path: Path, told: list[str]) -> None:
     assert "a stream that is not shuffled" in told[0]
     # num_samples is the largest id plus 1, and the stream has fewer rows.
     assert not measured(run(tmp_path / "c", dataset=stream(shuffled=True), max_steps=36, num_samples=200))
-    assert "12 steps, where num_samples made 25 expected" in told[1]
+    assert "12 steps, but 25 were expected from num_samples" in told[1]
 
 
 def test_a_run_without_labels_that_can_be_compared_is_left_out(tmp_path: Path, told: list[str]) -> None:
@@ -186,7 +186,7 @@ def random_labels(count: int) -> datasets.Dataset:
 
 
 def test_random_labels_are_by_heart(tmp_path: Path) -> None:
-    """What a model knows of labels that a die has cast is by heart."""
+    """A model can know random labels only by heart."""
     args = {"optim": "adamw_torch", "learning_rate": 5e-3, "num_train_epochs": 25, "teacher_trust": "confidence"}
     last = measured(run(tmp_path, dataset=random_labels(240), **args))[-1]
     assert last["honest_accuracy"] + last["memorised"] > 0.75
@@ -197,7 +197,7 @@ def test_random_labels_are_by_heart(tmp_path: Path) -> None:
 
 
 def told_to_stop(callback: MemoryStoppingCallback, *epochs: dict[str, float]) -> int | None:
-    """After how many epochs of this log training was told to stop."""
+    """The number of epochs of this log after which training was told to stop, or None."""
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
     callback.on_train_begin(None, state, control)  # type: ignore[arg-type]
     for number, entry in enumerate(epochs, start=1):
@@ -289,10 +289,10 @@ def test_the_report_of_a_run_shows_what_it_has_by_heart(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text(encoding="utf-8")
     last = measured(trainer)[-1]
     can, heart = round(100 * last["honest_accuracy"]), round(100 * last["memorised"])
-    assert f"Of the {can + heart} % that it gets right" in page
+    assert f"The model gets {can + heart} % of its training labels right" in page
     error = 1.96 * max(last["honest_accuracy_error"], last["memorised_error"])
-    assert f"give or take {100 * error:.0f} %" in page
+    assert f"± {100 * error:.0f} points, 95 % interval" in page
     assert 'id="plot-memory"' in page
-    # These labels are wrong for the most part, and the estimate is of agreement with labels such as these.
+    # Most of these labels are wrong, and the estimate is of the agreement with labels like these.
     assert "labelled as well or as" in page
     assert "badly as these" in page

@@ -100,9 +100,9 @@ def test_the_recipe_makes_the_same_settings(trainer, tmp_path, monkeypatch):
     (block,) = re.findall(r"```python\n((?:(?!```).)*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
     made: dict[str, Any] = {}
     exec(block, made)
-    # The recipe has the weights that were in force, where the run's own settings may leave them open.
+    # The recipe has the weights in force, which the run's own arguments may leave open.
     ours, theirs = trainer.args.to_dict() | asdict(trainer.settings), made["args"].to_dict()
-    # Where and what is written; how often; this machine.
+    # What may differ: where and what the run writes, this machine, and how often the run logs.
     elsewhere = {"output_dir", "logits_dir", "logits_retention", "report_to", "disable_tqdm", "use_cpu"} | {
         "dataloader_pin_memory",
         "outside_weight",  # 0 in force where there is no outside teacher
@@ -154,7 +154,7 @@ def test_the_weights_are_those_in_force_before_a_training_too(tmp_path, head, we
     text = card_of(untrained).text
     assert f"| weight | {weight} | {weight} |" in text
     assert f"long_term_weight={weight}," in text
-    assert untrained.args.long_term_weight is None  # its problem may still turn out to be another
+    assert untrained.args.long_term_weight is None  # the kind of problem is not settled before training
 
 
 @pytest.mark.parametrize("name", ["/home/alice/bert", "../alice/bert", "~/alice", r"C:\alice\bert", "", "EXISTING"])
@@ -183,7 +183,7 @@ def test_an_adapter_does_not_tell_where_its_base_model_lay(tmp_path):
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
     trainer = trained(tmp_path / "adapter", model=model)
     trainer.save_model()
-    assert "alice" in (tmp_path / "adapter" / "README.md").read_text()  # as PEFT has it
+    assert "alice" in (tmp_path / "adapter" / "README.md").read_text()  # PEFT's own card names it
     card = card_of(trainer)
     assert "alice" not in str(card)
     assert card.data.library_name == "peft"

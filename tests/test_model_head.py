@@ -1,4 +1,4 @@
-"""What is told of a head by a model's class and by what it returns; every class of transformers by its name."""
+"""How a model's head is recognised: by its class, for every class of transformers, and by what it returns."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ ONE_ROW = [
 ]
 MANY_ROWS = {
     "CAUSAL_LM": {"causal_lm"},
-    "MASKED_LM": {"masked_lm", "seq2seq_lm", "causal_lm"},  # BART and XLM stand in two tables
+    "MASKED_LM": {"masked_lm", "seq2seq_lm", "causal_lm"},  # BART and XLM are in two tables
     "QUESTION_ANSWERING": {"question_answering"},
     "SEQ_TO_SEQ_CAUSAL_LM": {"seq2seq_lm", "causal_lm"},
     "TOKEN_CLASSIFICATION": {"token_classification"},
@@ -50,7 +50,7 @@ REFUSED = [
 
 
 def models(kind: str) -> list[nn.Module]:
-    """An empty module for each class of a kind, by its name: that is all that is looked at."""
+    """An empty module with the name of each class of a kind; only the name matters."""
     table = getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES", None)
     if table is None:
         pytest.skip("an older version of transformers")

@@ -1,4 +1,4 @@
-"""Labels that are corrected in the middle of a run: refused by name, and accepted on a word, which the store notes."""
+"""Labels that are corrected in the middle of a run: refused, or accepted on request and noted in the store."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_new_labels_are_refused_with_their_number_and_a_way(tmp_path, data):
 
 @pytest.mark.parametrize("retention", ["needed", "all"])
 def test_new_labels_are_learnt_from_and_noted(tmp_path, data, retention):
-    """The advice of the message, followed; epochs that were predicted before stay, and statistics begin anew."""
+    """Follows the advice of the message: epochs that were recorded before stay, and statistics are computed again."""
     old = run(tmp_path, data, logits_retention=retention)
     new = corrected(data, 3, 11)
     first = LogitsStore.open(tmp_path / "_logits")
@@ -75,7 +75,7 @@ def test_new_labels_are_learnt_from_and_noted(tmp_path, data, retention):
     assert first.read_statistic("margin") is not None
     trainer = run(tmp_path, new, resume=True, accept_new_labels=True, logits_retention=retention)
     assert not torch.equal(weights(trainer.model), weights(old.model))
-    assert logged(trainer, "long_term_loss")[-1] > 0  # the old predictions go on to teach
+    assert logged(trainer, "long_term_loss")[-1] > 0  # the old predictions still teach
 
     store = LogitsStore.open(tmp_path / "_logits")
     store.verify()
@@ -87,7 +87,7 @@ def test_new_labels_are_learnt_from_and_noted(tmp_path, data, retention):
         assert store.epoch_path(epoch).read_bytes() == kept[epoch]
     assert (set(kept) <= set(store.sealed_epochs)) == (retention == "all")
 
-    # Folded with the new labels: over the epochs that the store had when it went on, and those after.
+    # Computed with the new labels, over the epochs that the store still had at the resume, and those after.
     last, margin = store.read_statistic("margin")
     assert last == 3
     assert set(margin[:, 1]) == ({4.0} if retention == "all" else {3.0})
@@ -103,15 +103,15 @@ def test_a_run_with_new_labels_is_resumed_like_any_other(tmp_path, data):
     new = corrected(data, 0)
     whole = run(tmp_path, new, resume=True, accept_new_labels=True)
     assert LogitsStore.open(tmp_path / "checkpoint-12" / "_logits").label_changes  # checkpoints note it as well
-    again = run(tmp_path, new, resume=str(tmp_path / "checkpoint-12"))  # without the word
+    again = run(tmp_path, new, resume=str(tmp_path / "checkpoint-12"))  # without accept_new_labels
     assert torch.equal(weights(again.model), weights(whole.model))
     assert len(LogitsStore.open(tmp_path / "_logits").label_changes) == 1
     with pytest.raises(StoreMismatchError, match="1 of 20 differ"):
-        run(tmp_path, data, resume=True)  # and not with the old labels
+        run(tmp_path, data, resume=True)  # the old labels are refused now
 
 
 def test_starting_anew_with_new_labels(tmp_path, data):
-    """The other advice of the message, followed."""
+    """Follows the other advice of the message."""
     run(tmp_path, data)
     new = corrected(data, 3)
     LSTSDTrainer(tiny_bert(), config(tmp_path), train_dataset=new).train()
@@ -152,7 +152,7 @@ def test_scores_are_corrected_as_well(tmp_path):
 
 
 def as_before(store: Path) -> None:
-    """Gives a store the fingerprint that it had when there was one hash, of labels and inputs together."""
+    """Gives a store the older kind of fingerprint: one hash, of labels and inputs together."""
     file = store / "store.json"
     manifest = json.loads(file.read_text())
     del manifest["checksum"]

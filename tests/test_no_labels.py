@@ -33,7 +33,7 @@ def make(kind: str) -> Any:
 
 
 def data(unlabelled: int) -> datasets.Dataset:
-    """Two batches of samples with labels, between batches of samples without."""
+    """Two batches of samples with labels, each after `unlabelled` samples without."""
     tokens = np.random.default_rng(0).integers(1, VOCABULARY, (2 * BATCH, 6))
     rows = [{"input_ids": row.tolist(), "labels": [NO, *(row[1:] % 3)]} for row in tokens]
     none = [{"input_ids": [1] * 6, "labels": [NO] * 6}] * unlabelled
@@ -55,7 +55,7 @@ def train(kind: str, folder: Path, unlabelled: int, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["tokens", "vocabulary"])
 def test_a_step_without_labels_changes_nothing(tmp_path, kind):
-    """The mean over no token is NaN, of which neither the weights nor the log may hear."""
+    """The mean over no tokens is NaN, which must reach neither the weights nor the log."""
     with_them, without = (train(kind, tmp_path / str(count), count) for count in (BATCH, 0))
     assert torch.equal(weights(with_them.model), weights(without.model))
     assert np.isfinite(logged(with_them, "loss")).all()

@@ -115,7 +115,7 @@ def test_nodes_that_share_no_disk_end_with_the_same_files(network, tmp_path):
 
     # Samples of many rows.
     first, second = (sealed(folder / "many") for folder in whole)
-    assert len(first) == 14  # three epochs of values, classes, rest and offsets, the labels and theirs
+    assert len(first) == 14  # three epochs of values, classes, rest and offsets, and the labels and their offsets
     assert first == second == sealed(cut[0] / "many") == sealed(cut[1] / "many")
     for folder in whole:
         store = LogitsStore.open(folder / "many" / "_logits")

@@ -31,7 +31,7 @@ def trust(head: str, teacher: list[float], kind: str) -> float:
 
 
 def divergence(head: str, student: torch.Tensor, teacher: list[float], tau: float) -> torch.Tensor:
-    """Of one sample; the student's side carries the gradient."""
+    """The divergence of one sample; only the student carries the gradient."""
     if head == "regression":
         return (student[0] - teacher[0]) ** 2
     if head == "multi_label":
@@ -146,4 +146,4 @@ def test_a_run_is_what_the_formulas_say(tmp_path, head, changes):
     assert len(found) == len(expected) == epochs * math.ceil(5 / settings.gradient_accumulation_steps)
     assert found == pytest.approx(expected, abs=1e-5)
     torch.testing.assert_close(weights(trainer.model), weights(slow_model), atol=2e-5, rtol=0)
-    assert max(abs(a - b) for a, b in zip(found, logged(trainer, "base_loss"), strict=True)) > 1e-3  # teachers spoke
+    assert max(abs(a - b) for a, b in zip(found, logged(trainer, "base_loss"), strict=True)) > 1e-3  # an effect

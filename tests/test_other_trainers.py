@@ -84,7 +84,7 @@ class PairConfig(DistillationArguments, cross_encoder.CrossEncoderTrainingArgume
 
 
 def preferences(seed: int = 0) -> datasets.Dataset:
-    """A text that is liked beside one that is not; of different lengths, so that the shorter one is padded."""
+    """Pairs of a liked and a disliked text, of different lengths, so that the shorter one is padded."""
     rng = np.random.default_rng(seed)
     texts = [{"chosen": f"the film was {GOOD[i % 4]}", "rejected": f"a very {BAD[i % 3]} b"} for i in range(ROWS)]
     for text in texts:
@@ -93,7 +93,7 @@ def preferences(seed: int = 0) -> datasets.Dataset:
 
 
 def pairs(labels: int, seed: int = 0) -> datasets.Dataset:
-    """Two texts and how they belong together: 0 or 1, or one of three classes."""
+    """Pairs of texts with a label: 0 or 1, or one of three classes."""
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, max(labels, 2), ROWS).tolist()
     words = [GOOD[:2], BAD[:2], ("a", "b")]
@@ -104,7 +104,7 @@ def pairs(labels: int, seed: int = 0) -> datasets.Dataset:
 
 
 def scores_model(path: str) -> Any:
-    """A model of one score for each text, and its tokenizer."""
+    """A model that gives each text one score, and its tokenizer."""
     set_seed(0)
     tokenizer = BertTokenizer.from_pretrained(path, eos_token="[SEP]")
     settings = BertConfig.from_pretrained(path, num_labels=1, initializer_range=0.2)
@@ -244,7 +244,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind, whole, model, tmp_path, st
 
 
 def test_micro_batches_equal_one_big_batch(kind, model, tmp_path):
-    """20 rows in steps of 8, 8 and 4; without dropout, and in one order."""
+    """20 rows in steps of 8, 8 and 4, without dropout, and in the same order."""
     ends = []
     for size in (8, 4):
         changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
@@ -272,7 +272,7 @@ def test_a_model_card_and_a_model_are_saved(kind, whole, tmp_path):
 
 
 def test_a_pair_of_scores_is_two_classes(model, tmp_path):
-    """Row i is (chosen, rejected) of sample i, and the base loss is that of Bradley and Terry."""
+    """Row i is (chosen, rejected) of sample i, and the base loss is the Bradley-Terry loss."""
     changes = {"per_device_train_batch_size": ROWS, "train_sampling_strategy": "random"}
     trainer = make_preference(model, tmp_path / "still", True, True, **METHOD, **changes | {"learning_rate": 0.0})
     trainer.train()
@@ -389,7 +389,7 @@ def test_embeddings_have_no_rows_of_logits(model, tmp_path):
 
 def test_outputs_without_gradient_are_an_error(model, tmp_path):
     class Measured(trl.RewardTrainer):
-        """Computes its loss without the model's own forward, and scores for its metrics without gradient."""
+        """Computes its loss without the model's own forward, and the scores for its metrics without gradient."""
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             hidden = model.bert(inputs["input_ids"], inputs["attention_mask"]).pooler_output

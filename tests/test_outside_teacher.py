@@ -272,8 +272,19 @@ def test_of_a_stream_nothing_can_be_compared_and_that_is_said(tmp_path, data, st
     settings = config(tmp_path / "run", **ALONE, outside_teacher=store, num_samples=40, max_steps=5)
     trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=stream)
     trainer.train()
-    assert "nobody looks whether the outside teacher saw its inputs" in caplog.text
+    assert "its inputs are not compared with what the outside teacher saw" in caplog.text
     assert logged(trainer, "outside_coverage") == [1.0] * 5
+
+
+def test_a_linear_schedule_in_the_first_epoch_of_a_stream_is_refused(tmp_path, data, store):
+    settings = config(
+        tmp_path / "run", **ALONE, outside_teacher=store, num_samples=40, max_steps=5, weight_schedule="linear"
+    )
+    trainer = LSTSDTrainer(tiny_bert(), settings, train_dataset=data.to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"weight_schedule='linear' needs the number of epochs.*'constant', or a"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert run(tmp_path / "sized", data, store, weight_schedule="linear").state.global_step > 0
 
 
 class Tokens(torch.utils.data.Dataset):

@@ -1,4 +1,4 @@
-"""What is installed: the core without extras, what a command says without its own, and what wheel and sdist hold."""
+"""Installation: the core without extras, what a command says without its extra, and what wheel and sdist hold."""
 
 import ast
 import configparser
@@ -56,8 +56,8 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def link_environment(parent: Path, wanted: Iterable[Requirement]) -> Path:
-    """Makes a folder with links to the packages that some requirements bring, and to no other that is installed."""
-    folder = parent / "site-packages"  # dill, with which `datasets` hashes functions, knows installed modules by it
+    """Makes a folder with links to the packages that the requirements bring, and to no other installed package."""
+    folder = parent / "site-packages"  # dill, which hashes functions for `datasets`, knows installed modules by it
     folder.mkdir()
     todo, seen = list(wanted), set()
     while todo:
@@ -179,7 +179,7 @@ def test_the_index_would_take_both(built: Path) -> None:
     command = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
-    assert "".join(done.stdout.split()).count(":PASSED") == 2  # it breaks long lines
+    assert "".join(done.stdout.split()).count(":PASSED") == 2  # twine wraps long lines
 
 
 def test_metadata(wheel: Path) -> None:
@@ -253,7 +253,7 @@ def test_train_needs_the_wheel_and_its_extra_alone(
 
 @pytest.mark.slow
 def test_in_a_new_environment(built: Path, tmp_path: Path) -> None:
-    """Minutes: what pip installs, and nothing else."""
+    """Takes minutes: tests what pip installs, and nothing else."""
     (path,) = built.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "venv"], cwd=tmp_path, check=True)
     python, lstsd = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "lstsd"

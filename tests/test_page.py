@@ -30,14 +30,14 @@ def store_of(folder: Path, logits: Any, labels: Any, epochs: Any = None) -> Path
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    """What the page holds, as its script unpacks it."""
+    """The page's data, unpacked as its script does."""
     packed = re.search(r'id="data">([^<]*)<', page.read_text(encoding="utf-8"))
     assert packed is not None
     return json.loads(gzip.decompress(base64.b64decode(packed[1])))
 
 
 def words_of(page: Path, tag: str) -> str:
-    """What stands in the first element of a kind."""
+    """The text of the first element with this tag."""
     found = re.search(f"<{tag}[^>]*>(.*?)</{tag.split()[0]}>", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert found is not None, tag
     return " ".join(found[1].split())
@@ -61,14 +61,14 @@ def test_how_many_scores_look_wrong(tmp_path: Path) -> None:
     labels = np.array([0, 1, 0, 1], np.float32)
     page = write_report(store_of(tmp_path, (labels + np.array([0, 0.1, 2, 0]))[None, :, None], labels))
     assert words_of(page, "h1") == "1 of 4 scores looks wrong"
-    assert "further from the given score than the scores vary, in its one epoch" in words_of(page, 'p class="lead"')
+    assert "more than the standard deviation of all scores, in its one epoch" in words_of(page, 'p class="lead"')
 
 
 # ---- what it suggests
 
 
 def test_the_history_suggests_not_the_last_epoch(tmp_path: Path) -> None:
-    """An epoch has learnt the wrong label by heart; those before it knew better."""
+    """The last epoch has learnt the wrong label by heart; the epochs before it predict the right one."""
     history = [[[0, 4.0, 0]], [[0, 3.0, 1]], [[3.0, 1, 0]]]
     rows = data_of(write_report(store_of(tmp_path, history, [0])))["rows"]
     assert (rows["suggested"], rows["predicted"][-1], rows["flagged"]) == ([1], [0], [1])
@@ -120,7 +120,7 @@ def test_memory_is_told_where_the_log_has_it(tmp_path: Path) -> None:
     first = {"epoch": 1.0, "honest_accuracy": 0.6, "memorised": 0.05}
     last = {"epoch": 2.0, "honest_accuracy": 0.716, "memorised": 0.194}
     page = logged(folder, first, last)
-    sentence = "Of the 91 % that it gets right, 72 % it can do and 19 % it has by heart."
+    sentence = "The model gets 91 % of its training labels right: it can do 72 %, and knows 19 % by heart."
     assert words_of(page, 'p class="sentence"') == sentence
     traces = data_of(page)["figures"]["memory"]["data"]
     assert len(traces) == 2  # no error, no band
@@ -129,17 +129,18 @@ def test_memory_is_told_where_the_log_has_it(tmp_path: Path) -> None:
         first | {"honest_accuracy_error": 0.01},
         last | {"honest_accuracy_error": 0.02, "memorised_error": 0.01},
     )
-    assert words_of(page, 'p class="sentence"') == sentence[:-1] + ", give or take 4 %."
+    assert words_of(page, 'p class="sentence"') == sentence[:-1] + " (each ± 4 points, 95 % interval)."
     assert len(data_of(page)["figures"]["memory"]["data"]) == 4
     page = logged(folder, first | {"memorised": -0.02})
-    assert words_of(page, 'p class="sentence"') == "Of the 58 % that it gets right, it has none by heart."
+    sentence = "The model gets 58 % of its training labels right, and none of them by heart."
+    assert words_of(page, 'p class="sentence"') == sentence
 
 
 def test_the_loss_of_the_honest_past_is_a_curve_of_its_own(tmp_path: Path) -> None:
     folder = store_of(tmp_path, np.zeros((1, 2, 2)), [0, 1])
     page = logged(folder, {"epoch": 1.0, "loss": 1.0}, {"epoch": 2.0, "loss": 0.8, "honest_past_loss": 0.3})
     curves = {line["name"]: line["x"] for line in data_of(page)["figures"]["losses"]["data"]}
-    assert curves == {"all together": [1.0, 2.0], "past without its memory, and label": [2.0]}
+    assert curves == {"all together": [1.0, 2.0], "label, and past without memory": [2.0]}
 
 
 def test_of_a_regression_memory_is_what_its_own_samples_take_off_the_error(tmp_path: Path) -> None:
@@ -148,8 +149,8 @@ def test_of_a_regression_memory_is_what_its_own_samples_take_off_the_error(tmp_p
     last = {"epoch": 2.0, "honest_loss": 0.61, "memorised": 0.25, "honest_loss_error": 0.05, "memorised_error": 0.01}
     page = logged(folder, first, last)
     assert words_of(page, 'p class="sentence"') == (
-        "Its mean squared error is 0.36 on its own samples, and would be 0.61 on new ones, give or take 0.098: "
-        "it has 0.25 by heart."
+        "The mean squared error is 0.36 on the training samples, and would be 0.61 on new ones (± 0.098, 95 % "
+        "interval): knowing samples by heart lowers it by 0.25."
     )
     lines = data_of(page)["figures"]["memory"]["data"]
     heights = [np.frombuffer(base64.b64decode(line["y"]["bdata"]), line["y"]["dtype"]) for line in lines[:2]]
@@ -157,7 +158,8 @@ def test_of_a_regression_memory_is_what_its_own_samples_take_off_the_error(tmp_p
     assert len(lines) == 4  # with the two edges of the band
     page = logged(folder, first, last | {"memorised": 0.0})
     assert words_of(page, 'p class="sentence"').endswith(
-        "is 0.61 on its own samples, and would be no higher on new ones, give or take 0.098: it has nothing by heart."
+        "is 0.61 on the training samples, and would be no higher on new ones (± 0.098, 95 % interval): the model "
+        "knows nothing by heart."
     )
 
 
@@ -175,7 +177,7 @@ def test_the_browser_keeps_decisions_apart_by_run_samples_and_labels(tmp_path: P
         data_of(write_report(store_of(tmp_path / name, values, labels)))["key"]
         for name, values, labels in (
             ("a/out", logits, [0, 1, 0]),
-            ("b/out", logits + 1, [0, 1, 0]),  # the same run in another place, one epoch later
+            ("b/out", logits + 1, [0, 1, 0]),  # the same run in another place, with other predictions
             ("a/other", logits, [0, 1, 0]),
             ("c/out", logits, [0, 1, 1]),
         )
@@ -188,7 +190,7 @@ def test_the_browser_keeps_decisions_apart_by_run_samples_and_labels(tmp_path: P
 
 
 def two_runs(folder: Path) -> tuple[Path, Path]:
-    """A has epochs 0 and 1 of samples 0 to 3, B those of 0 to 4; B has another label for sample 3."""
+    """A has epochs 0 and 1 of samples 0 to 3, B of samples 0 to 4; B has another label for sample 3."""
     given = np.eye(2)[[0, 0, 1, 1]]
     a = store_of(folder / "a", [given, given * [[1], [-1], [1], [1]]], [0, 0, 1, 1])
     other = np.eye(2)[[0, 0, 1, 0, 0]]

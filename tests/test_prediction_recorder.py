@@ -1,4 +1,4 @@
-"""A run that only records: to the last bit the plain Trainer's, with a store that the report reads."""
+"""A run that only records: it equals the plain Trainer's bit for bit, and leaves a store that the report reads."""
 
 import pickle
 from pathlib import Path
@@ -20,7 +20,7 @@ EPOCHS = 3
 
 
 def arguments(folder: Path, kind: type[TrainingArguments] = TrainingArguments, **changes: Any) -> Any:
-    """Arguments without the method's, of a run that takes a fraction of a second."""
+    """Arguments without the method's settings, for a run that takes a fraction of a second."""
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": EPOCHS,
@@ -36,7 +36,7 @@ def arguments(folder: Path, kind: type[TrainingArguments] = TrainingArguments, *
 
 
 def train(trainer_class: Any, folder: Path, head: str = "classes", **options: Any) -> Any:
-    """Trains on 30 rows: in a group of micro-batches, neither groups nor micro-batches are of one size."""
+    """Trains on 30 rows, so that the last micro-batch, and the last group of micro-batches, is short."""
     args = options.pop("args", None) or arguments(folder, **options.pop("settings", {}))
     trainer = trainer_class(tiny_bert(head), args, train_dataset=rows(30, head), **options)
     trainer.train()
@@ -44,7 +44,7 @@ def train(trainer_class: Any, folder: Path, head: str = "classes", **options: An
 
 
 def entries(trainer: Any) -> list[dict[str, float]]:
-    """The log without what a clock measures, and without the entries of what is memorised, which are ours."""
+    """The log without timings, and without the entries about memory, which only a recorder adds."""
     clocked = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
     plain = [entry for entry in trainer.state.log_history if "memorised" not in entry]
     return [{k: v for k, v in entry.items() if k not in clocked} for entry in plain]
@@ -56,7 +56,7 @@ def class_weighted(outputs: Any, labels: Any, num_items_in_batch: Any = None) ->
 
 
 class MeanTrainer(Trainer):
-    """A loss of the user's own, a mean over a micro-batch, that the Trainer divides by the number of these."""
+    """Its own loss is a mean over a micro-batch, which the Trainer divides by the number of micro-batches."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
@@ -65,7 +65,7 @@ class MeanTrainer(Trainer):
 
 
 class SumTrainer(Trainer):
-    """One that divides by the samples of the whole step, and says so."""
+    """Its own loss is divided by the samples of the whole step, which it tells the Trainer."""
 
     loss_is_scaled_for_ga = True
 
@@ -104,7 +104,7 @@ def test_training_is_the_plain_trainers_bit_for_bit(tmp_path, trainer_class, hea
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    """From the middle of an epoch; the store too is that of the run that was not interrupted."""
+    """It resumes in the middle of an epoch. Its store is that of the uninterrupted run too."""
     settings = {"save_strategy": "steps", "save_steps": 6}
     whole = train(RecordedTrainer, tmp_path / "whole", settings=settings)
     again = RecordedTrainer(tiny_bert(seed=1), arguments(tmp_path / "again", **settings), train_dataset=rows(30))
@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 
 
 def test_settings_of_the_method_do_not_make_it_teach(tmp_path):
-    """Whatever the arguments say: and they say it still when the run is over."""
+    """Whatever the arguments say. The run leaves them unchanged."""
     args = config(tmp_path / "ours", long_term_weight=0.4, short_term_weight=0.4, logits_retention="needed")
     args.logging_nan_inf_filter = True
     before = args.to_dict()

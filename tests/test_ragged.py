@@ -210,7 +210,7 @@ def flat(store):
 
 
 def test_labels_are_taken_from_the_first_epoch_of_each_sample(tmp_path):
-    """Sample 3 is first seen in epoch 1, and sample 0 has no labels in epoch 0; epoch 2 tells nothing new."""
+    """Sample 3 is first seen in epoch 1, and sample 0 has no labels in epoch 0; epoch 2 adds nothing."""
     store = ragged_store(tmp_path / "s")
     assert store.read_row_labels() is None
     store.record(0, [5, 0, 2], np.ones((6, 2)), counts=[2, 3, 1], labels=[7, 8, -100, -100, -100, 9])
@@ -226,7 +226,7 @@ def test_labels_are_taken_from_the_first_epoch_of_each_sample(tmp_path):
     store.seal(2)
     assert flat(LogitsStore.open(tmp_path / "s")) == ([1, 2, 3, 9, 4, 5, 7, 8], [0, 3, 3, 4, 6, 6, 8, 8])
     assert before != after == (tmp_path / "s" / "labels.npy").stat().st_ino
-    assert store.read_labels() is None  # which are of samples
+    assert store.read_labels() is None  # these are labels of whole samples
     store.verify()
     assert flat(store.copy(tmp_path / "copy", {})) == flat(store)
 

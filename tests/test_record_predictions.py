@@ -71,7 +71,7 @@ def test_a_classifier_is_recorded_in_evaluation_mode_by_sample_id(tmp_path):
     assert (store.sealed_epochs, store.open_epochs) == ([0], [])
     assert store.source["classes"] == ["red", "green", "blue"]
     assert store.source["inputs"] == ["attention_mask", "input_ids"]
-    assert teacher.training  # as it was
+    assert teacher.training  # its mode is restored
     assert not teacher.bert.embeddings.dropout.training
     with torch.no_grad():
         expected = teacher.eval()(torch.tensor(data["input_ids"])).logits.numpy()
@@ -169,7 +169,7 @@ def test_killed_and_started_again_it_leaves_the_same_bytes(tmp_path):
     assert run_script((str(tmp_path / "cut"), 5)) == -signal.SIGKILL
     cut = LogitsStore.open(tmp_path / "cut")
     assert not cut.sealed_epochs
-    # The first batch is predicted once more, for the layout of the store.
+    # Four blocks from five predictions: the first batch is predicted twice, once to find the store's layout.
     assert [block.step for journal in cut.journals() for block in journal.blocks()] == [0, 1, 2, 3]
     assert run_script((str(tmp_path / "whole"), 99), (str(tmp_path / "cut"), 7)) == 0
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

@@ -65,7 +65,7 @@ def samples_of(page: Path) -> list[dict[str, Any]]:
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    """What the page holds, as its script unpacks it."""
+    """The page's data, unpacked as its script does."""
     packed = re.search(r'id="data">([^<]*)<', page.read_text(encoding="utf-8"))
     assert packed is not None
     return json.loads(gzip.decompress(base64.b64decode(packed[1])))
@@ -85,7 +85,7 @@ def notes_of(page: Path) -> str:
 
 
 def slowly(folder: Path, data: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """A row of the parquet file for each sample, in plain Python."""
+    """Yields each sample's row of the parquet file, computed in plain Python."""
     epochs = [np.load(folder / "_logits" / f"epoch-{epoch:04d}.npy").astype(float) for epoch in range(EPOCHS)]
     for sample_id, label in sorted(zip(data["sample_id"], data["label"], strict=True)):
         logits = [epoch[sample_id] for epoch in epochs]
@@ -279,7 +279,7 @@ def test_of_few_epochs_the_noise_is_that_of_all(tmp_path: Path, head: str, of_al
 
 
 def test_few_epochs_without_a_mean_of_all_are_said_to_be_few(tmp_path: Path) -> None:
-    """A store of the first version, one whose labels were corrected, and one whose mean is of an earlier epoch."""
+    """A store without a mean, one whose labels were corrected, and one whose mean is of an earlier epoch."""
     logits = np.array([[[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]]])
     stores = [LogitsStore.open(store_of(tmp_path / f"{i}", logits, [0, 0, 0], [3]) / "_logits") for i in range(3)]
     misleading = np.array([[1.0, 4.0]] * 3, np.float32)  # sure of every label
@@ -310,7 +310,7 @@ def test_a_sample_that_the_store_lost_is_not_on_the_page(tmp_path: Path) -> None
 def test_one_epoch_and_no_log_and_no_texts(tmp_path: Path) -> None:
     page = write_report(store_of(tmp_path, [[[1.0, 0.0], [0.0, 1.0]]], [0, 0]))
     text = page.read_text(encoding="utf-8")
-    assert "One epoch says nothing of variability and forgetting" in text
+    assert "One epoch says nothing about variability and forgetting" in text
     assert "There is no loss curve" in text
     assert "The page shows ids" in text
     data = data_of(page)
@@ -345,7 +345,7 @@ def test_a_last_epoch_with_gaps(tmp_path: Path, classes: int) -> None:
 
 
 def test_the_colours_of_the_map_are_of_the_whole_scale(tmp_path: Path) -> None:
-    logits = np.array([[[0, 1.0]] * 2, [[1.0, 0]] * 2, [[1.0, 0]] * 2])  # two right of three: no sample is at an end
+    logits = np.array([[[0, 1.0]] * 2, [[1.0, 0]] * 2, [[1.0, 0]] * 2])  # right in 2 of 3 epochs, so mid-scale
     marker = data_of(write_report(store_of(tmp_path / "classes", logits, [0, 0])))["figures"]["map"]["data"][0][
         "marker"
     ]
@@ -358,7 +358,7 @@ def test_the_newer_log_is_read(tmp_path: Path) -> None:
     folder = store_of(tmp_path, np.zeros((1, 2, 2)), [0, 1])
 
     def logged(own: int, checkpoint: int) -> list[float]:
-        """The loss that the report shows, of a run's log at one step and its checkpoint's at another."""
+        """The loss that the report shows: the run's log ends at step `own`, the checkpoint's at `checkpoint`."""
         (folder / "checkpoint-7").mkdir(exist_ok=True)
         for place, step, loss in ((folder, own, 9.0), (folder / "checkpoint-7", checkpoint, 0.5)):
             state = {"global_step": step, "log_history": [{"epoch": 1, "loss": loss}]}
@@ -380,12 +380,12 @@ def test_the_report_of_a_checkpoint_lies_beside_it(tmp_path: Path, monkeypatch: 
     assert sorted(checkpoint.rglob("*")) == before
     monkeypatch.chdir(checkpoint)
     assert write_report(".") == page
-    # The run goes on, and its old checkpoints go.
+    # The run continues, and its old checkpoints are deleted.
     args = config(tmp_path, num_train_epochs=EPOCHS + 2, save_strategy="epoch", save_total_limit=1)
     LSTSDTrainer(model=tiny_bert(), args=args, train_dataset=data).train(resume_from_checkpoint=True)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{3 * (EPOCHS + 2)}"]
     assert data_of(write_report(tmp_path, data))["epochs"] == list(range(EPOCHS + 2))
-    # No checkpoint of a Trainer, but a run of that name.
+    # A run's folder that only has the name of a checkpoint.
     other = store_of(tmp_path / "checkpoint-1", np.zeros((1, 2, 2)), [0, 1])
     assert write_report(other).parent == other / "_report"
 
@@ -422,17 +422,17 @@ def test_many_samples_are_drawn_from_and_paged(tmp_path: Path, monkeypatch: pyte
     drawn = [listed[i] for i in data["drawn"]]
     assert len(drawn) == 20
     assert drawn[:5] == [1, 2, 3, 4, 5]
-    assert max(drawn) > 100  # all samples, not only those of the table
+    assert max(drawn) > 100  # drawn from all samples, not only from the most suspicious
     length = 600 // len(listed)
     assert data["rows"]["text"] == ["a" * 99] * 2 + ["a" * (length - 1) + "…"] * (len(listed) - 2)
     text = page.read_text(encoding="utf-8")
     assert "The map shows 20 samples: the 5 most suspicious" in text
     assert "samples.parquet has all" in text
-    assert f"Texts below rank 2 are cut at {length} characters, {len(listed) - 2} of them" in text
+    assert f"Texts below rank 2 are cut at {length} characters ({len(listed) - 2} of them)" in text
 
 
 def test_texts_that_are_cut_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The most suspicious are to be read in full, so far as they are no books; the others are shorter."""
+    """Texts of the most suspicious samples are cut at 5,000 characters, the others at 300."""
     monkeypatch.setattr(page_module, "REVIEWED", 2)
     folder = store_of(tmp_path, np.array([[[0, 9], [0, 8], [0, 7], [0, 6]]]), [0, 0, 0, 0])
     texts = ["a" * 5001, "b" * 5000, "c" * 301, "d" * 300]
@@ -440,11 +440,11 @@ def test_texts_that_are_cut_are_said_to_be(tmp_path: Path, monkeypatch: pytest.M
     page = write_report(folder, data)
     assert data_of(page)["rows"]["text"] == ["a" * 4999 + "…", "b" * 5000, "c" * 299 + "…", "d" * 300]
     assert (
-        "Texts are cut at 5,000 characters, 1 of them; texts below rank 2 are cut at 300 characters, 1 of them: no "
+        "Texts are cut at 5,000 characters (1 of them); texts below rank 2 are cut at 300 characters (1 of them). A "
     ) in notes_of(page)
     short = datasets.Dataset.from_dict({"sample_id": range(4), "text": ["e", "f" * 5000, None, "d" * 300]})
     assert data_of(write_report(folder, short))["rows"]["text"] == ["e", "f" * 5000, "", "d" * 300]
-    assert "cut at" not in notes_of(page)  # which is the same file
+    assert "cut at" not in notes_of(page)  # this report replaced the first one
 
 
 # ---- regression

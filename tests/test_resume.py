@@ -76,7 +76,7 @@ def reference(request, tmp_path_factory) -> tuple[str, Trainer, Path]:
     return request.param, run(folder, head=request.param), folder
 
 
-# 1: the first step; 3, 6, 9: an epoch's last step; 18: the run's last
+# 1: the first step; 3, 6, 9: an epoch's last step; 17: the last step but one of the run
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 6, 8, 9, 10, 14, 17])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, reference, stop):
     head, expected, folder = reference
@@ -259,7 +259,7 @@ def test_a_checkpoint_that_dies_while_it_is_written_over_is_not_complete(tmp_pat
 
 
 def refused(error: type[Exception], message: str, folder: Path, **options: Any) -> None:
-    """Asserts that a resume raises before anything changes: neither the store nor a weight."""
+    """Asserts that a resume raises, and that no file of a store has changed by then."""
     before = {path: path.read_bytes() for path in (folder / "_logits").rglob("*") if path.is_file()}
     with pytest.raises(error, match=message):
         run(folder, resume=options.pop("resume", True), **options)
@@ -285,7 +285,7 @@ def test_another_data_set_head_or_dtype_is_refused(tmp_path, options, message):
 
 def test_a_disk_too_small_for_the_rest_is_refused(tmp_path, monkeypatch):
     run(tmp_path, stop=7)
-    # A terabyte of ids cannot be had in a test; a disk with a hundred bytes left can be pretended.
+    # A test cannot fill a real disk, so it pretends that a hundred bytes are free.
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=100))
     refused(StoreError, r"will take about .* are free: expected room for the whole run", tmp_path)
 
@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
     run(tmp_path, stop=8)
     file = tmp_path / "checkpoint-8" / "_logits" / name
     data = bytearray(file.read_bytes())
-    file.unlink()  # not through the hard link: the live store is sound
+    file.unlink()  # a write would go through the hard link and damage the live store
     data[-9] ^= 4
     if damage != "remove":
         file.write_bytes(data if damage == "flip" else data[:-9])
@@ -330,11 +330,11 @@ def small_disk(tmp_path):
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small file system needs root and the right to mount one")
     yield folder
-    # Lazily: the traceback of a failed seal, which pytest or a logger may keep, holds on to the maps of its journals.
+    # Lazily: pytest or a logger may keep the traceback of a failed seal, and with it the journals' memory maps.
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("full_at", [8, 9])  # in the middle of an epoch, where it records; and where it seals
+@pytest.mark.parametrize("full_at", [8, 9])  # while the run records, within an epoch; and while it seals
 def test_a_disk_that_fills_up_loses_nothing(tmp_path, small_disk, reference, full_at):
     head, expected, folder = reference
 

@@ -1,4 +1,4 @@
-"""Which epochs a run keeps: as the user says, or all while they are small; and that a resumed run goes on so."""
+"""Which epochs a run keeps: as the user says, or all while they are small. A resumed run keeps the same ones."""
 
 import logging
 import types
@@ -31,7 +31,7 @@ class StopAt(TrainerCallback):
 
 
 def run(folder: Path, *, resume: bool = False, stop: int = 0, data: Any = None, **changes: Any) -> list[int]:
-    """Trains for 6 epochs of 3 steps; the epochs that are sealed afterwards."""
+    """Trains for 6 epochs of 3 steps; returns the epochs that are sealed afterwards."""
     settings = {"num_train_epochs": EPOCHS, "save_strategy": "steps", "save_steps": 4, "logits_retention": None}
     trainer = LSTSDTrainer(
         tiny_bert(),

@@ -1,4 +1,4 @@
-"""The review in headless Chromium: decisions by keyboard, what the browser keeps of them, and the file."""
+"""The review in headless Chromium: decisions by keyboard, what the browser keeps of them, and the downloaded file."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def window(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bro
 
 @pytest.fixture
 def browser(window: Browser) -> Browser:
-    """The page as it is at first."""
+    """The page in its initial state."""
     window.run("localStorage.clear()")
     window.open()
     return window
@@ -58,11 +58,11 @@ def test_ten_decisions_by_keyboard(browser: Browser) -> None:
     assert [(row["given"], row["suggested"]) for row in rows] == list(zip(given, suggested, strict=True))[:10]
     assert [f"{float(row['score']):.3f}" for row in rows] == browser.column("score")[:10]
 
-    # Decided samples are passed over, and shown in the table.
+    # Decided samples are skipped, and shown in the table.
     assert browser.text("#place").startswith(f"Sample {suspects[10]}, 11 of")
     assert browser.column("decision")[:3] == ["keep", f"relabel: {suggested[1]}", "drop"]
 
-    # Taken back one by one; the sample is shown again.
+    # Decisions are taken back one by one, and the sample is shown again.
     browser.click("#review-title")
     browser.press("uu")
     assert browser.text("#progress") == f"8 of {len(FLIPPED)} decided"
@@ -72,8 +72,8 @@ def test_ten_decisions_by_keyboard(browser: Browser) -> None:
 def test_any_label_by_its_number_and_by_choice(browser: Browser) -> None:
     browser.click("#start")
     assert browser.text("#given") == "bad"
-    browser.press("1")  # the given label, which is no new one
-    browser.press("9")  # there is none
+    browser.press("1")  # the given label: no change
+    browser.press("9")  # there is no ninth class
     assert browser.text("#place").startswith(f"Sample {WRONG}, ")
     browser.press("2")
     browser.choose("#new", str(CLASSES.index(OTHER)))
@@ -145,7 +145,7 @@ def test_all_above_a_score_are_accepted_and_taken_back_at_once(browser: Browser)
     assert browser.text("#progress") == f"{len(FLIPPED)} of {len(FLIPPED)} decided"
     browser.click("[data-key=u]")
     assert [row["decision"] for row in decisions(browser)] == ["keep"]
-    # A sample whose own label is suggested can be dropped, and not relabelled.
+    # A sample whose own label is suggested can be dropped, but not relabelled.
     browser.run("arguments[0].value = '0'; arguments[0].dispatchEvent(new Event('input'))", browser.find("#least"))
     assert browser.find("#above [name=drop]").text == "Drop 119"
     assert button.text == f"Relabel {len(FLIPPED) - 1}"
@@ -220,7 +220,7 @@ def test_a_regression_with_gaps_and_without_texts(tmp_path: Path) -> None:
         given = [float(value) for value in browser.column("given")]
         assert given == sorted(given)
         browser.click("#start")
-        browser.press("r1d")  # of a score there is nothing but to keep or to drop it
+        browser.press("r1d")  # a score can only be kept or dropped
         (row,) = decisions(browser)
         assert (row["sample_id"], row["decision"], row["label"]) == ("4", "drop", "")
         assert (row["given"], row["suggested"]) == ("-1", "")
@@ -234,7 +234,7 @@ def test_a_regression_with_gaps_and_without_texts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_of_several_labels_is_flipped_and_a_sample_dropped_with_all(tmp_path: Path) -> None:
     given = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
-    against = np.array([[0, 4], [3, 2], [1, 0], [0, 0]])  # how much the model is against each; samples 0, 1 and 2
+    against = np.array([[0, 4], [3, 2], [1, 0], [0, 0]])  # by how much the model contradicts each label; 0: it agrees
     logits = np.where(given == 1, 1, -1) * np.where(against > 0, -against, 3)
     write_store(tmp_path, np.stack([logits, logits]).astype(np.float32), given.astype(np.float32))
     config = {"problem_type": "multi_label_classification", "id2label": {0: "joy", 1: "<b>fear</b>"}}
@@ -252,7 +252,7 @@ def test_one_of_several_labels_is_flipped_and_a_sample_dropped_with_all(tmp_path
         assert (window.text("#place"), window.text("#own")) == ("Sample 0, 1 of 4 · <b>fear</b>", "joy")
         assert (window.text("#given"), window.text("#suggested")) == ("no", "yes, looks missing")
         assert window.text("[data-key=f]") == "F Add it"
-        window.press("1f")  # numbers give no label
+        window.press("1f")  # number keys choose no label here
         assert window.text("[data-key=f]") == "F Take it away"
         window.press("d")  # both labels of sample 1
         assert window.text("#place").startswith("Sample 2, 4 of 4")
@@ -267,7 +267,7 @@ def test_one_of_several_labels_is_flipped_and_a_sample_dropped_with_all(tmp_path
             ("1", "drop", "<b>fear</b>", "yes", "no"),
             ("2", "keep", "joy", "no", "yes"),
         ]
-        window.open()  # what was kept, by sample and label
+        window.open()  # decisions are kept by sample and label
         window.find("#query").send_keys("1\n")
         window.click("#review-title")
         window.press("f")  # that sample stays after all, so its other label is open again

@@ -1,4 +1,4 @@
-"""The other ways to train of the quality benchmark, and labels that are changed where annotators would err."""
+"""The rival training methods of the quality benchmark, and labels that are changed where annotators would err."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ LABELS = [0, 1, 1, 0]
 
 
 def rival(name: str, noise: float = 0.0) -> Any:
-    """Of four samples of two classes, in a run of six epochs; what it asks of a trainer, and no more."""
+    """A rival with a stub of a trainer: four samples of two classes, in a run of six epochs."""
     trainer = SimpleNamespace(
         train_dataset={"sample_id": [0, 1, 2, 3], "label": LABELS},
         args=SimpleNamespace(device="cpu", num_train_epochs=6),
@@ -68,7 +68,8 @@ def test_scores_that_are_memorised_are_stretched_from_their_labels() -> None:
     made.trainer.state.log_history = [log]
     found = made(SimpleNamespace(logits=said), labels).item()
     assert made.gate == pytest.approx(0.75 / (0.75 + 4.25 - 1))  # the labels' variance is 4.25
-    # Half a point from the labels; the target is stretched to one, whose square is the honest loss: half a point too.
+    # Predictions are half a point from the labels. The target is stretched to one point, whose square is the honest
+    # loss, so predictions are half a point from it too.
     assert found == pytest.approx(0.25)
     nearer = torch.tensor([[1.0], [2.0], [3.0], [4.0]], requires_grad=True)
     assert made(SimpleNamespace(logits=nearer), labels).item() == pytest.approx(1 - made.gate)

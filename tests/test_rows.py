@@ -1,4 +1,4 @@
-"""Which rows a batch has: by its own labels, masks and starts, whatever the padding."""
+"""Which rows a batch has: its own labels, masks and starts decide, whatever the padding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sample ids: a name for each row, for good."""
+"""Sample ids: a permanent name for each row."""
 
 import datasets
 import pytest

@@ -23,14 +23,14 @@ from lstsd_hf import LogitsStore, clean, read_history, write_report
 
 NAMES = ("short", "funny", "=rude")
 GIVEN = [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]]
-# Against the model: "funny" is missing in sample 0; "=rude", most of all, and "funny" were added to sample 1.
+# By the model, "funny" is missing in sample 0, and "=rude" (most of all) and "funny" were added to sample 1.
 PREDICTED = [[1, 1, 0], [0, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0]]
 NAMES_OF = [[name for name, holds in zip(NAMES, row, strict=True) if holds] for row in GIVEN]
 WRONG = [(1, 2), (0, 1), (1, 1)]  # sample and label, the most suspicious first
 
 
 def run_of(folder: Path, labels: Any, logits: Any) -> Path:
-    """A run with (E, N, C) logits, whose ids have gaps: they are 10, 11, ..."""
+    """A run with (E, N, C) logits, whose ids do not begin at 0: they are 10, 11, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     labels, ids = np.asarray(labels, np.float32), np.arange(len(labels)) + 10
     store = LogitsStore.create(folder / "_logits", 10 + len(labels), labels.shape[1:], "float32", "test")
@@ -56,7 +56,7 @@ def data_set(**more: Any) -> Dataset:
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    """What the page holds, as its script unpacks it."""
+    """The page's data, unpacked as its script does."""
     packed = re.search(r'id="data">([^<]*)<', page.read_text(encoding="utf-8"))
     assert packed is not None
     return json.loads(gzip.decompress(base64.b64decode(packed[1])))
@@ -66,7 +66,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 
 def test_the_ranking_is_about_cleanlabs_and_finds_more_of_what_is_learnt_by_heart(tmp_path):
-    """A made-up history, whose model knows some wrong labels by heart in the end."""
+    """Uses a made-up history whose model knows some wrong labels by heart in the end."""
     rng = np.random.default_rng(0)
     shape = (400, 3)
     true = rng.random(shape) < [0.5, 0.3, 0.1]
@@ -80,17 +80,17 @@ def test_the_ranking_is_about_cleanlabs_and_finds_more_of_what_is_learnt_by_hear
     probabilities = 1 / (1 + np.exp(-history))
     lists = [np.flatnonzero(row).tolist() for row in given]
 
-    # Of one and the same mean over epochs cleanlab says the same of each label, and nearly the same of each sample.
+    # From the same mean over epochs, cleanlab ranks labels the same, and samples nearly the same.
     theirs = 1 - get_label_quality_scores_per_class(lists, probabilities.mean(axis=0))
     assert spearmanr(scores.ravel(), theirs.ravel()).statistic > 0.999
     by_sample = 1 - get_label_quality_scores(lists, probabilities.mean(axis=0))
     assert spearmanr(found["noise_score"], by_sample).statistic > 0.95
-    # What looks wrong does so to cleanlab, which is more careful.
+    # Every issue that cleanlab finds looks wrong here too; cleanlab is more careful.
     issues = find_label_issues(lists, probabilities.mean(axis=0))
     assert issues.any()
     assert not (issues & ~np.array(found["looks_wrong"])).any()
 
-    # Of the last epoch alone its ranking agrees less, and with the truth too.
+    # From the last epoch alone, its ranking agrees less with ours, and less with the truth.
     last = 1 - get_label_quality_scores_per_class(lists, probabilities[-1])
     assert 0.5 < spearmanr(scores.ravel(), last.ravel()).statistic < 0.95
     ours, others = (average_precision_score(wrong.ravel(), of.ravel()) for of in (scores, last))
@@ -109,7 +109,7 @@ def test_the_page_is_about_labels(run):
     rows, names = data["rows"], data["names"]
     places = list(zip(rows["id"], rows["about"], strict=True))
     assert places[:3] == [(10 + sample, label) for sample, label in WRONG]
-    assert rows["flagged"] == [1, 1, 1, 0, 0, 0]  # of each other sample the worst label
+    assert rows["flagged"] == [1, 1, 1, 0, 0, 0]  # then the worst label of each other sample
     assert {sample for sample, _ in places[3:]} == {12, 13, 14}
     assert [data["looks"][look] for look in rows["look"]] == ["added", "missing", "added", *["right"] * 3]
     assert [data["classes"][given] for given in rows["label"][:3]] == ["yes", "no", "yes"]
@@ -163,7 +163,7 @@ def test_of_no_label_that_looks_wrong(tmp_path):
     page = write_report(run_of(tmp_path / "out", PREDICTED, [np.where(np.array(PREDICTED) == 1, 2, -2)]))
     text = page.read_text(encoding="utf-8")
     assert "<h1>None of 15 labels looks wrong</h1>" in text
-    assert "For no label the model found the opposite more probable, in its one epoch." in text
+    assert "There is no label for which the model found the opposite more probable, in its one epoch." in text
 
 
 # ---- decisions
@@ -229,7 +229,7 @@ def test_a_name_of_two_labels_is_refused(run, tmp_path):
     ],
 )
 def test_a_number_turns_as_the_file_spells_it(tmp_path, name, first, expected):
-    """No other row has these labels, so there is none to copy."""
+    """No other row has these labels, so there is no spelling to copy."""
     logits = np.where(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]]) == 1, 2, -2)
     run = run_of(tmp_path / "out", [[1, 0, 0], [0, 1, 0], [0, 0, 0]], [logits])
     cells, suffix = [first, *("[0, 1, 0]", "[0, 0, 0]")], Path(name).suffix

@@ -25,7 +25,7 @@ def folded(statistic: Statistic, epochs: Any, labels: Any) -> Any:
 
 
 def some_logits(dtype: str) -> Any:
-    """Of four epochs, five samples and three classes; the third sample misses one epoch, the last one all."""
+    """Logits of four epochs, five samples and three classes; the third sample misses one epoch, the last one all."""
     logits = np.random.default_rng(0).normal(0, 2, (4, 5, 3)).astype(dtype)
     logits[1, 2] = logits[:, 4] = NAN
     return logits
@@ -68,7 +68,7 @@ def test_the_absolute_error_is_the_mean_over_the_epochs_that_have_a_prediction()
 
 @pytest.mark.parametrize("statistic", [MARGIN, ABSOLUTE_ERROR], ids=["margin", "absolute_error"])
 def test_a_sample_does_not_depend_on_the_others(statistic):
-    """So a large store is folded in chunks."""
+    """So a large store can be folded in chunks."""
     logits, labels = some_logits("float16"), np.array([0, 2, 1, 1, 0])
     logits = logits if statistic is MARGIN else logits[..., :1]
     parts = [folded(statistic, logits[:, part], labels[part]) for part in (slice(0, 2), slice(2, 5))]

@@ -153,7 +153,7 @@ def test_a_store_needs_neither_torch_nor_transformers():
 
 
 def test_a_full_disk_loses_no_earlier_record(tmp_path):
-    """A limit on the file's size stands for the disk's: both let a write end early."""
+    """A limit on the file size stands in for a full disk: both cut a write short."""
     code = f"""
 import resource, signal, numpy as np
 from lstsd_hf import LogitsStore, StoreError
@@ -229,7 +229,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path, name):
         file.chmod(0o644)
         file.write_bytes(damaged)
         if meaning is not None and _same_json(damaged, meaning):
-            continue  # white space
+            continue  # only white space changed
         with pytest.raises(StoreError) as caught:
             LogitsStore.open(tmp_path / "s").verify()
         assert file.name in str(caught.value), position
@@ -267,7 +267,7 @@ def test_a_cut_off_sealed_file_is_refused_when_it_is_read(tmp_path):
 
 
 def test_a_cut_off_journal_keeps_its_complete_blocks(tmp_path):
-    """What a crash in the middle of an append leaves, at every byte; then the run goes on."""
+    """Cuts the journal at every byte, as a crash in the middle of an append would; then the run continues."""
     small_store(tmp_path / "s")
     journal = tmp_path / "s" / "open" / "epoch-0001.rank-00000.journal"
     original = journal.read_bytes()
@@ -311,7 +311,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
 
 
 class AnySequence(RuleBasedStateMachine):
-    """Records, seals, crashes and reopens in any order; the store must say what a dictionary says."""
+    """Records, seals, crashes and reopens in any order; the store must agree with a dictionary."""
 
     @initialize(dtype=st.sampled_from(["float16", "float32"]))
     def begin(self, dtype):
@@ -365,7 +365,7 @@ class AnySequence(RuleBasedStateMachine):
     @rule(torn=st.integers(0, 53))
     def crash_and_reopen(self, torn):
         self.store = LogitsStore.open(self.path)
-        for journal in set((self.path / "open").iterdir()) - self.torn:  # the start of a block that was under way
+        for journal in set((self.path / "open").iterdir()) - self.torn:  # the start of an unfinished block
             with journal.open("ab") as file:
                 file.write(journal.read_bytes()[32 : 32 + torn])
             self.torn.add(journal)

@@ -1,4 +1,4 @@
-"""What users of Trainer write: losses, loaders, samplers, heads and callbacks of their own, and what they get."""
+"""Losses, loaders, samplers, heads and callbacks that users of Trainer write, and what they get with LSTSDTrainer."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from lstsd_hf.training.callback import RecorderCallback
 from toys import config, logged, rows, tiny_bert, weights
 
 OFF = {"long_term_weight": 0.0, "short_term_weight": 0.0}
-# Both teachers speak from epoch 1 on, and count alike.
+# Both teachers teach from epoch 1 on, with equal weight.
 SHORT = {"num_train_epochs": 3, "mini_generation_epochs": 1, "teacher_trust": "constant", "learning_rate": 0.02}
 
 
@@ -47,11 +47,11 @@ def run(
 
 
 def assert_taught(trainer: Any) -> None:
-    """Every sample is recorded, has its teachers from epoch 1 on, and their part is in the loss, with its weight."""
+    """Asserts that all samples are recorded, have both teachers at the end, and that the loss weighs these in."""
     store = LogitsStore.open(Path(trainer.args.output_dir, "_logits"))
     assert store.sealed_epochs == [0, 1, 2]
     assert np.isfinite(store.read(2, range(store.num_samples))).all()
-    last = trainer.state.log_history[-2]  # before that of the run's end
+    last = trainer.state.log_history[-2]  # the last entry is the summary of the run
     assert last["long_term_coverage"] == last["short_term_coverage"] == 1.0
     assert last["long_term_loss"] > 0
     weight = trainer.settings.long_term_weight
@@ -63,7 +63,7 @@ def assert_taught(trainer: Any) -> None:
 
 
 def class_weights(base: type) -> type:
-    """The pattern of the Trainer's documentation."""
+    """The example in the documentation of Trainer."""
 
     class WeightedTrainer(base):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -146,7 +146,7 @@ def any_arguments(base: type) -> type:
 
 
 def mixed_in(base: type) -> type:
-    """A class that is no trainer brings the loss, and another one stands between."""
+    """The loss comes from a class that is no trainer, by way of another class."""
 
     class HingeLoss:
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -174,7 +174,7 @@ def above(base: type) -> type:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_with_a_loss_of_the_users_off_is_off(tmp_path, loss):
-    """With both weights 0, the weights are those of the same subclass of the plain Trainer, bit for bit."""
+    """With both teacher weights 0, the model's weights are those of the same subclass of Trainer, bit for bit."""
     settings = {**OFF, "max_grad_norm": 1.0}
     plain = run(loss(Trainer), tmp_path / "plain", rows(20), settings=settings)
     ours = run(loss(LSTSDTrainer), tmp_path / "ours", rows(20), settings=settings)
@@ -373,7 +373,7 @@ def test_a_loader_that_comes_from_super_works(tmp_path):
 
 
 def test_the_loader_of_a_trainer_behind_the_mixin_works(tmp_path):
-    """It insists on a datasets.Dataset and reads the collator's attributes, as that of sentence-transformers does."""
+    """It insists on a datasets.Dataset and reads the collator's attributes, as sentence-transformers does."""
 
     class Collator:
         valid_label_columns = ("score",)
@@ -404,7 +404,7 @@ def test_several_training_sets_by_name_are_refused(tmp_path):
 
 
 class Scores(nn.Module):
-    """One score for each sample, (B,), and no config to tell of it."""
+    """One score for each sample, of shape (B,), and no config that says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -439,7 +439,7 @@ def test_a_second_loader_in_mid_training_changes_nothing(tmp_path, head):
 
 def test_a_training_batch_may_be_evaluated_by_the_users_code(tmp_path):
     class Strict(nn.Module):
-        """Takes what it knows and nothing else."""
+        """Takes the arguments that it knows and no others."""
 
         def __init__(self):
             super().__init__()
@@ -457,7 +457,7 @@ def test_a_training_batch_may_be_evaluated_by_the_users_code(tmp_path):
 
 
 class Growing(torch.utils.data.Dataset):
-    """A data set with a state that the loader, samplers and callbacks reach for."""
+    """A data set with attributes that the loader, samplers and callbacks use."""
 
     def __init__(self, count: int = 24) -> None:
         self.items = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows(count)]
@@ -497,7 +497,7 @@ def test_hooks_reach_the_users_data_set(tmp_path):
 
 
 class Balanced(Sampler[int]):
-    """Draws positions from what a data set gives for the name of a column."""
+    """Orders positions by the labels that it is given."""
 
     def __init__(self, labels: Any) -> None:
         self.order = np.argsort(np.asarray(labels), kind="stable").tolist()
@@ -546,7 +546,7 @@ def test_samplers_of_the_users_see_the_users_data_set(tmp_path, sampler, ids):
 
 
 class FiveClasses(nn.Module):
-    """A head of five on an encoder whose config says 2, because nobody told it; and a smaller layer after it."""
+    """A head of five classes on an encoder whose config still says 2, and a smaller layer after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -603,7 +603,7 @@ def test_a_checkpoint_of_another_head_is_refused_by_its_rows(tmp_path):
 
 
 def soft(count: int = 24) -> datasets.Dataset:
-    """Rows of three probabilities as labels."""
+    """Rows whose labels are three probabilities."""
     rng = np.random.default_rng(0)
     return rows(count).remove_columns("label").add_column("labels", rng.dirichlet(np.ones(3), count).tolist())
 
@@ -626,7 +626,7 @@ def of_bernoulli(logits: torch.Tensor) -> torch.Tensor:
     return torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), dim=-1)
 
 
-# How far a student is from its teacher, both (N, C), where the columns are ...
+# The divergence of each student from its teacher, both (N, C), by the meaning of the columns.
 DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "classes": lambda p, q: kullback_leibler(q.log_softmax(-1), p.log_softmax(-1)),
     "labels": lambda p, q: kullback_leibler(of_bernoulli(q), of_bernoulli(p)).mean(dim=-1),
@@ -635,7 +635,7 @@ DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 def kind_of_head(trainer: Any) -> str:
-    """What the columns were taken for, told by the logged divergence of a run with one batch in each epoch."""
+    """What the columns were taken for, found from the logged divergence of a run with one batch in each epoch."""
     store = LogitsStore.open(Path(trainer.args.output_dir, "_logits"))
     student, teacher = (torch.from_numpy(store.epoch_rows(epoch).copy()) for epoch in (2, 1))
     found = logged(trainer, "short_term_loss")[-1]
@@ -660,7 +660,7 @@ def squared_error(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> 
 
 
 class BinaryTrainer(LSTSDTrainer):
-    """Leaves the labels in the batch: the model computes a squared error beside, and calls itself a regression."""
+    """Leaves the labels in the batch, so the model also computes a squared error and calls itself a regression."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
@@ -701,7 +701,7 @@ def test_the_kind_of_head_is_said_or_guessed_once(tmp_path, caplog, data, model,
 
 
 def test_a_guess_from_all_labels_is_not_fooled_by_a_batch_of_zeros_and_ones(tmp_path):
-    """Scores from 0 to 5, the first batch of which happens to hold 0 and 1 alone."""
+    """Scores from 0 to 5 whose first batch happens to hold only 0 and 1."""
     data = rows(24).remove_columns("label").add_column("labels", [0.0, 1.0] * 4 + [2.0, 5.0] * 8)
 
     class Stars(nn.Module):
@@ -737,7 +737,7 @@ def test_a_resumed_run_keeps_the_guess_unless_the_user_says_otherwise(tmp_path, 
 
 
 class OneLogit(nn.Module):
-    """One column, a loss of its own, no config; its target has a name of its own too."""
+    """One column, its own loss, no config, and its own name for the target."""
 
     def __init__(self, binary: bool) -> None:
         super().__init__()
@@ -764,7 +764,7 @@ def test_one_column_is_never_one_class(tmp_path, binary, label_names):
 
 
 class Masked(nn.Module):
-    """Rules the last class out with -inf, which the loss does not mind where no label is of it."""
+    """Masks the last class with a value such as -inf, which leaves the loss finite where no label is of that class."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -786,7 +786,7 @@ class Masked(nn.Module):
     ],
 )
 def test_a_loss_that_only_the_teachers_make_nan_is_an_error(tmp_path, when):
-    """Also where all losses of later steps are NaN too, because the weights are."""
+    """Also where the losses of all later steps are NaN because the weights are."""
     data = rows(24).map(lambda row: {"label": row["label"] % 2})
     with pytest.raises(FloatingPointError, match=r"long-term and short-term teacher is not finite .*-1e4"):
         run(LSTSDTrainer, tmp_path / "wrong", data, Masked(-math.inf), when)
@@ -886,7 +886,7 @@ def test_labels_that_are_mapped_on_their_way_are_those_that_count(tmp_path):
 
 
 def test_a_collator_that_wants_a_whole_batch_gets_one(tmp_path):
-    """To see whether it maps the labels of two rows that are no classes."""
+    """Also where it is called only to see whether it maps two labels that are no classes."""
 
     def whole_batches(features):
         assert len(features) == 8
@@ -922,7 +922,7 @@ def test_a_try_with_a_batch_that_is_too_large_is_not_counted(tmp_path):
 
     def too_large(module, args, kwargs):
         calls.append(len(kwargs["input_ids"]))
-        if module.training and len(kwargs["input_ids"]) > 4 and len(calls) > 1:  # not the first batch of all
+        if module.training and len(kwargs["input_ids"]) > 4 and len(calls) > 1:  # all but the very first batch
             raise RuntimeError("CUDA out of memory.")
 
     calls: list[int] = []
@@ -933,7 +933,7 @@ def test_a_try_with_a_batch_that_is_too_large_is_not_counted(tmp_path):
     assert logged(trainer, "short_term_coverage")[0] == 0.0
     assert set(logged(trainer, "short_term_coverage")[1:]) <= {0.0, 1.0}
     base = logged(trainer, "base_loss")
-    assert base == pytest.approx([base[0]] * len(base))  # the weights stay as they are, so every epoch's mean is one
+    assert base == pytest.approx([base[0]] * len(base))  # the weights do not change, so all epochs have one mean
     assert LogitsStore.open(tmp_path / "_logits").read_statistic("margin")[0] == 2
 
 
@@ -952,7 +952,7 @@ STREAM = {
 
 
 class Trace(TrainerCallback):
-    """What is recorded at each step: the epoch, and how many teachers there are."""
+    """Notes at each step the epoch that is recorded and the number of teachers."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int, int]] = []
@@ -1017,7 +1017,7 @@ def test_an_epoch_of_a_stream_that_was_cut_begins_anew_with_its_teachers(tmp_pat
     assert all(np.isfinite(found).all() for found in rows_of[:-1])
     seen = 8 * (step % STEPS)  # what was recorded before the cut stays as well
     np.testing.assert_array_equal(rows_of[cut][:seen], LogitsStore.open(folder / "_logits").read(cut, range(seen)))
-    # A second cut, in an epoch that began anew, is no other.
+    # A second cut, in an epoch that was begun again, is no different.
     _, steps = stream(tmp_path / "again", str(tmp_path / f"checkpoint-{step + 2}"))
     assert steps[0] == (step + 3, cut, 2)
 
@@ -1049,7 +1049,7 @@ def test_a_stream_cut_short_by_max_steps_is_completed(tmp_path):
 
 
 def test_a_stream_with_batches_left_over_from_accumulation(tmp_path):
-    """5 batches in steps of 2: the Trainer makes no step of the fifth, and gives it back on resume."""
+    """5 batches in steps of 2: the Trainer makes no step of the fifth batch, and yields it on resume."""
     settings = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "max_steps": 8}
     for strategy, step, after in [("epoch", 2, (3, 1, 2)), ("steps", 2, (3, 1, 2)), ("steps", 3, (4, 1, 2))]:
         folder = tmp_path / f"{strategy}-{step}"
@@ -1079,7 +1079,7 @@ def symmetric(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 class DropTwice(LSTSDTrainer):
-    """R-Drop: two passes with different dropout, by super()."""
+    """R-Drop: two passes with different dropout, through super()."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         keys = set(inputs)
@@ -1092,7 +1092,7 @@ class DropTwice(LSTSDTrainer):
 
 
 class DropModel(LSTSDTrainer):
-    """The same by the model, and only the loss is handed on."""
+    """The same by two calls of the model, without super()."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         first, second = model(**inputs), model(**inputs)
@@ -1101,7 +1101,7 @@ class DropModel(LSTSDTrainer):
 
 
 class DropStep(LSTSDTrainer):
-    """The same by a training step."""
+    """The same in a training step of its own."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()
@@ -1216,7 +1216,7 @@ def dropping_collator(tmp_path: Path) -> None:
 
 
 class Bare(nn.Module):
-    """Returns logits and nothing else: of three classes, or one for each sample."""
+    """Returns only logits: of three classes, or one number for each sample."""
 
     def __init__(self, classes: bool) -> None:
         super().__init__()
@@ -1309,7 +1309,7 @@ def test_the_first_log_after_a_resume_is_the_uninterrupted_runs(tmp_path, step):
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler: install g++")
 def test_a_loss_alone_with_a_compiled_model(tmp_path):
-    """Its logits are seen where the compiled model returns them, and nothing is compiled anew for that."""
+    """Its logits are read where the compiled model returns them, and nothing is compiled again for that."""
     trainer_class = loss_alone(LSTSDTrainer)
     settings = {"torch_compile": True, "torch_compile_backend": "eager"}
     compiled = run(trainer_class, tmp_path / "compiled", model=tiny_bert(dropout=0.0), settings=settings)

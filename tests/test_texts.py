@@ -1,4 +1,4 @@
-"""Which data set the report takes texts from: ids are looked up, or positions are ids, and labels must agree."""
+"""The data set that the report takes texts from: it finds rows by id or by position, and labels must agree."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ WORDS = ("no", "yes", "maybe")
 
 
 def run_of(folder: Path, labels: Any, names: tuple[str, ...] = (), columns: int = 3) -> Path:
-    """The folder of a run with these labels by id; names of the classes as a model's configuration has them."""
+    """Makes the folder of a run with these labels by id, and with class names as in a model's configuration."""
     store = LogitsStore.create(folder / "_logits", len(labels), (columns,), "float32", "test")
     store.write_labels(np.asarray(labels))
     store.record(0, np.arange(len(labels)), np.zeros((len(labels), columns)))
@@ -62,7 +62,7 @@ def test_rows_that_were_held_out_have_no_label_in_the_store(tmp_path: Path) -> N
 
 
 def test_the_wrong_order_is_refused(tmp_path: Path) -> None:
-    """Ids lost in a map, then a shuffle: positions name the shuffled rows, and the report gets the rows as loaded."""
+    """The run saw shuffled rows without ids, so positions are ids; the report gets the rows as they were loaded."""
     first = Dataset.from_dict({"text": [f"t{i}" for i in range(90)], "label": [i % 3 for i in range(90)]})
     shuffled = first.shuffle(seed=1)
     folder = run_of(tmp_path, shuffled["label"])
@@ -126,7 +126,7 @@ def test_neither_ids_nor_labels(tmp_path: Path) -> None:
         (WORDS, ["no", "yes", "maybe", None], False),
         (WORDS, ["no", "yes", "maybe", "Yes"], False),
         (("2", "10", "x"), [2, 10, "x", 10], True),
-        ((), ["b", "a", "c", "a"], True),  # the user's own numbers for names
+        ((), ["b", "a", "c", "a"], True),  # names that the user numbered
         ((), ["b", "a", "c", "c"], False),
         ((), ["b", "a", "a", "a"], False),
         ((), ["a", "b", "c", "d"], False),
@@ -153,7 +153,7 @@ def test_labels_agree_by_name_or_by_number(
 
 @pytest.mark.parametrize("names", [("no", "yes", "maybe"), ("maybe", "no", "yes")])
 def test_class_labels(tmp_path: Path, names: tuple[str, ...]) -> None:
-    """By name where the configuration knows the names, though the model's order is another; else by number."""
+    """Compared by name where the configuration has the names, in whatever order; else by number."""
     kind = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
     ids = [names.index(WORDS[label]) for label in (0, 1, 2, 1)]
     data = Dataset.from_dict({"text": list("abcd"), "label": ids}, features=kind)

@@ -1,4 +1,4 @@
-"""What is said of samples with many rows, from arrays: by hand arithmetic, by torch's losses, and by cleanlab."""
+"""Measures of samples with many rows, against hand arithmetic, torch's losses and cleanlab."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_one_sample_that_is_not_finite_leaves_the_others_alone():
 
 
 def test_a_samples_score_is_cleanlabs():
-    """Of one epoch, with the normalised margin as the quality of a label and the worst token as a sentence's."""
+    """For one epoch: a label's quality is its normalised margin, and a sentence's is that of its worst token."""
     rng = np.random.default_rng(0)
     lengths = [4, 1, 7, 3]
     logits = rng.normal(0, 2, (1, sum(lengths), 5)).astype(np.float64)
@@ -85,7 +85,7 @@ def test_what_a_language_model_gave_to_a_label():
     found, is_bound = token_dynamics.label_log_probability(values, classes, rest, np.array([2, 4, 0]))
     np.testing.assert_allclose(np.exp(found), [0.3, 0.5, 0.2])
     assert is_bound.tolist() == [False, False, True]
-    # A label outside of the k has at most what the last of them has, however large the rest is.
+    # A label outside of the top k has at most the probability of the last of them, however large the rest is.
     found, _ = token_dynamics.label_log_probability(values[:1], classes[:1], np.log([0.9]), np.array([0]))
     assert math.exp(found[0]) == pytest.approx(0.3)
 

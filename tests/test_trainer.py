@@ -32,7 +32,7 @@ OFF = {"long_term_weight": 0.0, "short_term_weight": 0.0}
 
 
 def train(trainer_class: type[Trainer], folder: Any, data: Any, head: str = "classes", **options: Any) -> Any:
-    """Trains a fresh tiny BERT; `options` are trainer arguments, `settings` and `model` changes among them."""
+    """Trains a fresh tiny BERT; `settings` changes the config, `model` the BERT, and `options` the trainer."""
     model = tiny_bert(head, **options.pop("model", {}))
     settings = config(folder, **options.pop("settings", {}))
     trainer = trainer_class(model, settings, train_dataset=data, **options)
@@ -45,7 +45,7 @@ def train(trainer_class: type[Trainer], folder: Any, data: Any, head: str = "cla
 
 @pytest.mark.parametrize("head", HEADS)
 def test_off_is_off(tmp_path, head):
-    """With both weights 0 the weights are the plain Trainer's bit for bit, dropout and all."""
+    """With both teacher weights 0, the model's weights are the plain Trainer's bit for bit, dropout included."""
     settings = {**OFF, "optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1.0, "num_train_epochs": 3}
     plain = train(Trainer, tmp_path / "plain", rows(30, head), head, settings=settings)
     ours = train(LSTSDTrainer, tmp_path / "ours", rows(30, head), head, settings=settings)
@@ -80,7 +80,7 @@ def test_the_first_epoch_is_plain_fine_tuning(tmp_path):
 
 # ---- 2. one big batch
 
-# Every sample has both teachers, and they count alike: epochs 1 and 2 with K = 1.
+# With K = 1, every sample has both teachers in epochs 1 and 2, and all samples count alike.
 ALIKE = {
     "num_train_epochs": 3,
     "mini_generation_epochs": 1,
@@ -172,7 +172,7 @@ def test_the_log_holds_the_parts_of_the_loss_and_the_agreement(tmp_path):
     store = LogitsStore.open(tmp_path / "_logits")
     student, teacher = (store.read(epoch, range(24)).argmax(axis=1) for epoch in (2, 1))
     assert third["long_term_agreement"] == pytest.approx((student == teacher).mean())
-    assert third["short_term_agreement"] == third["long_term_agreement"]  # with K = 2 they are one teacher there
+    assert third["short_term_agreement"] == third["long_term_agreement"]  # with K = 2, both teachers are epoch 1 here
 
 
 def test_a_regression_has_no_agreement(tmp_path):
@@ -182,7 +182,7 @@ def test_a_regression_has_no_agreement(tmp_path):
 
 
 class WithoutConfig(torch.nn.Module):
-    """A regression that only its labels tell of."""
+    """A regression that only its labels reveal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ def test_the_teachers_of_a_regression_weigh_less(tmp_path, head, make, expected)
     assert (trainer.args.long_term_weight, trainer.args.short_term_weight) == (
         None,
         None,
-    )  # the user's stay as they are
+    )  # the user's arguments do not change
 
 
 def test_one_config_serves_a_regression_and_then_classes(tmp_path):
@@ -238,7 +238,7 @@ def test_a_loader_that_is_made_meanwhile_does_not_take_the_teachers_away(tmp_pat
 
 
 def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
-    """`Tensor.item` and its kin, which wait for the device, run in a step only where the plain Trainer's do."""
+    """`Tensor.item` and its like wait for the device: a step calls them no more often than the plain Trainer's."""
     calls: dict[type, int] = {}
     for trainer_class in (Trainer, LSTSDTrainer):
         trainer = trainer_class(
@@ -264,7 +264,7 @@ def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
 
 
 def test_replacing_the_word_trainer_is_enough(tmp_path):
-    """A plain TrainingArguments, no ids, and an evaluation; the defaults of the method apply."""
+    """Plain TrainingArguments, no ids, and an evaluation set; the defaults of the method apply."""
     arguments = TrainingArguments(
         output_dir=str(tmp_path), num_train_epochs=4, report_to=[], disable_tqdm=True, use_cpu=True, logging_steps=1
     )
@@ -300,7 +300,7 @@ def test_an_evaluation_set_with_ids_does_not_leak_them_into_the_model(tmp_path):
     both = both.rename_column("label", "labels")
 
     class Strict(torch.nn.Module):
-        """A model that takes what it knows and nothing else, and returns a tuple."""
+        """A model that takes the arguments that it knows and no others, and returns a tuple."""
 
         def __init__(self):
             super().__init__()
@@ -431,7 +431,7 @@ def test_grouping_by_length_sees_the_rows(tmp_path, form):
 def test_workers_see_the_teachers_of_their_epoch(tmp_path, workers):
     base = train(LSTSDTrainer, tmp_path / "base", rows(24))
     other = train(LSTSDTrainer, tmp_path / "workers", rows(24), settings=workers)
-    # Loaders with workers draw other seeds, and so another order; the teachers are there all the same.
+    # Loaders with workers draw other seeds, so the order differs; the teachers are there all the same.
     assert len(logged(other, "long_term_agreement")) == len(logged(base, "long_term_agreement")) == 9
     first, second = (LogitsStore.open(tmp_path / name / "_logits") for name in ("base", "workers"))
     assert first.sealed_epochs == second.sealed_epochs == [0, 1, 2, 3, 4]
@@ -453,10 +453,15 @@ def test_retention_keeps_what_the_next_epoch_needs(tmp_path):
 
 def test_class_weights_are_learned_from(tmp_path):
     def weighted(outputs, labels, num_items_in_batch=None):
-        return F.cross_entropy(outputs["logits"], labels, torch.tensor([1.0, 5.0, 1.0]))
+        return F.cross_entropy(outputs["logits"], labels, torch.tensor([1.0, 50.0, 1.0]))
 
     trainer = train(LSTSDTrainer, tmp_path, rows(24), compute_loss_func=weighted)
     assert logged(trainer, "long_term_loss")[-1] > 0
+    predicted = [
+        LogitsStore.open(run.logits_path()).epoch_rows(run.state.num_train_epochs - 1).argmax(axis=-1)
+        for run in (trainer, train(LSTSDTrainer, tmp_path / "even", rows(24)))
+    ]
+    assert (predicted[0] == 1).sum() > (predicted[1] == 1).sum()
 
 
 def test_the_best_model_is_loaded_at_the_end(tmp_path):
@@ -574,7 +579,7 @@ def test_a_search_cannot_set_what_the_config_would_refuse(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path, monkeypatch):
-    # Ids that are far apart take no room of their own any more: a disk with a hundred bytes left can be pretended.
+    # Ids that are far apart take no space of their own, so the test pretends that a hundred bytes are free.
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=100))
     data = add_sample_ids(rows(8))
     message = r"will take about .* GB, and .* GB are free: expected room for the whole run"
@@ -638,7 +643,7 @@ def adapted_for_transcription() -> Any:
 
 
 class Unread(torch.utils.data.Dataset):
-    """Rows that nobody may look at."""
+    """Rows that must not be read."""
 
     def __len__(self):
         return 8

@@ -1,4 +1,4 @@
-"""What is read of a training set, and refused, before the first step."""
+"""What is read from a training set, and what is refused, before the first step."""
 
 import datasets
 import numpy as np

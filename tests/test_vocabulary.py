@@ -1,4 +1,4 @@
-"""Distillation over a vocabulary against the same computed with full tensors."""
+"""Distillation over a vocabulary, against the same computation with full tensors."""
 
 import math
 
@@ -17,7 +17,7 @@ def draw(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
 
 
 def top_k(logits: torch.Tensor, positions: torch.Tensor, k: int) -> TopK:
-    """What is recorded where there is no teacher yet."""
+    """The k largest classes, as they are recorded where there is no teacher yet."""
     return student_events(logits, positions, torch.empty(0, len(positions), k, dtype=torch.int64), k)[1]
 
 
@@ -52,7 +52,7 @@ def dense_events(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def test_events_and_their_gradient():
-    """Two teachers that name other classes; positions in another order, some left out."""
+    """Two teachers name different classes; positions are out of order, and some are left out."""
     positions = torch.tensor([6, 2, 5, 0])
     classes = torch.stack([draw(4, V, seed=seed).topk(K, dim=1).indices for seed in (1, 2)])
     weights = draw(2, 4, K + 1, seed=3)
@@ -130,7 +130,7 @@ def test_a_teacher_that_knows_nothing_is_not_trusted():
 
 @pytest.mark.parametrize(("classes", "k"), [(2048, 4), (2049, 3), (5000, 8), (300, 8), (4 * 128 * 8 + 127, 8)])
 def test_the_largest_are_those_of_topk(classes, k):
-    """The largest of all lie in one block, behind the last whole block, or anywhere."""
+    """The largest values lie in one block, after the last whole block, or anywhere."""
     rows = draw(6, classes, seed=4).float()
     rows[0, 128 : 128 + k] += 100
     rows[1, -k:] += 100
@@ -143,7 +143,7 @@ def test_the_largest_are_those_of_topk(classes, k):
 
 @pytest.mark.parametrize("named", [2, 4, 7])
 def test_the_rest_of_a_teacher_is_right_however_small(named):
-    """Against float64: the student's top is sure, and teachers name all of it, none of it, or the next ones."""
+    """Against float64: teachers name the student's largest classes, its smallest, or the largest after the first."""
     logits = draw(5, V, seed=5).float()
     logits[0, :K] += 60  # the rest is of the order of e^-60
     logits[1, 10:12] += 40

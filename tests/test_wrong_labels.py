@@ -1,4 +1,4 @@
-"""How many labels look wrong: the estimate, on stores made by hand, and what follows it."""
+"""The estimate of how many labels are wrong, on stores made by hand, and what uses it."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def run_of(folder: Path, wrong: int, epochs: Any = 6, learnt: Any = (), samples:
     """A run whose model predicts the true class; the first `wrong` labels are others, and some are `learnt` by heart.
 
     Args:
-        learnt: By epoch the share of the wrong labels that the model has learnt by heart.
+        learnt: For each epoch, the share of the wrong labels that the model has learnt by heart.
     """
     true = np.arange(samples) % CLASSES
     given = np.where(np.arange(samples) < wrong, (true + 1) % CLASSES, true)
@@ -26,7 +26,7 @@ def run_of(folder: Path, wrong: int, epochs: Any = 6, learnt: Any = (), samples:
     store = LogitsStore.create(folder / "_logits", samples, (CLASSES,), "float32", "test")
     store.write_labels(given)
     order = np.random.default_rng(0).permutation(samples)
-    sureness = 1 + order / samples  # no prediction is as sure as another
+    sureness = 1 + order / samples  # no two predictions are equally sure
     for epoch in range(epochs) if isinstance(epochs, int) else epochs:
         heart = learnt[epoch] if epoch < len(learnt) else 0
         predicted = np.where(order % 100 < 100 * heart, given, true)

@@ -1,1 +1,1 @@
-"""What the quality benchmarks share."""
+"""Code that the quality benchmarks share."""

@@ -1,4 +1,4 @@
-"""A grid of runs, several at a time; each that is finished is a line of the results file, and is not done again."""
+"""Trains a grid of runs, several at a time. Each finished run adds a line to the results file, and is not repeated."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ Line = dict[str, Any]
 class Keyed(Protocol):
     @property
     def key(self) -> str:
-        """Names all that the result depends on; the results file has it as "key"."""
+        """Identifies everything that the result depends on; it is the "key" of the run's line."""
 
 
 R = TypeVar("R", bound=Keyed)
@@ -32,20 +32,20 @@ R = TypeVar("R", bound=Keyed)
 def train_all(
     runs: Iterable[R], work: Callable[[R], Line], results: Path, workers: int, told: Callable[[Line], str]
 ) -> None:
-    """Does the runs that have no line yet, and writes each line as it comes.
+    """Does the runs that have no line yet, and writes each line as its run finishes.
 
-    After an error no more runs are given to a process. Those that were, which are a few more than there are processes,
-    end, and their lines are written. Then the error is raised.
+    After an error no more runs are handed to a process. Runs that were handed out already, a few more than there are
+    processes, still finish, and their lines are written. Then the error is raised.
 
     Args:
-        runs: In the order in which they are begun.
-        work: Does one, in a process of its own that does many; a function that can be pickled.
-        results: The file that a line is appended to.
-        workers: Runs at a time; each has its share of the cores.
-        told: What is printed of a line.
+        runs: The runs, in the order in which to start them.
+        work: Does one run and returns its line. It must be picklable; worker processes call it, once for each run.
+        results: The file to append the lines to.
+        workers: The number of processes; they share the cores.
+        told: Makes the text to print from a line.
     """
     done = {line["key"] for line in read_results([results])} if results.exists() else set()
-    runs = list({run.key: run for run in runs}.values())  # once each: two methods may be the same one in a cell
+    runs = list({run.key: run for run in runs}.values())  # once each: two methods may have equal settings in a cell
     to_do = [run for run in runs if run.key not in done]
     print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done before. Results: {results}", flush=True)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -67,19 +67,19 @@ def train_all(
                 out.flush()
                 print(f"{count}/{len(to_do)} {told(line)}", flush=True)
         finally:
-            cancel(futures)  # a line that cannot be written ends the grid too, and not after all other runs
+            cancel(futures)  # so that a failed write also ends the grid, without waiting for all other runs
     if failed:
         raise failed[0]
 
 
 def cancel(futures: Sequence["Future[Line]"]) -> None:
-    """Takes back those that no process has been given yet."""
+    """Cancels the runs that no process has been given yet."""
     for future in futures:
         future.cancel()
 
 
 def begin(threads: int) -> None:
-    """Makes a worker quiet, and lets it go when the grid was killed, and can no longer take its result."""
+    """Silences a worker, and ends it if its parent dies, because then nobody can take its result."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -95,23 +95,23 @@ def begin(threads: int) -> None:
 
 
 def read_results(paths: Sequence[Path]) -> list[Line]:
-    """The lines of several files; a run that is in two of them counts once."""
+    """The lines of several files. Of a run that is in several of them, the last line counts."""
     lines = [json.loads(text) for path in paths for text in path.read_text(encoding="utf-8").splitlines()]
     return list({line["key"]: line for line in lines}.values())
 
 
 def machine() -> str:
-    """What the runs are made on."""
+    """The name of the GPU, or of the processor if there is none."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
 
 
 def made_with() -> Line:
-    """The machine and the versions, for a line."""
+    """The device and the library versions, for a line."""
     return {"device": machine(), "versions": {"torch": torch.__version__, "transformers": transformers.__version__}}
 
 
 def train_and_test(trainer: Trainer, test: Dataset) -> tuple[float, PredictionOutput]:
-    """The seconds that training took, and what the model predicts for the test rows afterwards."""
+    """Returns the seconds that training took, and the trained model's predictions for the test rows."""
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started

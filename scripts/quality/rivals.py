@@ -1,7 +1,7 @@
 """Other ways to train under wrong labels: losses for `compute_loss_func`, of B samples with C classes.
 
-A method of a plan names one by `rival`. They are as their papers give them, with the papers' constants. `HonestScores`
-alone is ours: trust by honesty for a regression, which is not measured yet.
+A method of a plan names one by `rival`. They follow their papers, with the papers' constants. Only `HonestScores` is
+ours: trust by honesty for a regression. It did harm where it was measured; see docs/results.md.
 """
 
 import math
@@ -19,13 +19,13 @@ _LEAST = 1e-4
 
 
 class Rival:
-    """A loss with a state by sample; without gradient, as in evaluation, it is the task's own.
+    """A loss with a state for each sample. Without gradient, as in evaluation, it is the task's own loss.
 
     Attributes:
-        trainer: Says whose the rows of a batch are, and which epoch it is.
-        given: (N,) the labels by sample id: int64, or scores float32.
-        classes: C.
-        noise: The share of labels that was changed; only `Forward` may know it.
+        trainer: Gives the sample ids of a batch, and the epoch.
+        given: (N,) the labels by sample id: int64 classes, or float32 scores.
+        classes: C; 1 for a regression.
+        noise: The share of labels that was changed. Only `Forward` uses it.
     """
 
     def __init__(self, trainer: LSTSDTrainer, noise: float) -> None:
@@ -53,7 +53,7 @@ class Rival:
 
 
 class EarlyLearning(Rival):
-    """ELR (Liu et al., 2020): draws the student to the running mean of its predictions; beta 0.7, lambda 3."""
+    """ELR (Liu et al., 2020): pulls the student towards the running mean of its predictions; beta 0.7, lambda 3."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -68,7 +68,7 @@ class EarlyLearning(Rival):
 
 
 class SelfAdaptive(Rival):
-    """SAT (Huang et al., 2020): after 0.3 of the run each visit moves a label by 0.1 to the prediction."""
+    """SAT (Huang et al., 2020): after 0.3 of the run, each visit moves a label by 0.1 towards the prediction."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -85,9 +85,10 @@ class SelfAdaptive(Rival):
 
 
 class Mixture(Rival):
-    """Dynamic bootstrapping (Arazo et al., 2019), the hard one without mixup: two beta distributions of the losses.
+    """Hard dynamic bootstrapping without mixup (Arazo et al., 2019).
 
-    Each loss in the epoch before says how probable it is that the label is wrong. It begins in the second epoch.
+    From the second epoch on, a mixture of two beta distributions, fitted to the losses of the epoch before, gives the
+    probability that a sample's label is wrong.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -109,7 +110,7 @@ class Mixture(Rival):
 
 
 def wrong_by_loss(losses: np.ndarray, rounds: int = 10) -> np.ndarray:
-    """(N,) probabilities of the component with the larger losses, of a mixture of two beta distributions by EM."""
+    """Fits a mixture of two beta distributions by EM; returns (N,) probabilities of the one with larger losses."""
     low, high = np.percentile(losses, [5, 95])
     x = np.clip((losses - low) / max(high - low, _LEAST), _LEAST, 1 - _LEAST)
     of_high = (x > 0.5).astype(float)
@@ -126,7 +127,7 @@ def wrong_by_loss(losses: np.ndarray, rounds: int = 10) -> np.ndarray:
 
 
 class Forward(Rival):
-    """Forward correction (Patrini et al., 2017) by even flips, told the true share of wrong labels: an upper bound."""
+    """Forward correction (Patrini et al., 2017) for even flips. It knows the true noise, so it is an upper bound."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
         probs = logits.softmax(dim=-1)
@@ -135,10 +136,11 @@ class Forward(Rival):
 
 
 class HonestScores(Rival):
-    """Trust by honesty, as in `lstsd_hf.method.honest`, for a regression: a gate by losses, and its past scores.
+    """Trust by honesty for a regression, after `lstsd_hf.method.honest`: a gate set by losses, and past scores.
 
-    Memory draws a score q to its label y, so what is left of the distance is stretched until its square is the honest
-    loss h of the log; m is what is memorised of the loss, e its standard error, v the variance of the labels:
+    Memory pulls a past score q towards its label y. So the distance that is left is stretched until its mean square
+    equals h, the honest loss in the log. With the student's score s, m the memorised part of the loss, e its standard
+    error, and v the variance of the labels:
 
         t    = y + sqrt(h / mean (q - y)^2) (q - y)
         gate = clamp((m / e - 1) / 2, 0, 1) m / (m + max(v - h, 0))
@@ -167,7 +169,7 @@ class HonestScores(Rival):
         stretched = math.sqrt(max(log["honest_loss"], 0.0) / max(float(distance[known].square().mean()), _LEAST))
         self._target = torch.where(known, self.given + max(stretched, 1.0) * distance, self.given)
         memorised = max(log["memorised"], 0.0)
-        # After the first epoch nothing is memorised, and the error of that is 0 too.
+        # After the first epoch nothing is memorised yet, and its standard error is 0 too.
         surely = min(max((memorised / log["memorised_error"] - 1) / 2, 0.0), 1.0) if memorised else 0.0
         skill = max(float(self.given[known].var(correction=0)) - log["honest_loss"], 0.0)
         self.gate = max(self.gate, surely * memorised / max(memorised + skill, _LEAST))

@@ -1,4 +1,4 @@
-"""The rows that the quality benchmarks train and test on: drawn, and their labels changed."""
+"""Draws the rows that the quality benchmarks train and test on, and changes some of the training labels."""
 
 import functools
 import itertools
@@ -28,15 +28,16 @@ FLIPS = ("evenly", "as_annotators")
 
 @dataclass(frozen=True)
 class Cell:
-    """A task and its label noise, and how many rows are drawn.
+    """A task, its label noise, and how many rows are drawn.
 
     Attributes:
-        noise: The share of the training labels that are changed to another class.
-        flips: "evenly": any label, to any other class, or a score to that of another row; "as_annotators": where a
-            weaker model errs, to what it says.
-        train_samples: Rows drawn for training; None: all that are not reserved.
-        reserved_samples: Rows set apart for tuning, the same for every seed.
-        test_samples: At most so many training rows that were not drawn are tested on, beside the dev set.
+        noise: The share of the training labels that is changed.
+        flips: "evenly": random labels change to random other classes, or scores are exchanged among rows.
+            "as_annotators": the labels that a weaker model contradicts most change to the other class that it finds
+            most probable.
+        train_samples: The number of rows drawn for training; None: all that are not reserved.
+        reserved_samples: The number of rows set apart for tuning, the same for every seed.
+        test_samples: The largest number of rows to test on, beside the dev set, that were neither reserved nor drawn.
     """
 
     task: str
@@ -49,13 +50,16 @@ class Cell:
 
 @dataclass
 class Split:
-    """What a run trains and tests on.
+    """The rows that a run trains and tests on.
 
     Attributes:
-        train: With the labels as the run sees them.
-        test: Rows of the same columns, with true labels.
+        train: The training rows, with labels as the run sees them.
+        test: The test rows, with true labels.
         mislabelled: The training rows whose label was changed, with their true labels.
-        dev_samples: The first so many test rows are the dev set's; the others are drawn as the training rows are.
+        dev_samples: How many of the test rows, from the first on, are the dev set. The others come from the rows that
+            the training rows are drawn from.
+        text_columns: The columns of texts.
+        labels: The names of the classes; empty for a regression.
     """
 
     train: Dataset
@@ -71,11 +75,11 @@ Loaded = tuple[Dataset, Dataset | None, tuple[str, ...], tuple[str, ...]]
 
 @functools.cache  # a worker does many runs of a task
 def load(task: str, data_dir: str) -> Loaded:
-    """All training rows with their ids, the dev set where there is one, the text columns and the labels.
+    """Loads all training rows with their ids, the dev set if there is one, the text columns and the labels.
 
     Args:
         task: A GLUE task, "rotten_tomatoes", "trec6" or "trec50".
-        data_dir: GLUE's folder; for TREC the folder with trec-train.txt, in it or beside it.
+        data_dir: GLUE's folder. For TREC, trec-train.txt is in it or in a folder beside it.
     """
     if task in TREC:
         return load_trec(trec_file(data_dir), TREC[task])
@@ -94,7 +98,7 @@ def load(task: str, data_dir: str) -> Loaded:
 
 
 def trec_file(data_dir: str) -> Path:
-    """TREC's file, in the folder or in one beside it."""
+    """The path of TREC's file, in the folder or in one beside it."""
     found = [*Path(data_dir).glob(TREC_FILE), *Path(data_dir).resolve().parent.glob(f"*/{TREC_FILE}")]
     if not found:
         raise FileNotFoundError(f"expected {TREC_FILE} in {data_dir} or in a folder beside it")
@@ -102,7 +106,7 @@ def trec_file(data_dir: str) -> Path:
 
 
 def load_trec(path: Path, labels: str = "coarse") -> Loaded:
-    """The questions with their 6 coarse or 50 fine classes; a line is `COARSE:fine question`."""
+    """Reads the questions with their 6 coarse or 50 fine classes; a line is `COARSE:fine question`."""
     lines = path.read_text(encoding="latin-1").splitlines()
     pairs = [line.split(" ", 1) for line in lines if line.strip()]
     given = [label if labels == "fine" else label.split(":")[0] for label, _ in pairs]
@@ -115,15 +119,15 @@ def load_trec(path: Path, labels: str = "coarse") -> Loaded:
 def split(cell: Cell, seed: int, tuning: bool, data_dir: str) -> Split:
     """Draws the rows of a run.
 
-    The reserved rows are the same for all seeds. The training rows are drawn from the others by the seed. Tuning tests
-    on the reserved rows; else the test set is the dev set, and training rows that are neither reserved nor drawn.
-    A training row is no test row where a text of it contains, or lies in, a text that was drawn.
+    The reserved rows are the same for all seeds. The seed draws the training rows from the others. Tuning tests on the
+    reserved rows. Otherwise the test set is the dev set, and rows that are neither reserved nor drawn. Rows from
+    outside the dev set are left out of the test if one of their texts contains a drawn text or is a part of one.
     """
     return draw(load(cell.task, data_dir), cell, seed, tuning)
 
 
 def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
-    """The rows of a run, as `split` says, out of those that were loaded."""
+    """Draws the rows of a run, as `split` does, from loaded ones."""
     rows, dev, columns, labels = loaded
     order = np.random.default_rng(0).permutation(len(rows))
     reserved, free = order[: cell.reserved_samples], order[cell.reserved_samples :]
@@ -154,7 +158,7 @@ def draw(loaded: Loaded, cell: Cell, seed: int, tuning: bool = False) -> Split:
 def flipped(
     cell: Cell, given: np.ndarray, texts: Sequence[str], rng: np.random.Generator, labels: Sequence[str]
 ) -> np.ndarray:
-    """(N,) labels, of which a share `cell.noise` was changed to another class; or scores, exchanged among rows."""
+    """(N,) labels, a share `cell.noise` of them changed to another class; or scores, as many exchanged among rows."""
     count, wrong = round(cell.noise * len(given)), given.copy()
     if not count:
         return wrong
@@ -167,7 +171,7 @@ def flipped(
         return wrong
     if cell.flips != "as_annotators":
         raise ValueError(f"expected flips to be one of {FLIPS}, not {cell.flips!r}.")
-    # What people get wrong is hard, and wrong in the direction of what it looks like: a bag of words stands for them.
+    # People err on hard samples, towards the class that a sample seems to be. A bag-of-words model stands in for them.
     weaker = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
     probs = cross_val_predict(weaker, list(texts), given, cv=5, method="predict_proba")
     classes = np.unique(given)
@@ -179,7 +183,10 @@ def flipped(
 
 
 def without_overlap(candidates: Dataset, drawn: Dataset, columns: Sequence[str], limit: int | None) -> list[int]:
-    """The first candidates, by position, of which no text contains, or lies in, a drawn one: SST-2 has phrases."""
+    """Positions of the first `limit` candidates without a text that contains, or is a part of, a drawn text.
+
+    SST-2, for one, has phrases of its sentences as rows.
+    """
     whole, parts = set(), set()
     for row in drawn.select_columns(list(columns)):
         for text in row.values():
@@ -196,15 +203,15 @@ def without_overlap(candidates: Dataset, drawn: Dataset, columns: Sequence[str],
 
 
 def spans(words: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Every run of words in a text, the text itself among them."""
+    """Every sequence of consecutive words in a text, including the whole text."""
     return {words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
 
 
 def classes_of(task: str) -> int:
-    """How many classes a task has that is no regression."""
+    """The number of classes of a task that is not a regression."""
     return CLASSES.get(task, 2)
 
 
 def agreement(accuracy: float, noise: float, classes: int) -> float:
-    """How often predictions of this accuracy are the label, where a share `noise` of labels is another class."""
+    """How often predictions of this accuracy equal labels of which a share `noise` was changed evenly."""
     return accuracy * (1 - noise) + (1 - accuracy) * noise / (classes - 1)

@@ -1,1 +1,1 @@
-"""The parts of scripts/benchmark_speed.py: how to measure, what to train, and a module for each section."""
+"""The parts of scripts/benchmark_speed.py: how to measure, what to train, and the sections."""

@@ -1,4 +1,4 @@
-"""Samples of many rows for the speed benchmark: taggers, spans, language models, and stores of their rows."""
+"""Samples with many rows for the speed benchmark: taggers, spans, language models, and stores of their rows."""
 
 import functools
 import shutil
@@ -29,14 +29,14 @@ _BATCH = 32
 
 
 class Kind(NamedTuple):
-    """What the samples of a store are; `k` of a vocabulary of so many classes, or all `classes`."""
+    """The kind of samples in a store: rows of all `classes`, or of the top `k` of a vocabulary of `classes` tokens."""
 
     name: str
     classes: int
     k: int = 0
 
     def columns(self, rng: np.random.Generator, tokens: Array) -> dict[str, Any]:
-        """The labels of (N, L) tokens."""
+        """The label columns for (N, L) tokens."""
         if self.name == "spans":
             start = rng.integers(0, tokens.shape[1] - 1, len(tokens))
             return {"start_positions": start.tolist(), "end_positions": (start + 1).tolist()}
@@ -56,7 +56,7 @@ class Kind(NamedTuple):
         return BertForTokenClassification(BertConfig(num_labels=self.classes, **sizes))
 
     def rows(self, tokens: int) -> int:
-        """How many rows a sample of so many tokens has."""
+        """The number of rows of a sample with this many tokens."""
         return tokens if self.name == "spans" else tokens - 1
 
     def new_store(self, path: Path, samples: int, fingerprint: str) -> LogitsStore:
@@ -66,7 +66,7 @@ class Kind(NamedTuple):
         return LogitsStore.create(path, samples, (self.classes,), "float16", fingerprint, ragged=True)
 
     def draw(self, rng: np.random.Generator, rows: int) -> dict[str, Array]:
-        """The parts of so many rows."""
+        """Random parts for this many rows."""
         if self.name != "vocabulary":
             return {"logits": rng.standard_normal((rows, self.classes), np.float32)}
         shares = -np.sort(-rng.random((rows, self.k), np.float32)) / self.k
@@ -75,7 +75,7 @@ class Kind(NamedTuple):
         return {"logits": np.log(shares), "classes": classes, "rest": np.log1p(-np.minimum(shares.sum(1), 0.999))}
 
     def record_past(self, made: LogitsStore, epochs: list[int], samples: int, tokens: int) -> None:
-        """Records and seals epochs in which all samples have so many tokens."""
+        """Records and seals epochs in which every sample has this many tokens."""
         rng = np.random.default_rng(0)
         for epoch in epochs:
             for start in range(0, samples, _SAMPLES_AT_ONCE):
@@ -87,11 +87,11 @@ class Kind(NamedTuple):
 
 # ---- the store alone
 
-_ROWS = 10  # of a sample, on average
+_ROWS = 10  # in a sample, on average
 
 
 def seal_and_read(folder: Path, sizes: tuple[int, ...], repeats: int) -> Iterator[Line]:
-    """Nanoseconds a byte of a sealed epoch takes to be sealed and to be read, from few samples to many."""
+    """Nanoseconds that sealing and reading take for each byte of a sealed epoch, from few samples to many."""
     for kind, what in ((Kind("tokens", 9), "tokens, 9 classes"), (Kind("vocabulary", 32_000, 8), "8 of 32,000")):
         smallest: dict[str, list[float]] = {}
         for samples in sizes:
@@ -111,7 +111,7 @@ def _read_all(made: LogitsStore, epoch: int, batches: list[Array]) -> None:
 
 
 def _of_size(path: Path, kind: Kind, samples: int, repeats: int) -> dict[str, list[float]]:
-    """Nanoseconds for each byte of the sealed files: sealed, and read in batches of random samples."""
+    """Nanoseconds for each byte of the sealed files: to seal it, and to read it in batches of random samples."""
     shutil.rmtree(path, ignore_errors=True)
     made = kind.new_store(path, samples, "benchmark")
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""How the speed benchmark measures: lines with a ratio and its spread, trainings that take turns, fresh processes."""
+"""How the speed benchmark measures: ratios with intervals, trainings that take turns, fresh processes."""
 
 import ctypes
 import functools
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-# What is read when a process starts: glibc's setting for one heap for all threads, and OpenMP's for one thread in each
-# training. Pairs of equal steps differ half as much then: another core takes what else the machine does.
+# Read when a process starts: glibc then has one heap for all threads, and OpenMP one thread for each training. With
+# these, pairs of equal steps differ half as much, because the machine's other work runs on another core.
 STEADY = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _RESAMPLES = 2000
@@ -29,16 +29,15 @@ class Line:
     """One comparison.
 
     Attributes:
-        section, what: Names the line.
-        unit: Of both medians.
+        section, what: The name of the line.
+        unit: The unit of both medians.
         reference: What LSTSD is compared with.
-        reference_median, lstsd_median: Over all repeats.
-        ratio: LSTSD / reference for a goal of at most; reference / LSTSD for a goal of at least: the median over
-            pairs that were measured side by side.
+        reference_median, lstsd_median: Medians over all repeats.
+        ratio: The median over pairs measured side by side: of reference / LSTSD if `at_least`, else LSTSD / reference.
         low, high: The 95 % bootstrap interval of that median.
         repeats: The number of pairs.
-        goal: The bound on the ratio; None, or at least 0: a figure without a goal.
-        at_least: Whether the ratio shall be at least the goal; else at most.
+        goal: The bound on the ratio; None or 0: there is no goal.
+        at_least: Whether the goal is a lower bound; else it is an upper bound.
     """
 
     section: str
@@ -72,7 +71,7 @@ def compare(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> Line:
-    """The line of two series whose i-th figures were taken side by side."""
+    """The line of two series whose i-th figures were measured side by side."""
     old, new = np.asarray(references, float), np.asarray(lstsd, float)
     if not len(old):
         raise ValueError(f"{section}: {what}: nothing was timed. Expected more steps, or shorter turns.")
@@ -96,7 +95,7 @@ def compare(
 
 
 def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Seconds of each call, in rounds whose order turns: A B, B A, A B..."""
+    """The seconds of each call, in rounds of alternating order: A B, B A, A B..."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(-warm_up, repeats):
         for name in list(calls) if repeat % 2 == 0 else reversed(calls):
@@ -111,7 +110,7 @@ def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int
 
 
 class Turns:
-    """Lets trainings in threads of one process run strictly one at a time, in rounds whose order turns: A B, B A."""
+    """Lets trainings in threads of one process run strictly one at a time, in rounds of alternating order."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
@@ -132,18 +131,18 @@ class Turns:
             self._changed.notify_all()
 
     def leave(self, name: str) -> None:
-        """Ends a training's part, in its own turn."""
+        """Removes a training from the rounds, during its own turn."""
         with self._changed:
             self._names.remove(name)
         self.pass_on()
 
 
 def _keep_heap() -> None:
-    """Has glibc's heap grow only, and serve large requests too.
+    """Makes glibc's heap never shrink, and serve large requests too.
 
-    Else it hangs on what was freed before whether a large gradient comes from the heap or from the kernel, page by
-    page: one of two equal trainings was 13 % slower than the other. Threads must share one heap for the same reason;
-    see `STEADY`.
+    Otherwise it depends on what was freed before whether a large gradient comes from the heap or from the kernel, page
+    by page: one of two equal trainings was 13 % slower than the other. Threads must share one heap for the same
+    reason; see `STEADY`.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
@@ -151,13 +150,13 @@ def _keep_heap() -> None:
 
 
 class TurnCallback(TrainerCallback):
-    """Times a training in turns of `skip` untimed and then `timed` steps, from the end of a step to that of another.
+    """Times a training in turns of `skip` untimed and then `timed` steps, from the end of one step to that of another.
 
-    So a step is all of it: the next batch, the forward and the backward pass, the update. Data loader workers fetch
-    ahead while another training has the turn; the first steps of a turn, which find that, are skipped.
+    So a step includes the next batch, the forward and the backward pass, and the update. Data loader workers fetch
+    batches ahead while another training has the turn, so the first steps of a turn, which use them, are skipped.
 
     Attributes:
-        seconds: Per step, for each turn. The first turn, in which the training starts, is left out.
+        seconds: The time per step of each turn, without the first turn, in which the training starts.
     """
 
     def __init__(self, turns: Turns, name: str, timed: int, skip: int) -> None:
@@ -183,16 +182,16 @@ class TurnCallback(TrainerCallback):
 def take_turns(
     trainings: Mapping[str, Callable[[TrainerCallback], None]], timed: int = 1, skip: int = 0, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Runs whole trainings turn by turn and returns the seconds per step of each one's turns.
+    """Runs whole trainings turn by turn, and returns for each the seconds per step of its turns.
 
-    Neighbouring turns lie within milliseconds to seconds of each other, so that what else goes on in the machine meets
-    both sides of a comparison alike.
+    Neighbouring turns are milliseconds to seconds apart, so other work on the machine slows both sides of a comparison
+    alike.
 
     Args:
         trainings: Each builds a trainer with the callback, and trains. All must have the same number of steps.
-        timed: The steps of a turn that are timed.
-        skip: The steps before them.
-        warm_up: The turns to leave out at the start, beside the first.
+        timed: The number of timed steps in a turn.
+        skip: The number of untimed steps before them.
+        warm_up: The number of turns to leave out at the start, besides the first.
     """
     turns = Turns(list(trainings))
     callbacks = {name: TurnCallback(turns, name, timed, skip) for name in trainings}
@@ -219,7 +218,7 @@ def synchronize() -> None:
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function of a module returns in a process that has imported what trainings need, and no more."""
+    """Calls a module's function in a process that has only imported what trainings need; returns its result."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["lstsd_hf.trainer", "matplotlib.pyplot", "speed.sections"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -227,7 +226,7 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
 
 
 class MemoryCallback(TrainerCallback):
-    """Notes the anonymous memory, which no file backs, at the end of each step."""
+    """Keeps the peak of anonymous memory, which no file backs, over the ends of all steps."""
 
     def __init__(self) -> None:
         self.anonymous = 0
@@ -236,7 +235,7 @@ class MemoryCallback(TrainerCallback):
         self.anonymous = max(self.anonymous, process_memory("RssAnon"))
 
     def megabytes(self) -> dict[str, float]:
-        """The peaks of this process: its resident memory, the anonymous part during steps, the device's."""
+        """The peaks in MB: resident memory of this process, its anonymous part at the ends of steps, device memory."""
         peaks = {"host": process_memory("VmHWM"), "anonymous": self.anonymous}
         if torch.cuda.is_available():
             peaks["device"] = torch.cuda.max_memory_allocated()
@@ -244,13 +243,13 @@ class MemoryCallback(TrainerCallback):
 
 
 def process_memory(name: str) -> int:
-    """A line of /proc/self/status in bytes."""
+    """The value of a line of /proc/self/status, in bytes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) << 10
 
 
 def disk_seconds(folder: Path, size: int) -> float:
-    """How long the disk takes for `size` bytes in one sequential file, from the first write to the last flush."""
+    """The seconds to write `size` bytes to one file sequentially, from the first write to the last flush."""
     block = memoryview(np.random.default_rng(0).bytes(_DISK_BLOCK))
     path = folder / "disk"
     start = time.perf_counter()
@@ -264,7 +263,7 @@ def disk_seconds(folder: Path, size: int) -> float:
 
 
 def forget(path: Path) -> float:
-    """Asks the kernel to drop a file's pages from its cache; returns the share that it kept, of 64 pages tried."""
+    """Asks the kernel to drop a file's pages from its cache; returns the share of 64 sampled pages that it kept."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""Trainings on several processes of this machine, which take turns together."""
+"""Trainings on several processes of this machine, which take turns in step."""
 
 import os
 import socket
@@ -12,10 +12,10 @@ from .workload import Setting, hush, trainings
 
 
 def side_by_side(setting: Setting, timed: int, skip: int, warm_up: int) -> dict[str, list[float]]:
-    """The seconds per step of plain DDP and of LSTSD, by the first process's clock; see `take_turns`.
+    """The seconds per step of plain DDP and of LSTSD, measured in the first process; see `take_turns`.
 
-    Every process gives the turn from one training to the other after the same step, so that the processes of a
-    training always meet in their collectives.
+    Every process passes the turn to the other training after the same step, so that all processes are in the same
+    training when they meet in a collective.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What people do instead of the store, with the same loss and the same two teachers; for comparison alone."""
+"""What people do instead of the store, with the same loss and the same two teachers; for comparison only."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ _METHOD = DistillationArguments().resolve(_HEAD.default_weight)
 
 
 class TeachersTrainer(Trainer):
-    """The plain Trainer with both teachers' loss; where their logits come from is the subclass's business."""
+    """The plain Trainer with the loss of both teachers. A subclass provides the teachers' logits."""
 
     weights: torch.Tensor | None = None
 
@@ -37,15 +37,15 @@ class TeachersTrainer(Trainer):
         return distillation_loss(base_loss, self.weights, terms)
 
     def look_up(self, ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """Both teachers' logits, (2, B, C)."""
+        """Returns both teachers' logits, (2, B, C)."""
         raise NotImplementedError
 
     def keep(self, ids: torch.Tensor, logits: torch.Tensor) -> None:
-        """Keeps this epoch's logits, (B, C)."""
+        """Keeps this epoch's logits, (B, C), if the subclass needs them."""
 
 
 class SnapshotTrainer(TeachersTrainer):
-    """Two frozen copies of the model, asked anew for each batch."""
+    """Runs two frozen copies of the model on each batch."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

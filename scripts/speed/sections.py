@@ -1,4 +1,4 @@
-"""The sections of the speed benchmark: each yields the lines that it measures."""
+"""The sections of the speed benchmark; each yields the lines that it measures."""
 
 import functools
 import shutil
@@ -20,9 +20,9 @@ from .rivals import FilePerSample, RowByRow
 from .workload import Setting, make_checkpoint, peak_memory, trainings
 
 _BATCH = 256
-_PREFETCHED = 6  # at least what 2 workers fetch ahead, and the batch that the loader does
+_PREFETCHED = 6  # at least as many batches as 2 workers and the loader fetch ahead
 _STEPS_TO_PEAK = 10
-_IN_A_ROW = 10  # the first after a thousand system calls of a rival is slow
+_IN_A_ROW = 10  # the first call after a thousand system calls of a rival is slow
 _IMAGES_PER_SECOND = 3000
 _STEP_GOALS = {"BERT-base": 1.01, "MiniLM-L6": 1.01, "two-layer": 1.03}
 
@@ -32,20 +32,20 @@ class Scale:
     """How much to measure.
 
     Attributes:
-        folder: For everything that is written; on the disk to measure.
+        folder: Where everything is written; on the disk to measure.
         turns: The number of timed turns for each size of model.
-        block: The timed steps of a turn, where that is more than one.
-        tokens: In each row.
-        repeats: Of what takes microseconds.
-        memory_repeats: Of each peak, in a process of its own.
-        small: The rows of the stores that have few classes, in section `store`; at least 4096.
-        large: The rows of the store that has 1000 classes, in section `store`; at least 4096.
-        epoch: The rows of the epoch that is sealed in section `growth`, of 1000 classes.
+        block: The number of timed steps in a turn, in cases where a turn has more than one.
+        tokens: The number of tokens in a row.
+        repeats: The number of repeats of calls that take microseconds.
+        memory_repeats: The number of measurements of each memory peak, each in its own process.
+        small: The number of rows of the stores with few classes, in section `store`; at least 4096.
+        large: The number of rows of the store with 1000 classes, in section `store`; at least 4096.
+        epoch: The number of rows of the epoch, of 1000 classes, that section `growth` seals.
         samples: The sizes of the training set in section `growth`.
-        ragged: The same of the stores in section `rows`.
-        vocabularies: The sizes of the language models' vocabularies there.
-        longest: The most tokens of a sample there.
-        brief: Time steps alone, of few settings in `step` and `rows`.
+        ragged: The numbers of samples of the stores in section `rows`.
+        vocabularies: The sizes of the language models' vocabularies in section `rows`.
+        longest: The largest number of tokens of a sample in section `rows`.
+        brief: Whether to time steps only, of few settings in `step` and `rows`.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ class Scale:
         return replace(setting, steps=steps, samples=steps * batch)
 
     def turn(self, workers: int) -> dict[str, int]:
-        """What `take_turns` takes. A turn is one step; a block where a GPU or workers do not work step by step."""
+        """Arguments of `take_turns`. A turn is one step, or a block of them if a GPU or workers run ahead."""
         timed = self.block if torch.cuda.is_available() or workers else 1
         return {"timed": timed, "skip": _PREFETCHED if workers else 0, "warm_up": 0 if workers else 2}
 
@@ -86,7 +86,7 @@ def milliseconds(seconds: list[float]) -> list[float]:
 
 
 def step(scale: Scale) -> Iterator[Line]:
-    """Step time and peak memory, LSTSD over the plain Trainer."""
+    """Step time and peak memory of LSTSD over those of the plain Trainer."""
     control = scale.setting("two-layer", 8, 2)
     make_checkpoint(control)
     seconds = take_turns(trainings(control, ("plain", "plain again")), **scale.turn(0))
@@ -111,7 +111,7 @@ def step(scale: Scale) -> Iterator[Line]:
         seconds = take_turns(trainings(setting, ("plain", "lstsd")), **scale.turn(workers))
         plain, lstsd = milliseconds(seconds["plain"]), milliseconds(seconds["lstsd"])
         yield compare("step", what, "ms", "plain Trainer", plain, lstsd, at_most=_STEP_GOALS[size])
-        if (batch, classes, workers) == (8, 3, 0):  # never of a brief run
+        if (batch, classes, workers) == (8, 3, 0):  # never in a brief run
             yield from memory(scale, setting, "step", f"{size}, batch 8", "plain", at_most=1.01)
 
 
@@ -125,20 +125,20 @@ def memory(
     kinds: tuple[str, ...] = ("host", "device"),
     at_most: float | None = None,
 ) -> Iterator[Line]:
-    """Peaks of two trainings of a few steps, each in fresh processes; see `MemoryCallback` for the kinds."""
+    """Memory peaks of two short trainings, each run in a fresh process; see `MemoryCallback` for the kinds."""
     setting = replace(setting, steps=_STEPS_TO_PEAK)
     peaks: dict[str, list[dict[str, float]]] = {reference: [], "lstsd": []}
     for repeat in range(scale.memory_repeats):
         for name in list(peaks) if repeat % 2 == 0 else reversed(peaks):
             peaks[name].append(in_fresh_process(peak_memory, setting, name))
     for kind in kinds:
-        if kind in peaks["lstsd"][0]:  # no device, no memory of it
+        if kind in peaks["lstsd"][0]:  # without a device there is no such kind
             old, new = ([peak[kind] for peak in peaks[name]] for name in (reference, "lstsd"))
             yield compare(section, f"{what}: {kind} memory", "MB", reference, old, new, at_most=at_most)
 
 
 def instead(scale: Scale) -> Iterator[Line]:
-    """Against what people do instead."""
+    """LSTSD compared with what people do instead."""
     for size in ("MiniLM-L6", "two-layer"):
         setting = scale.setting(size, 32, 3)
         make_checkpoint(setting)
@@ -197,7 +197,7 @@ def new_store(path: Path, samples: int, classes: int, epochs: int = 2) -> Logits
 
 
 def record_epoch(made: LogitsStore, epoch: int) -> None:
-    """Records every sample once, shuffled, as a training does."""
+    """Records every sample once in random order, as training does."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((_BATCH, *made.row_shape), np.float32)
     ids = rng.permutation(made.num_samples)
@@ -208,7 +208,7 @@ def record_epoch(made: LogitsStore, epoch: int) -> None:
 
 
 def store(scale: Scale) -> Iterator[Line]:
-    """The store beside numpy copies, and beside the disk."""
+    """The store compared with numpy copies, and with the disk."""
     for classes in (2, 3, 10, 1000):
         samples = scale.large if classes == 1000 else scale.small
         path = scale.folder / "store"
@@ -257,13 +257,13 @@ def reads_and_records(
     if (batch, classes) == (32, 3):
         yield compare("store", f"record {what}", "us", "20 us", [20.0] * len(record), record, at_most=1.0)
     if (batch, classes) == (256, 1000):
-        made.close()  # pages that are mapped would stay in the cache
+        made.close()  # mapped pages would stay in the cache
         for cold in (False, True):
             yield first_reads(made.path, ids, cold)
 
 
 def first_reads(path: Path, ids: Callable[[], npt.NDArray[np.int64]], cold: bool) -> Line:
-    """Opening, and a read of pages that the process has not seen, beside the same through numpy's own memory map."""
+    """Opening a store and reading pages new to it, compared with the same through numpy's memory map."""
     file = path / "epoch-0000.npy"
     calls: dict[str, Callable[[npt.NDArray[np.int64]], object]] = {
         "numpy": lambda rows: np.load(file, mmap_mode="r")[rows],
@@ -283,7 +283,7 @@ def first_reads(path: Path, ids: Callable[[], npt.NDArray[np.int64]], cold: bool
 
 
 def opening(scale: Scale, made: LogitsStore, size: int) -> Iterator[Line]:
-    """Opening, going on in a journal of many blocks, and sealing it."""
+    """Opening a store, resuming in a journal of many blocks, and sealing it."""
     path, classes = made.path, made.row_shape[0]
     some = np.arange(32)
     calls: dict[str, Callable[[], object]] = {
@@ -316,7 +316,7 @@ def opening(scale: Scale, made: LogitsStore, size: int) -> Iterator[Line]:
     what = f"go on in a journal of {-(-made.num_samples // _BATCH):,} blocks, {size / 1e6:.0f} MB"
     yield compare("store", what, "ms", "read of its bytes", *map(milliseconds, resumed.values()))
     what = f"seal {made.num_samples:,} x {classes}: {size / 1e9 / float(np.median(sealed['store'])):.2f} GB/s"
-    goal = 1.0 if classes == 1000 else None  # small rows cost by the batch, not by the byte
+    goal = 1.0 if classes == 1000 else None  # for small rows the cost is per batch, not per byte
     yield compare("store", what, "ms", "1 GB/s, or the disk", *map(milliseconds, sealed.values()), at_most=goal)
 
 
@@ -324,7 +324,7 @@ def opening(scale: Scale, made: LogitsStore, size: int) -> Iterator[Line]:
 
 
 def growth(scale: Scale) -> Iterator[Line]:
-    """Steps and memory from small training sets to large ones, and the end of a large epoch."""
+    """Step time and memory from small training sets to large ones, and the end of a large epoch."""
     smallest: list[float] = []
     for samples in scale.samples:
         setting = replace(scale.setting("two-layer", 32, 2), samples=samples, by_index=True)
@@ -347,7 +347,7 @@ def growth(scale: Scale) -> Iterator[Line]:
 
 
 def end_of_epoch(scale: Scale) -> Line:
-    """What sealing costs of an epoch of images."""
+    """What sealing costs at the end of an epoch of images."""
     path, classes = scale.folder / "epoch", 1000
     made = LogitsStore.create(path, scale.epoch, (classes,), "float16", "benchmark")
     record_epoch(made, 0)
@@ -362,7 +362,7 @@ def end_of_epoch(scale: Scale) -> Line:
 
 
 def processes(scale: Scale) -> Iterator[Line]:
-    """LSTSD over plain DistributedDataParallel."""
+    """Step time of LSTSD over that of plain DistributedDataParallel."""
     for size, count in product(("MiniLM-L6", "two-layer"), (1, 2)):
         setting = replace(scale.setting(size, 8, 3), processes=count)
         setting = replace(setting, samples=setting.steps * setting.batch * count)
@@ -377,7 +377,7 @@ def processes(scale: Scale) -> Iterator[Line]:
 
 
 def rows(scale: Scale) -> Iterator[Line]:
-    """Steps of taggers, spans and language models, over the plain Trainer; and stores of their rows."""
+    """Step time and memory of taggers, spans and language models over the plain Trainer's; stores of their rows."""
     grid: list[tuple[str, Kind, int, int]] = [
         ("tokens, 9 classes", Kind("tokens", 9), 8, 512),
         ("spans", Kind("spans", 2), 8, 384),

@@ -1,7 +1,7 @@
 """What the speed benchmark trains: BERTs with random weights on rows of random tokens.
 
-All runs resume at epoch 3 from a checkpoint that is made here, so that both teachers are active, with predictions of
-two different epochs, from the first step on.
+All runs resume at epoch 3 from a checkpoint that is made here. So both teachers are active from the first step on,
+with predictions of two different epochs.
 """
 
 import shutil
@@ -49,18 +49,18 @@ class Setting:
     """What one comparison trains.
 
     Attributes:
-        folder: For checkpoints and outputs.
+        folder: Where checkpoints and outputs go.
         size: A key of `SIZES`.
-        batch: Rows in a batch, per process.
-        classes: The size of the model's head.
-        samples: Rows in the training set.
-        steps: Steps to train for; less than an epoch, or one epoch.
-        tokens: In each row.
-        workers: Of the data loader.
-        by_index: Whether the rows are made when they are asked for, by a torch data set that holds none; else they
-            lie in a `datasets.Dataset`.
-        processes: That train together.
-        kind: What the samples are, where each has many rows; None: one row for each.
+        batch: The number of rows in a batch, per process.
+        classes: The number of the model's outputs.
+        samples: The number of rows in the training set.
+        steps: The number of steps to train for; at most one epoch.
+        tokens: The number of tokens in a row.
+        workers: The number of data loader workers.
+        by_index: Whether a torch data set makes each row on demand and stores none; else the rows are in a
+            `datasets.Dataset`.
+        processes: The number of processes that train together.
+        kind: The kind of samples if each has many rows of logits; None: each has one.
     """
 
     folder: Path
@@ -85,7 +85,7 @@ class Setting:
 
 
 class RowsByIndex(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows that cost nothing to hold, however many there are."""
+    """Rows that take no memory, however many there are."""
 
     def __init__(self, count: int, tokens: int, classes: int) -> None:
         self._count, self._classes = count, classes
@@ -100,7 +100,7 @@ class RowsByIndex(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def training_set(setting: Setting) -> Any:
-    """The rows, with a column of ids where they lie in a `datasets.Dataset`; they all have the same length."""
+    """The rows, all of the same length. A `datasets.Dataset` of them has a column of sample ids."""
     if setting.by_index:
         return RowsByIndex(setting.samples, setting.tokens, setting.classes)
     rng = np.random.default_rng(SEED)
@@ -118,7 +118,7 @@ def training_set(setting: Setting) -> Any:
 
 
 def hush() -> None:
-    """Keeps the table free of bars, and of warnings about what is meant here."""
+    """Turns off progress bars, and warnings about what is intended here."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -131,7 +131,7 @@ def new_model(setting: Setting) -> Any:
 
 
 def make_checkpoint(setting: Setting) -> None:
-    """Makes what a run leaves behind at the end of epoch 2: weights, the trainer's state, two sealed epochs."""
+    """Makes the checkpoint that a run leaves after epoch 2: weights, the trainer's state, two sealed epochs."""
     shutil.rmtree(setting.folder, ignore_errors=True)
     label_names = () if setting.kind is None else LABEL_NAMES.get(setting.kind.name, ())
     rows = inspect_training_set(training_set(setting), "sample_id", None, None, label_names)
@@ -148,7 +148,7 @@ def make_checkpoint(setting: Setting) -> None:
 
 
 def _one_row_each(setting: Setting, rows: TrainingSet) -> LogitsStore:
-    """A store of random predictions, of the epochs of both teachers."""
+    """A store of random predictions for the epochs of both teachers."""
     row_shape = (setting.classes,)
     made = LogitsStore.create(setting.folder / "made", rows.num_samples, row_shape, "float16", rows.fingerprint)
     rng = np.random.default_rng(SEED)
@@ -163,7 +163,7 @@ def _one_row_each(setting: Setting, rows: TrainingSet) -> LogitsStore:
 
 
 def train(setting: Setting, name: str, callback: TrainerCallback, shared: "Shared | None" = None) -> None:
-    """A whole `train()` of one of the trainers in `rivals`, "plain" and "lstsd" among them, from `EPOCH` on."""
+    """Trains from `EPOCH` on: with the plain Trainer if the name starts with "plain", else with `TRAINERS[name]`."""
     trainer_class: type[Trainer] = Trainer if name.startswith("plain") else TRAINERS[name]
     arguments_class: type[TrainingArguments] = LSTSDConfig if name == "lstsd" else TrainingArguments
     cuda = torch.cuda.is_available()
@@ -193,9 +193,9 @@ def train(setting: Setting, name: str, callback: TrainerCallback, shared: "Share
 
 
 def peak_memory(setting: Setting, name: str) -> dict[str, float]:
-    """Megabytes that a training takes at its peak; see `MemoryCallback`. Run it in a fresh process."""
+    """The peak memory of a training in MB; see `MemoryCallback`. Run it in a fresh process."""
     hush()
-    shutil.rmtree(setting.folder / name, ignore_errors=True)  # what an earlier process left
+    shutil.rmtree(setting.folder / name, ignore_errors=True)  # left by an earlier process
     callback = MemoryCallback()
     train(setting, name, callback)
     return callback.megabytes()
@@ -204,7 +204,7 @@ def peak_memory(setting: Setting, name: str) -> dict[str, float]:
 class Shared:
     """One model and one optimizer for trainings that take turns.
 
-    Each with its own, one of two equal trainings was a steady 1 % slower: where the weights lie in memory matters.
+    When each had its own, one of two equal trainings was a steady 1 % slower: where the weights lie in memory matters.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -212,7 +212,7 @@ class Shared:
         self._optimizer: torch.optim.Optimizer | None = None
 
     def optimizer(self, arguments: TrainingArguments) -> torch.optim.Optimizer:
-        """The Trainer's default one."""
+        """The Trainer's default optimizer."""
         if self._optimizer is None:
             if torch.cuda.is_available():
                 self.model.cuda()
@@ -224,6 +224,6 @@ class Shared:
 def trainings(
     setting: Setting, names: tuple[str, ...], together: bool = True
 ) -> Mapping[str, Callable[[TrainerCallback], None]]:
-    """What `take_turns` takes; `together`: of one model, which DistributedDataParallel does not allow."""
+    """Trainings for `take_turns`; `together`: with one shared model, which DistributedDataParallel does not allow."""
     shared = Shared(setting) if together else None
     return {name: lambda callback, name=name: train(setting, name, callback, shared) for name in names}

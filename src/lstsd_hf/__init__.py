@@ -36,8 +36,8 @@ __all__ = [
     "write_report",
 ]
 
-# torch and transformers take seconds to import, and the store needs neither of them: they come with the first name
-# that does.
+# torch and transformers take seconds to import, and the store needs neither. So each of these names is imported on
+# first use.
 _MODULES = {
     "DistillationArguments": "config",
     "LSTSDConfig": "config",

@@ -1,4 +1,4 @@
-"""The command `lstsd`. A wrong input ends it with one line on stderr and exit code 2, Ctrl-C with one and 130."""
+"""The command `lstsd`. It prints one line to stderr and exits with code 2 on a wrong input, with 130 on Ctrl-C."""
 
 import argparse
 import os
@@ -11,21 +11,21 @@ from ._version import __version__
 from .extras import require
 from .store import LogitsStore, StoreError
 
-# What an input can be blamed for. Every other exception is a fault of the program, and keeps its traceback. Where
-# another library answers a wrong input with something else, whoever calls it turns that into one of these.
+# Exceptions that a wrong input can cause. Any other exception is a bug, and keeps its traceback. If another library
+# raises something else for a wrong input, its caller turns that into one of these.
 USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
 _LONGEST_LINE = 2000
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         end(2, f"{self.prog}: error: {message}. See {self.prog} --help.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command that the first argument names; `argv` is what follows `lstsd`, by default on its command line.
+    """Runs a command; `argv` holds the arguments after `lstsd`, by default `sys.argv[1:]`.
 
     Raises:
         SystemExit: with code 2 after a wrong input, and 130 after Ctrl-C.
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         if parsed.traceback:
             raise
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once what is still being tidied up
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the clean-up at once
         end(130, f"{name}: interrupted. {stop}")
     except USER_ERRORS as error:
         is_own = isinstance(error, ImportError) and (error.name or "").startswith(__package__)
@@ -51,15 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:  # without the number of the error
+    if isinstance(error, OSError) and error.filename is not None:  # leaves out the number of the error
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
 
 
 def end(code: int, message: str) -> NoReturn:
-    """Ends the process with a message in one line, without anything in it that a terminal would obey.
+    """Prints a message to stderr, in one line and with control characters escaped, and exits with `code`.
 
-    Of several processes each says its own: one may be alone in having failed, and a launcher ends the others.
+    Each of several processes prints its own message, because the one that fails may be any of them: the launcher then
+    ends the others.
     """
     line = printable(" ".join(message.split()))
     if len(line) > _LONGEST_LINE:
@@ -71,14 +72,14 @@ def end(code: int, message: str) -> NoReturn:
 
 
 def printable(text: str) -> str:
-    """A text with an escape in place of each character that a terminal would obey."""
+    """Escapes each character that cannot be printed, so that a terminal does not act on it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lstsd", description="Long Short-Term Sample Distillation.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"lstsd {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="on an error, show where in the code it arose")
+    parser.add_argument("--traceback", action="store_true", help="on an error, print the full traceback")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_train(commands)
     _add_report(commands)
@@ -96,7 +97,7 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
     train = commands.add_parser(
         "train",
         aliases=["glue"],
-        add_help=False,  # its own parser knows every flag
+        add_help=False,  # `_train` prints the help
         allow_abbrev=False,
         help="fine-tune on a GLUE task, or on your own files",
     )
@@ -111,13 +112,13 @@ def _train(parsed: argparse.Namespace) -> None:
         raise SystemExit(0)
     require("train")
     try:
-        # Imported here: torch and transformers take seconds, which nothing else needs.
+        # Imported here, because torch and transformers take seconds to load.
         from .glue.run import command
 
         command(parsed.flags)
     except KeyboardInterrupt as stop:
-        if not stop.args:  # before the run, which would have said it
-            stop.args = ("Nothing was trained. From an earlier checkpoint --resume_from_checkpoint true goes on.",)
+        if not stop.args:  # before the run, which says itself how to resume
+            stop.args = ("Nothing was trained. --resume_from_checkpoint true goes on from an earlier checkpoint.",)
         raise
 
 
@@ -128,7 +129,7 @@ def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
     report = commands.add_parser(
         "report",
         allow_abbrev=False,
-        help="write a page about what the model learnt of each training sample; or one that compares two runs",
+        help="write a page about what the model learnt of each training sample, or one that compares two runs",
     )
     report.add_argument(
         "run_dir",
@@ -139,27 +140,29 @@ def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "other_run",
         metavar="OTHER_RUN",
         nargs="?",
-        help="a run to compare RUN_DIR with, of the same samples: the page tells what got better and worse in it, and "
+        help="a second run on the same samples: the page shows what is better and worse in it than in RUN_DIR, and "
         "goes to its _report",
     )
     report.add_argument(
-        "--dataset", help="the texts: a save_to_disk folder, or a CSV, TSV, JSON (lines) or parquet file"
+        "--dataset", help="the data with the texts: a save_to_disk folder, or a CSV, TSV, JSON (lines) or parquet file"
     )
-    report.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: all columns of text")
+    report.add_argument(
+        "--text_columns", nargs="+", metavar="COLUMN", help="the columns to show; default: all text columns"
+    )
     _add_columns(report)
     report.add_argument(
         "--logits_dir",
         nargs="+",
         metavar="DIR",
-        help="the store of predictions, where it is not in RUN_DIR/_logits; of two runs one for each",
+        help="the store of predictions, if it is not RUN_DIR/_logits; for two runs, one store each",
     )
     report.set_defaults(run=_report)
 
 
 def _add_columns(command: _Parser) -> None:
-    """Adds how the data set's rows are matched to the run's samples."""
-    command.add_argument("--sample_id_column", default="sample_id", help="the data set's column of ids, if it has one")
-    command.add_argument("--label_column", help="its column of labels; default: labels, label or label_ids")
+    """Adds the options that say how the data set's rows are matched to the run's samples."""
+    command.add_argument("--sample_id_column", default="sample_id", help="the data set's id column, if it has one")
+    command.add_argument("--label_column", help="its label column; default: labels, label or label_ids")
     command.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
 
 
@@ -195,24 +198,26 @@ def _report(parsed: argparse.Namespace) -> None:
 
 def _add_clean(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command = commands.add_parser(
-        "clean", allow_abbrev=False, help="copy a training set without labels that look wrong, or with mended ones"
+        "clean", allow_abbrev=False, help="copy a training set, with labels that look wrong dropped or corrected"
     )
     command.add_argument("run_dir", metavar="RUN_DIR", help="a run's output_dir, or a checkpoint in it")
     command.add_argument(
         "--dataset",
         required=True,
-        help="what it was trained on: a CSV, TSV, JSON (lines) or parquet file, or a save_to_disk folder",
+        help="what the run was trained on: a CSV, TSV, JSON (lines) or parquet file, or a save_to_disk folder",
     )
     command.add_argument("--drop", action="store_true", help="leave out the rows whose label looks wrong")
-    command.add_argument("--relabel", action="store_true", help="give them the class that the run suggests")
-    command.add_argument("--decisions", help="the report's decisions.csv, which alone says what becomes of which row")
+    command.add_argument("--relabel", action="store_true", help="give these rows the class that the run suggests")
+    command.add_argument("--decisions", help="a decisions.csv from the report's page: only the rows in it change")
     command.add_argument(
-        "--min_score", type=float, help="the noise_score from which on a label looks wrong; default: set by the run"
+        "--min_score", type=float, help="the lowest noise_score of a label that looks wrong; default: set by the run"
     )
     command.add_argument("-o", "--output", required=True, help="the file or folder to write; it must not exist")
-    command.add_argument("--split", default="train", help="which split of a folder that holds several; default: train")
+    command.add_argument(
+        "--split", default="train", help="the split to clean, if a folder has several; default: train"
+    )
     _add_columns(command)
-    command.add_argument("--logits_dir", help="the store of predictions, where it is not in RUN_DIR/_logits")
+    command.add_argument("--logits_dir", help="the store of predictions, if it is not RUN_DIR/_logits")
     command.set_defaults(run=_clean)
 
 
@@ -241,22 +246,27 @@ def _clean(parsed: argparse.Namespace) -> None:
 
 def _add_record(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command = commands.add_parser(
-        "record", allow_abbrev=False, help="keep what a model predicts for a data set, to teach others with it"
+        "record", allow_abbrev=False, help="record a model's predictions for a data set, to teach other models with"
     )
     command.add_argument("--model", required=True, metavar="TEACHER", help="a model's folder, or its name on the Hub")
     command.add_argument(
         "--dataset",
         required=True,
-        help="what others will train on: a CSV, TSV, JSON (lines) or parquet file or a GLUE task, tokenized as lstsd "
-        "train does; or a save_to_disk folder, with input_ids as it is",
+        help="what other models will train on: a CSV, TSV, JSON (lines) or parquet file or a GLUE task, tokenized as "
+        "lstsd train does; or a save_to_disk folder, used as it is if it has input_ids",
     )
     command.add_argument("-o", "--output", required=True, metavar="STORE", help="the store's folder")
-    command.add_argument("--top_k", type=int, default=8, help="of a language model: classes to keep; default: 8")
+    command.add_argument(
+        "--top_k",
+        type=int,
+        default=8,
+        help="for a language model: classes to keep for each predicted token; default: 8",
+    )
     command.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="default: float16")
-    command.add_argument("--batch_size", type=int, default=32, help="samples at once in a process; default: 32")
-    command.add_argument("--tokenizer", help="where it is not the model's")
+    command.add_argument("--batch_size", type=int, default=32, help="samples in a batch of each process; default: 32")
+    command.add_argument("--tokenizer", help="if it is not the model's own")
     command.add_argument("--max_seq_length", type=int, default=128, help="longer inputs are cut; default: 128")
-    command.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: as lstsd train")
+    command.add_argument("--text_columns", nargs="+", metavar="COLUMN", help="default: as in lstsd train")
     command.add_argument("--label_column", default="label", help="default: label")
     command.add_argument("--where", metavar="COLUMN=VALUE", help="use only the rows of a file where this holds")
     command.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
@@ -281,9 +291,11 @@ def _record(parsed: argparse.Namespace) -> None:
 
 def _add_store(commands: "argparse._SubParsersAction[_Parser]") -> None:
     store = commands.add_parser(
-        "store", allow_abbrev=False, help="look into a store of predictions, or check it for damage"
+        "store", allow_abbrev=False, help="describe a store of predictions, or check it for damage"
     )
-    store.add_argument("action", choices=["info", "verify"], help="print what it holds; or read every byte of it")
+    store.add_argument(
+        "action", choices=["info", "verify"], help="print what the store holds; or check every byte of it"
+    )
     store.add_argument("path", help="its folder: <output_dir>/_logits, or <output_dir>/checkpoint-<step>/_logits")
     store.set_defaults(run=_store)
 
@@ -298,7 +310,7 @@ def _store(parsed: argparse.Namespace) -> None:
 
 
 def info(store: LogitsStore) -> str:
-    """What a store holds, a line for each fact."""
+    """Describes what a store holds, one fact a line."""
     sizes = [file.stat().st_size for file in store.path.rglob("*") if file.is_file()]
     ids, changes = store.index.ids, store.label_changes
     dense = f"{store.num_samples:,} (largest id plus 1)"

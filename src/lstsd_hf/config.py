@@ -1,4 +1,4 @@
-"""What the user sets: `DistillationArguments`, and `LSTSDConfig`, which adds them to `TrainingArguments`."""
+"""The user's settings: `DistillationArguments`, and `LSTSDConfig`, which adds them to `TrainingArguments`."""
 
 import math
 import os
@@ -32,68 +32,70 @@ def _refuse(name: str, found: object, allowed: str) -> ValueError:
 
 @dataclass
 class DistillationArguments(TeacherArguments):
-    """What Long Short-Term Sample Distillation adds to the training arguments of any trainer.
+    """The settings of Long Short-Term Sample Distillation, to be added to the training arguments of any trainer.
 
     ```python
     @dataclass
     class MyConfig(DistillationArguments, SomeConfig): ...
     ```
 
-    has every check. With the defaults a teacher counts by how sure it is, so no model is held back before it has
-    learnt; and where labels look wrong, what the model said of them before takes their place. The teachers of a
-    regression always count in full, and held it back with the weights that are good for classes, so their default is
-    smaller; and smaller weights were better for tokens and spans.
+    Such a class checks every setting. By default a teacher counts by how sure it is, so that teachers which have
+    learnt nothing hold no model back. Where labels look wrong, a classifier learns from the label and from its own
+    earlier predictions together. The teachers of a regression always count in full. The weights that suit classes held
+    a regression back, so its default weights are smaller. Tokens and spans also did better with smaller weights.
 
     Attributes:
-        mini_generation_epochs: K, the number of epochs in a mini-generation. 2.
-        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4; of tokens and spans 0.2, of a
-            regression and a language model 0.1.
-        short_term_weight: The short-term teacher's, likewise. Both together at most 1.
-        temperature: Softens both sides of the divergence. Above 0; 1.
-        weight_schedule: "constant", or "linear": the weights grow by epoch.
-        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence", and labels are smoothed as far as the model claims more than it can do. Where labels look
-            wrong, it learns from the label and from its own earlier predictions together, each weighed by how often
-            it is right; see `method.honest`. None: "honest" for one class for each sample, with labels that are
-            known before training and samples in random order, else "confidence".
-        lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
+        mini_generation_epochs: K, the number of epochs in a mini-generation. Default: 2.
+        long_term_weight: The long-term teacher's share of the loss, from 0 to 1. None: 0.4; for tokens and spans 0.2;
+            for a regression or a language model 0.1.
+        short_term_weight: The short-term teacher's share, with the same defaults. All shares add up to at most 1.
+        temperature: Softens both sides of the divergence. Above 0. Default: 1.
+        weight_schedule: "constant", or "linear": the weights grow from epoch to epoch. Default: "constant".
+        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": it counts in full. "honest": as
+            "confidence", and labels are smoothed as far as the model claims more than it can do; where labels look
+            wrong, the model learns from the label and from its own earlier predictions together, each weighted by
+            how often it is right; see `method.honest`. None: "honest" for one class for each sample, labels known
+            before training, samples in random order, and no outside teacher; otherwise "confidence".
+        lone_teacher: What gets the long-term teacher's weight until that teacher exists: the "label" (default), or
+            the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
-            "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
+            "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm". None: what the
             model's class or config says, else a guess from the labels.
-        sample_id_column: The training set's column of integer ids. "sample_id".
+        sample_id_column: The training set's column of integer ids. Default: "sample_id".
         logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
-        logits_dtype: "float16" or "float32".
-        logits_top_k: Of a language model: how many of the vocabulary's classes to keep of each predicted token. 8.
-        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch. None: all, where the
-            whole history takes at most `history_budget` bytes. The report finds wrong labels better with all.
-        history_budget: Bytes that the history may take where `logits_retention` is None. 256 MiB.
+        logits_dtype: "float16" (default) or "float32".
+        logits_top_k: For a language model, how many classes to keep for each predicted token. Default: 8.
+        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch, with which the
+            report finds wrong labels better. None: "all" if the whole history takes at most `history_budget` bytes.
+        history_budget: How many bytes the history may take if `logits_retention` is None. Default: 256 MiB.
         num_samples: The largest sample id plus 1, for a streamed training set.
-        push_logits: Whether to upload the store with the model. False.
-        resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
-        accept_new_labels: Whether to resume where labels were corrected since, and nothing else. False.
-        long_term_teacher: "epoch": the long-term teacher is one past epoch. "ensemble": the running mean of all.
-        outside_teacher: The folder of a store of predictions that teaches as well, of `record_predictions` or of an
-            earlier run. It is only read. None: there is none.
-        outside_weight: Its share of the loss, 0 to 1. None: 0.5; long and short then share what it leaves.
-        outside_epoch: Which epoch of it teaches: a number, "last", or "mean": the mean of the logits of all.
+        push_logits: Whether to upload the store with the model. Default: False.
+        resume_without_logits: Whether to resume from a checkpoint that holds no store. Default: False.
+        accept_new_labels: Whether to resume after the labels, and nothing else, were corrected. Default: False.
+        long_term_teacher: "epoch" (default): one past epoch. "ensemble": the running mean of all past epochs.
+        outside_teacher: The folder of another store of predictions that also teaches, made by `record_predictions` or
+            by an earlier run. It is only read. None: no outside teacher.
+        outside_weight: The outside teacher's share of the loss, from 0 to 1. None: 0.5. With an outside teacher, the
+            default weights of the other two are multiplied by 1 minus this share.
+        outside_epoch: Which epoch of its store teaches: a number, "last" (default), or "mean", the mean logits of all.
 
     Raises:
-        TypeError: when a subclass is made: another config stands before this one.
-        ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a
-            leading underscore, which `push_to_hub` would upload.
+        TypeError: a subclass is defined with another config before this one in its bases.
+        ValueError: a field is out of range, or `logits_dir` lies inside `output_dir` under a name without a leading
+            underscore, which `push_to_hub` would upload.
     """
 
     mini_generation_epochs: int = field(
         default=2,
         metadata={
             "help": "K, the number of epochs in a mini-generation. The long-term teacher is the last epoch of the "
-            "mini-generation before, so it teaches from epoch K on (epochs count from 0)."
+            "previous mini-generation, so it teaches from epoch K on (epochs count from 0)."
         },
     )
     long_term_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the loss that the long-term teacher takes from the label. 0 is off. Default: "
+            "help": "Share of the loss that the long-term teacher takes from the label. 0 turns it off. Default: "
             f"{Classes.default_weight}; {ManyRows.default_weight} for tokens and spans, {Scores.default_weight} for a "
             f"regression, {Vocabulary.default_weight} for a language model."
         },
@@ -101,28 +103,28 @@ class DistillationArguments(TeacherArguments):
     short_term_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the loss that the short-term teacher takes from the label. 0 is off. Default: "
+            "help": "Share of the loss that the short-term teacher takes from the label. 0 turns it off. Default: "
             f"{Classes.default_weight}; {ManyRows.default_weight} for tokens and spans, {Scores.default_weight} for a "
             f"regression, {Vocabulary.default_weight} for a language model."
         },
     )
     temperature: float = field(
         default=1.0,
-        metadata={"help": "Softens both sides of the divergence, which is multiplied by its square. Above 0."},
+        metadata={"help": "Softens both sides of the divergence, which is multiplied by temperature^2. Above 0."},
     )
     weight_schedule: WeightSchedule = field(
         default="constant",
-        metadata={"help": "'linear': the weights grow by epoch, (epoch + 1) / epochs. 'constant': they stay."},
+        metadata={"help": "'linear': the weights are multiplied by (epoch + 1) / epochs. 'constant': they stay."},
     )
     teacher_trust: TeacherTrust | None = field(
         default=None,
         metadata={
             "help": "'confidence': a teacher counts by 1 - its entropy / log(classes), so one that has learned "
             "nothing teaches nothing. 'constant': every teacher counts in full. 'honest': as 'confidence', with "
-            "labels smoothed as far as the model claims more than it can do; where labels look wrong, it learns "
-            "from the label and from its own earlier predictions together, each weighed by how often it is right. "
-            "Default: 'honest' for one class for each sample, labels that are known before training and samples "
-            "in random order, else 'confidence'."
+            "labels smoothed as far as the model claims more than it can do; where labels look wrong, the model "
+            "learns from the label and from its own earlier predictions together, each weighted by how often it is "
+            "right. Default: 'honest' for one class for each sample, labels known before training, samples in random "
+            "order, and no outside teacher; otherwise 'confidence'."
         },
     )
     lone_teacher: LoneTeacher = field(
@@ -136,13 +138,13 @@ class DistillationArguments(TeacherArguments):
         default=None,
         metadata={
             "help": "What the logits stand for. Default: what the model's class or config says, else a guess from the "
-            "labels. Set it for soft labels (single_label_classification), several scores for each sample "
-            "(regression), or one logit with a binary cross-entropy (multi_label_classification)."
+            "labels. Set it for soft labels (single_label_classification), for several scores per sample "
+            "(regression), and for one logit with binary cross-entropy (multi_label_classification)."
         },
     )
     sample_id_column: str = field(
         default="sample_id",
-        metadata={"help": "The training set's column of integer ids. Added where the training set has none."},
+        metadata={"help": "The training set's column of integer ids. It is added if the training set has none."},
     )
     logits_dir: str | None = field(
         default=None, metadata={"help": f"The folder of the logits store. Default: <output_dir>/{LOGITS_FOLDER}."}
@@ -153,41 +155,41 @@ class DistillationArguments(TeacherArguments):
     logits_top_k: int = field(
         default=8,
         metadata={
-            "help": "Of a language model: how many classes of the vocabulary to keep of each predicted token, beside "
-            "the mass of all others."
+            "help": "For a language model: how many classes of the vocabulary to keep for each predicted token, "
+            "beside the total probability of all others."
         },
     )
     logits_retention: LogitsRetention | None = field(
         default=None,
         metadata={
             "help": "'needed': keep the epochs that can still teach. 'all': keep every epoch, for the report. "
-            "Default: all, where the whole history takes at most history_budget bytes."
+            "Default: all, if the whole history takes at most history_budget bytes."
         },
     )
     history_budget: int = field(
         default=256 << 20,
-        metadata={"help": "How many bytes the history may take where logits_retention is not set."},
+        metadata={"help": "How many bytes the history may take if logits_retention is not set."},
     )
     num_samples: int | None = field(
         default=None,
-        metadata={"help": "The largest sample id plus 1, where the training set cannot tell: a streamed one."},
+        metadata={"help": "The largest sample id plus 1. Needed for a streamed training set, which cannot tell it."},
     )
     push_logits: bool = field(
         default=False,
         metadata={
-            "help": "Upload the logits store, which holds the training labels too, with the model: to "
-            f"{LOGITS_FOLDER}/ of the repo, at each push_to_hub() and save_model()."
+            "help": f"Upload the logits store with the model, to {LOGITS_FOLDER}/ of the repo, at each push_to_hub() "
+            "and save_model(). It holds the training labels too."
         },
     )
     resume_without_logits: bool = field(
         default=False,
-        metadata={"help": "Resume from a checkpoint that holds no logits store: train on without teachers at first."},
+        metadata={"help": "Resume from a checkpoint that holds no logits store. At first there are no teachers."},
     )
     accept_new_labels: bool = field(
         default=False,
         metadata={
-            "help": "Resume where the labels of the training set, and nothing else, were changed since. What the "
-            "model predicted so far, when it had learnt from the old ones, goes on to teach. The store notes it."
+            "help": "Resume if the labels of the training set, and nothing else, have changed. Predictions of the "
+            "model that had learnt the old labels go on teaching. The store notes the change."
         },
     )
 
@@ -204,12 +206,12 @@ class DistillationArguments(TeacherArguments):
             )
 
     def __post_init__(self) -> None:
-        # In `class C(DistillationArguments, SomeConfig)` the other class has one to call; alone there is none.
+        # In `class C(DistillationArguments, SomeConfig)` the other class has a __post_init__; alone there is none.
         if isinstance(self, TrainingArguments):
             super().__post_init__()  # type: ignore[misc]
             self.check()
-            self.outside_teacher = self.outside_teacher and os.fspath(self.outside_teacher)  # a path is no JSON
-            output_dir = str(self.output_dir)  # typed as optional, and never None by now
+            self.outside_teacher = self.outside_teacher and os.fspath(self.outside_teacher)  # JSON has no paths
+            output_dir = str(self.output_dir)  # typed as optional, but never None here
             if self.logits_dir is None:
                 self.logits_dir = os.path.join(output_dir, LOGITS_FOLDER)
             check_logits_dir(self.logits_dir, output_dir)
@@ -217,7 +219,7 @@ class DistillationArguments(TeacherArguments):
             self.check()
 
     def resolve(self, default_weight: float) -> Settings:
-        """The settings in force for a head whose teachers weigh `default_weight` each where the user says nothing."""
+        """The settings in force for a head whose teachers weigh `default_weight` each unless the user set a weight."""
         share = self.default_share(default_weight)
         long_term, short_term = (share if weight is None else weight for weight in self._weights())
         return Settings(
@@ -236,9 +238,9 @@ class DistillationArguments(TeacherArguments):
         return self.long_term_weight, self.short_term_weight
 
     def check(self) -> None:
-        """Raises ValueError, naming the field, the value found and what is allowed.
+        """Raises ValueError for a bad field, naming it, the value found and what is allowed.
 
-        Called when the arguments are made; the trainer calls it again at `train()`, because a hyper-parameter search
+        Called when the arguments are created, and again by the trainer in `train()`, because a hyper-parameter search
         sets fields one by one.
         """
         k = self.mini_generation_epochs
@@ -255,7 +257,7 @@ class DistillationArguments(TeacherArguments):
                 raise _refuse(name, weight, "a number from 0 to 1, or None for the default")
         weights |= {"outside_weight": self.outside_share} if self.outside_teacher else {}
         total = sum(weights.values())
-        if total > 1 + 1e-9:  # 0.9 + 0.1 is allowed, however the binary fractions round
+        if total > 1 + 1e-9:  # 0.9 + 0.1 is allowed, however floats round
             all_of_them = " and ".join(f"{name}={weight}" for name, weight in weights.items())
             raise ValueError(
                 f"{all_of_them} add up to {total:.6g}: expected at most 1, because the label keeps what they leave."
@@ -287,46 +289,48 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
     Takes every argument of `TrainingArguments`, and these:
 
     Attributes:
-        mini_generation_epochs: K, the number of epochs in a mini-generation. 2.
-        long_term_weight: The long-term teacher's share of the loss, 0 to 1. None: 0.4; of tokens and spans 0.2, of a
-            regression and a language model 0.1.
-        short_term_weight: The short-term teacher's, likewise. Both together at most 1.
-        temperature: Softens both sides of the divergence. Above 0; 1.
-        weight_schedule: "constant", or "linear": the weights grow by epoch.
-        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": in full. "honest": the same as
-            "confidence", and labels are smoothed as far as the model claims more than it can do. Where labels look
-            wrong, it learns from the label and from its own earlier predictions together, each weighed by how often
-            it is right; see `method.honest`. None: "honest" for one class for each sample, with labels that are
-            known before training and samples in random order, else "confidence".
-        lone_teacher: Whose the long-term teacher's weight is until it exists: "label", or the short-term "teacher".
+        mini_generation_epochs: K, the number of epochs in a mini-generation. Default: 2.
+        long_term_weight: The long-term teacher's share of the loss, from 0 to 1. None: 0.4; for tokens and spans 0.2;
+            for a regression or a language model 0.1.
+        short_term_weight: The short-term teacher's share, with the same defaults. All shares add up to at most 1.
+        temperature: Softens both sides of the divergence. Above 0. Default: 1.
+        weight_schedule: "constant", or "linear": the weights grow from epoch to epoch. Default: "constant".
+        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": it counts in full. "honest": as
+            "confidence", and labels are smoothed as far as the model claims more than it can do; where labels look
+            wrong, the model learns from the label and from its own earlier predictions together, each weighted by
+            how often it is right; see `method.honest`. None: "honest" for one class for each sample, labels known
+            before training, samples in random order, and no outside teacher; otherwise "confidence".
+        lone_teacher: What gets the long-term teacher's weight until that teacher exists: the "label" (default), or
+            the short-term "teacher".
         problem_type: "regression", "single_label_classification", "multi_label_classification",
-            "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm"; None: as the
+            "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm". None: what the
             model's class or config says, else a guess from the labels.
-        sample_id_column: The training set's column of integer ids. "sample_id".
+        sample_id_column: The training set's column of integer ids. Default: "sample_id".
         logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
-        logits_dtype: "float16" or "float32".
-        logits_top_k: Of a language model: how many of the vocabulary's classes to keep of each predicted token. 8.
-        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch. None: all, where the
-            whole history takes at most `history_budget` bytes. The report finds wrong labels better with all.
-        history_budget: Bytes that the history may take where `logits_retention` is None. 256 MiB.
+        logits_dtype: "float16" (default) or "float32".
+        logits_top_k: For a language model, how many classes to keep for each predicted token. Default: 8.
+        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch, with which the
+            report finds wrong labels better. None: "all" if the whole history takes at most `history_budget` bytes.
+        history_budget: How many bytes the history may take if `logits_retention` is None. Default: 256 MiB.
         num_samples: The largest sample id plus 1, for a streamed training set.
-        push_logits: Whether to upload the store with the model. False.
-        resume_without_logits: Whether to resume from a checkpoint that holds no store. False.
-        accept_new_labels: Whether to resume where labels were corrected since, and nothing else. False.
-        long_term_teacher: "epoch": the long-term teacher is one past epoch. "ensemble": the running mean of all.
-        outside_teacher: The folder of a store of predictions that teaches as well, of `record_predictions` or of an
-            earlier run. It is only read. None: there is none.
-        outside_weight: Its share of the loss, 0 to 1. None: 0.5; long and short then share what it leaves.
-        outside_epoch: Which epoch of it teaches: a number, "last", or "mean": the mean of the logits of all.
+        push_logits: Whether to upload the store with the model. Default: False.
+        resume_without_logits: Whether to resume from a checkpoint that holds no store. Default: False.
+        accept_new_labels: Whether to resume after the labels, and nothing else, were corrected. Default: False.
+        long_term_teacher: "epoch" (default): one past epoch. "ensemble": the running mean of all past epochs.
+        outside_teacher: The folder of another store of predictions that also teaches, made by `record_predictions` or
+            by an earlier run. It is only read. None: no outside teacher.
+        outside_weight: The outside teacher's share of the loss, from 0 to 1. None: 0.5. With an outside teacher, the
+            default weights of the other two are multiplied by 1 minus this share.
+        outside_epoch: Which epoch of its store teaches: a number, "last" (default), or "mean", the mean logits of all.
 
     Raises:
-        ValueError: a field is out of its range, or `logits_dir` lies inside `output_dir` under a name without a
-            leading underscore, which `push_to_hub` would upload.
+        ValueError: a field is out of range, or `logits_dir` lies inside `output_dir` under a name without a leading
+            underscore, which `push_to_hub` would upload.
     """
 
 
 def check_logits_dir(logits_dir: str, output_dir: str) -> None:
-    """Raises ValueError where a push of `output_dir` to the Hub would take the store with it."""
+    """Raises ValueError if a push of `output_dir` to the Hub would upload the store."""
     inside = os.path.relpath(os.path.realpath(logits_dir), os.path.realpath(output_dir))
     first = inside.split(os.sep)[0]
     if first != os.pardir and not first.startswith("_"):

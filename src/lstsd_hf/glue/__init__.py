@@ -1,1 +1,1 @@
-"""Fine-tuning by command: GLUE tasks, and files of the user's."""
+"""Fine-tuning from the command line, on GLUE tasks or the user's own files."""

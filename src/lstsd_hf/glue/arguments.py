@@ -16,7 +16,7 @@ from .tasks import TASKS
 
 HUB_DATASET = "nyu-mll/glue"
 
-# What a text program may have made of a flag's "--".
+# What a word processor may have made of a flag's "--".
 _OTHER_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 
 _AT_LEAST_1 = (
@@ -27,17 +27,17 @@ _AT_LEAST_1 = (
     "preprocessing_num_workers",
 )
 
-# Columns that the rows have by the time they are tokenized, so that no column of ids can have their names.
+# The columns of tokenized rows; the id column cannot have one of these names.
 _TAKEN_COLUMNS = ("idx", "label", "labels", "label_ids", "input_ids", "attention_mask", "token_type_ids")
 
 
 def resolve_package(name: str) -> str:
-    """Turns `package://NAME/path` into the path of a file that the installed package NAME carries.
+    """Turns `package://NAME/path` into the path of a file or folder in the installed package NAME.
 
-    Every other name comes back as it is. The package is not imported.
+    Any other name is returned as it is. The package is not imported.
 
     Raises:
-        ValueError: the package is not installed, the path leaves it, or nothing is there.
+        ValueError: the package is not installed, the path leads out of it, or nothing is there.
     """
     scheme = "package://"
     if not name.startswith(scheme):
@@ -63,14 +63,17 @@ class ModelArguments:
         default="",
         metadata={"help": "A model's name on the Hub, a folder, or package://NAME/path in an installed package."},
     )
-    config_name: str | None = field(default=None, metadata={"help": "Where the configuration is not the model's."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Where the tokenizer is not the model's."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "The configuration, if it is not the model's own."}
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "The tokenizer, if it is not the model's own."})
+    cache_dir: str | None = field(default=None, metadata={"help": "The folder for downloads from the Hub."})
     model_revision: str = field(default="main", metadata={"help": "The model's branch, tag or commit on the Hub."})
-    token: str | None = field(default=None, metadata={"help": "The token to read from the Hub with."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+    token: str | None = field(default=None, metadata={"help": "The access token for the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Load a checkpoint with another number of labels: its head starts anew."}
+        default=False,
+        metadata={"help": "Load a checkpoint with another number of labels: its head is initialized anew."},
     )
     num_hidden_layers: int | None = field(
         default=None, metadata={"help": "Keep only the first N layers of the checkpoint."}
@@ -122,7 +125,7 @@ class DataArguments:
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Your validation data, like train_file."})
-    test_file: str | None = field(default=None, metadata={"help": "Your test data; labels in it are not looked at."})
+    test_file: str | None = field(default=None, metadata={"help": "Your test data; labels in it are ignored."})
     text_columns: list[str] | None = field(
         default=None,
         metadata={
@@ -132,30 +135,34 @@ class DataArguments:
     )
     label_column: str = field(
         default="label",
-        metadata={"help": "The label column of your files. Decimal numbers make a regression, all else classes."},
+        metadata={"help": "The label column of your files. Decimal numbers are scores, all other labels classes."},
     )
     label_kind: Literal["classes", "scores"] | None = field(
-        default=None, metadata={"help": "What the labels of your files are, where their form misleads."}
+        default=None,
+        metadata={"help": "Whether the labels of your files are classes or scores. Default: guessed from the labels."},
     )
     tsv_quoting: bool = field(
         default=False,
-        metadata={"help": "Quotes enclose fields in your TSV files, as in CSV. Default: quotes are text in them."},
+        metadata={"help": "Quotes enclose fields in your TSV files, as in CSV. Default: quotes are part of the text."},
     )
     where: str | None = field(
         default=None, metadata={"help": "COLUMN=VALUE: use only the rows of your files where this holds."}
     )
     validation_fraction: float | None = field(
         default=None,
-        metadata={"help": "Where there is no validation_file: the share of train_file to hold out, drawn by seed."},
+        metadata={"help": "Without a validation_file: the share of train_file to hold out, drawn with the seed."},
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut to this many tokens."})
+    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are truncated to this many tokens."})
     pad_to_max_length: bool = field(
-        default=False, metadata={"help": "Pad all inputs to max_seq_length, not each batch to its longest input."}
+        default=False,
+        metadata={"help": "Pad all inputs to max_seq_length. Default: pad each batch to its longest input."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation rows."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test rows."})
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to tokenize with."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "The number of processes that tokenize."}
+    )
 
     def __post_init__(self) -> None:
         if (self.task_name is None) == (self.train_file is None):
@@ -200,7 +207,7 @@ class _Parser(HfArgumentParser):
 
 
 def flag_parser() -> tuple[_Parser, list[str]]:
-    """The parser of every flag, and the names of all that a config may set."""
+    """The parser of every flag, and the names of all settings that a config may have."""
     kinds: tuple[Any, ...] = (ModelArguments, DataArguments, LSTSDConfig)
     names = [entry.name for kind in kinds for entry in fields(kind) if entry.init]
     parser = _Parser(
@@ -231,7 +238,7 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConf
     _refuse_other_dashes(flags, names)
     if not flags[0].startswith("-"):
         flags = config_flags(flags[0], names, parser.lists()) + flags[1:]
-    # Before the dataclasses check their values: a misspelt flag is the likely reason for a value that is missing.
+    # This comes before the dataclasses check their values: a value is probably missing because its flag is misspelt.
     known, unknown = parser.parse_known_args(flags)
     if unknown:
         name = unknown[0].removeprefix("--").partition("=")[0].replace("-", "_")

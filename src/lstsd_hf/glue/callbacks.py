@@ -1,4 +1,4 @@
-"""What `lstsd train` adds to the Trainer: losses on the progress bar, and a Ctrl-C that ends a run cleanly."""
+"""The callbacks of `lstsd train`: they show losses on the progress bar, and let Ctrl-C end a run cleanly."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 LOSSES = ("loss", "base_loss", "long_term_loss", "short_term_loss", "outside_loss")
-# At the end of each epoch; see `method.memory`.
+# Logged at the end of each epoch; see `method.memory`.
 MEMORY = ("honest_accuracy", "honest_loss", "memorised")
 
 
 class LossProgressCallback(ProgressCallback):
-    """The progress bar, with the current losses at its end, and what the last epoch has learnt and memorised."""
+    """A progress bar that ends with the current losses, and with what the last epoch has learnt and memorised."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,19 +35,19 @@ class LossProgressCallback(ProgressCallback):
             self.training_bar.set_postfix(self._shown)
 
     def close(self) -> None:
-        """Ends the line of a bar that an error left open, so that the next line on stderr is one of its own."""
+        """Closes the bars that an error left open, so that the next message on stderr begins a new line."""
         for bar in (self.training_bar, self.prediction_bar):
             if bar is not None:
                 bar.close()
 
 
 class InterruptCallback(TrainerCallback):
-    """Lets a Ctrl-C end the run between two steps, and a second one at once.
+    """Makes a first Ctrl-C end the run between two steps, and a second one end it at once.
 
-    Within a step it can fall into what other libraries do, and they are not made for it: a progress bar keeps its
-    lock, a data loader stays half made, and in a destructor Python reports and forgets it. Then the process hangs,
-    ends in a traceback, or trains on. The callback is to be used as a context manager too, around a call of the
-    trainer. The data loader's workers, where they are forked, leave a Ctrl-C to the process that trains.
+    Within a step, a KeyboardInterrupt can hit code of other libraries that is not made for it: a progress bar keeps
+    its lock, a data loader stays half made, and in a destructor Python prints the exception and drops it. The process
+    then hangs, ends with a traceback, or trains on. Use the callback as a context manager too, around each call of the
+    trainer. Forked workers of the data loader leave a Ctrl-C to the process that trains.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class InterruptCallback(TrainerCallback):
 
     def __enter__(self) -> "InterruptCallback":
         self._before = signal.getsignal(signal.SIGINT)
-        # Nothing is changed for a command in the background, which ignores Ctrl-C, or with a handler of its own.
+        # A background command, which ignores Ctrl-C, and a process with its own handler keep what they have.
         if self._before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._keep)
         return self
@@ -65,7 +65,7 @@ class InterruptCallback(TrainerCallback):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if signal.getsignal(signal.SIGINT) == self._keep:
             signal.signal(signal.SIGINT, self._before)
-        # After a Ctrl-C an error is a consequence of it: of several processes one may have ended before this one.
+        # An error after a Ctrl-C is a consequence of it: another process may have ended before this one.
         if kind is None or issubclass(kind, Exception):
             self._interrupt_if_due()
 

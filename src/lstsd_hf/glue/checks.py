@@ -1,4 +1,4 @@
-"""What `lstsd train` checks ahead of the first step: Trainer would fail at it later, or go on without a word."""
+"""Checks of `lstsd train` before the first step, where Trainer would fail later or go on silently."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from ..config import LSTSDConfig
 from .config_file import nearest
 from .errors import WRONG_VALUE, as_value_error
 
-# The least and the largest value of a setting.
+# The smallest and the largest value that a setting may have.
 _RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, math.inf),
     "per_device_eval_batch_size": (1, math.inf),
@@ -30,8 +30,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "neftune_noise_alpha": (0, math.inf),
     "weight_decay": (0, math.inf),
     "label_smoothing_factor": (0, 1),
-    "temperature": (1e-6, 1e6),  # beyond these its square or a quotient by it may be infinite
-    "seed": (0, 2**32 - 1),  # numpy's
+    "temperature": (1e-6, 1e6),  # beyond these its square, or a quotient by it, may be infinite
+    "seed": (0, 2**32 - 1),  # numpy's limit
     "data_seed": (0, 2**32 - 1),
 }
 # What Trainer's evaluation adds to the metrics.
@@ -49,7 +49,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 
 def check_training_arguments(args: LSTSDConfig) -> None:
-    """Raises ValueError for a number out of its range, a folder that is a file, or settings of no optimizer."""
+    """Raises ValueError for a number out of range, a folder that is a file, or settings that no optimizer takes."""
     values = {entry.name: getattr(args, entry.name) for entry in fields(args) if entry.init}
     for name, (least, most) in _RANGES.items():
         if values[name] is not None and not least <= values[name] <= most:
@@ -76,7 +76,7 @@ def check_training_arguments(args: LSTSDConfig) -> None:
             raise ValueError(f"{name}={values[name]!r} is a file: expected a folder, or a name that is free.")
     _check_services(args)
     if args.torch_compile:
-        with as_value_error("torch_compile", *WRONG_VALUE):  # compiles nothing yet, and looks at the names
+        with as_value_error("torch_compile", *WRONG_VALUE):  # compiles nothing yet, but checks the names
             torch.compile(nn.Identity(), backend=str(args.torch_compile_backend), mode=args.torch_compile_mode)
     if args.do_train:
         _rehearse_optimizer(args)
@@ -93,10 +93,10 @@ def _check_services(args: TrainingArguments) -> None:
 
 
 def _rehearse_optimizer(args: TrainingArguments) -> None:
-    """Makes the optimizer and its schedule for one parameter: their settings are looked at nowhere else in time."""
+    """Makes the optimizer and its schedule for one parameter: nothing else checks their settings in time."""
     optim = OptimizerNames(args.optim)
     if args.optim_target_modules is not None or optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
-        return  # made for the modules of a model
+        return  # these are made for a model's modules
     parameters = [nn.Parameter(torch.zeros(1))]
     with as_value_error(f"optim={optim.value!r} with optim_args={args.optim_args!r}", ValueError, *WRONG_VALUE):
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
@@ -112,7 +112,7 @@ def _rehearse_optimizer(args: TrainingArguments) -> None:
 
 
 def check_metric(args: TrainingArguments, metrics: Collection[str]) -> None:
-    """Raises ValueError where `metric_for_best_model` is none of the metrics, nor what Trainer measures besides."""
+    """Raises ValueError if `metric_for_best_model` is neither one of the metrics nor one that Trainer adds."""
     wanted = args.metric_for_best_model
     known = [*metrics, *_TIMES]
     if wanted is not None and wanted.removeprefix("eval_") not in known:
@@ -124,11 +124,11 @@ def check_metric(args: TrainingArguments, metrics: Collection[str]) -> None:
 def check_tokens(model: PreTrainedModel, name: str, parts: Iterable[Dataset]) -> None:
     """Raises ValueError for token ids that the model has no embedding for, and for rows longer than its positions.
 
-    On a CPU either would be an IndexError in the first step; on a GPU, an error that ends the process.
+    During training, either would be an IndexError on a CPU, and an error that ends the process on a GPU.
 
     Args:
-        model: The model; its tokens and learned positions are looked up in its embeddings.
-        name: Where its tokenizer is from.
+        model: The model; its embeddings tell how many tokens and learned positions it has.
+        name: The tokenizer's name or folder.
         parts: The rows, with `input_ids`.
     """
     largest, longest = 0, 0
@@ -153,7 +153,7 @@ def check_tokens(model: PreTrainedModel, name: str, parts: Iterable[Dataset]) ->
 
 
 def _vocabulary(model: PreTrainedModel) -> int | None:
-    """How many tokens a model knows; None where its tokens have no table, as CANINE's have not."""
+    """The number of tokens that a model knows; None if it has no table of them, such as CANINE."""
     try:
         embeddings = model.get_input_embeddings()
     except NotImplementedError:
@@ -162,9 +162,9 @@ def _vocabulary(model: PreTrainedModel) -> int | None:
 
 
 def _positions(module: nn.Module) -> int | None:
-    """How many positions a learned position embedding has; None for any other module."""
+    """The number of positions of a learned position embedding; None for any other module."""
     if not isinstance(module, nn.Embedding):
         return None
-    # RoBERTa's positions begin after the padding's, BART's after an offset.
+    # RoBERTa's positions begin after the padding index, BART's after an offset.
     padding: Any = -1 if module.padding_idx is None else module.padding_idx
     return module.num_embeddings - int(getattr(module, "offset", padding + 1))

@@ -1,8 +1,8 @@
 """The CONFIG of `lstsd train`: a YAML file of settings, turned into flags, so that one parser checks both.
 
-A value is passed on as it was typed (`no`, `2e-5`), a list as several values, a mapping as JSON; null leaves its key
-out. The file is read as YAML's nodes, and these are checked before anything is made of them, so that no file takes
-much time or memory.
+A value is passed on as it was typed (`no`, `2e-5`), a list as several values, a mapping as JSON; a key with null is
+left out. The file is parsed into YAML's nodes, and these are checked before any value is built from them, so that no
+file takes much time or memory.
 """
 
 import difflib
@@ -18,12 +18,12 @@ import yaml
 _LARGEST_FILE = 100_000  # bytes
 _MOST_VALUES = 10_000  # each use of an alias counts anew
 _DEEPEST = 20
-# A date, "=" and "<<" are texts to a setting.
+# A setting takes a date, "=" or "<<" as text.
 _KINDS = ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "value", "merge")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: to PyYAML, 2e-5 is a text."""
+    """Adds the numbers of YAML 1.2: by itself, PyYAML reads 2e-5 as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -32,7 +32,7 @@ _Loader.add_implicit_resolver(
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint to end an error message with: " Did you mean ...?", or nothing where no name is near."""
+    """A hint to append to an error message: " Did you mean ...?", or "" if no name is similar."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -47,17 +47,17 @@ def config_flags(config: str, names: Collection[str], lists: Collection[str]) ->
 
     Args:
         config: The name of a packaged config (`mrpc`), or else the path of a YAML file (`./mrpc`, `mrpc.yaml`).
-        names: All settings that there are.
-        lists: Those that take several values.
+        names: The names of all settings.
+        lists: The names of those that take several values.
 
     Raises:
-        ValueError: there is no such file, it is no YAML mapping, or it has a key that is none of `names`, a key twice,
-            or a value that no flag can take.
+        ValueError: there is no such file, it is not a YAML mapping, or it has a key that is not in `names`, a key
+            twice, or a value that no flag can take.
     """
     text = _read(config)
     nodes = _Nodes(config)
     try:
-        # Not libyaml's loader, which deep nesting would crash.
+        # Not libyaml's loader: deep nesting crashes it.
         settings = nodes.entries(yaml.compose(text, _Loader))
     except RecursionError:
         raise ValueError(f"{config}: nested too deeply: expected a YAML mapping of settings.") from None
@@ -103,7 +103,7 @@ def _read(config: str) -> str:
 
 
 class _Nodes:
-    """Reads the nodes of a config, and says in which line one of them is not as expected."""
+    """Reads the nodes of a config; its errors name the line of the node that is not as expected."""
 
     def __init__(self, config: str) -> None:
         self._config = config
@@ -117,7 +117,7 @@ class _Nodes:
         return node.tag.removeprefix("tag:yaml.org,2002:")
 
     def check_tag(self, node: yaml.Node) -> None:
-        """Refuses a tag that stands for anything but a list, a mapping, a text, a number, a truth value or null."""
+        """Raises ValueError for a tag other than those of a list, mapping, text, number, truth value or null."""
         if self.kind(node) not in _KINDS:
             raise self.error(node, f"expected a value without a tag, found the tag {node.tag!r}")
 
@@ -161,7 +161,7 @@ class _Nodes:
             return typed
         try:
             value = _Loader("").construct_object(node)
-        except (ValueError, KeyError) as error:  # a tag that does not go with the text: !!int many, !!bool many
+        except (ValueError, KeyError) as error:  # a tag that does not fit the text: !!int many, !!bool many
             raise self.error(node, f"{typed!r} is no {self.kind(node)}") from error
         if isinstance(value, float) and not math.isfinite(value):
             raise self.error(node, f"expected a finite number, found {typed}")

@@ -1,9 +1,9 @@
-"""GLUE's nine tasks, and files of the user's, as `datasets` with the Hub's columns.
+"""Loads GLUE's nine tasks, and the user's own files, as `datasets` with the Hub's columns.
 
-Whatever a split comes from (the Hub's `nyu-mll/glue`, a folder in GLUE's own TSV layout, files of the user's), it has
-the task's text columns, `label` (a `ClassLabel`, or a float32 score; -1 in GLUE's test sets) and `idx` (the row's
-number in the file, or the index that a test file gives). Training rows also have an id: their own, or the row's number
-in the whole file, before anything is selected from it.
+A split comes from the Hub's `nyu-mll/glue`, from a folder in GLUE's own TSV layout, or from the user's files. It has
+the text columns, `label` (a `ClassLabel`, or a float32 score; -1 in GLUE's test sets) and `idx` (the row's number in
+the file, or the index that a test file gives). Training rows also have a sample id: their own, or else the row's
+number in the whole file, before any rows are selected.
 
 GLUE's own layout, under `data_dir`:
 
@@ -30,7 +30,7 @@ from .arguments import HUB_DATASET, DataArguments
 from .labels import FileLabels, class_ids, class_names, file_labels, label_feature, scores
 from .tasks import TASKS, Task
 
-# GLUE's own files of these have rows that end early, most of them at a line feed in a question.
+# GLUE's own files of these tasks have rows that end early, mostly at a line feed in a question.
 _WITH_SHORT_ROWS = ("qqp",)
 COLA_COLUMNS = ("source", "label", "original_mark", "sentence")  # its train and dev files have no header
 
@@ -40,11 +40,11 @@ class GlueData:
     """The splits that a run needs.
 
     Attributes:
-        text_columns: one or two.
-        labels: the labels' names by id; none where the label is a score.
-        train: None where it is not needed.
-        evaluation: by what the names of the metrics end in: "", and "_mm" for MNLI's mismatched half.
-        prediction: by the name of the file that the predictions go to.
+        text_columns: the names of the one or two text columns.
+        labels: the labels' names by id; empty if the label is a score.
+        train: the training rows; None if they are not needed.
+        evaluation: the rows to evaluate on, by the suffix of their metrics: "", and "_mm" for MNLI's mismatched half.
+        prediction: the rows to predict, by the name of the file that the predictions go to.
     """
 
     text_columns: tuple[str, ...]
@@ -104,10 +104,10 @@ def load_tsv_split(task_name: str, data_dir: str | Path, split: str) -> Dataset:
         split: the Hub's name of the split: train, validation, test, validation_matched ...
 
     Returns:
-        The columns, types and label ids of the Hub's split.
+        The split, with the columns, types and label ids that it has on the Hub.
 
     Raises:
-        ValueError: a file or column is missing, or a row is not what the task expects (named by file and line).
+        ValueError: a file or column is missing, or a row is not what the task expects; the message names the line.
     """
     task = TASKS[task_name]
     if not Path(data_dir, task.folder).is_dir():
@@ -198,7 +198,7 @@ def load_task(
                 "folder in GLUE's own TSV layout with --data_dir."
             ) from error
 
-    # What an MNLI run's metrics and files end in, and its splits.
+    # The endings of an MNLI run's metrics, files and splits.
     halves = [("", "-m", "_matched"), ("_mm", "-mm", "_mismatched")] if name == "mnli" else [("", "", "")]
     return GlueData(
         text_columns=tuple(task.columns),
@@ -218,11 +218,11 @@ def load_files(
     sample_id_column: str,
     seed: int,
 ) -> GlueData:
-    """Loads the user's own files. The training file is always read, because it says what the labels are.
+    """Loads the user's own files. The training file is always read, because it defines the labels.
 
     Raises:
         ValueError: a file is missing or cannot be read, a column is missing, a text or label cell is empty, a label
-            is none of the training file's, or a file that is needed is not named.
+            is not in the training file, or a file that is needed is not named.
     """
     assert args.train_file is not None
     if evaluation and args.validation_file is None and args.validation_fraction is None:
@@ -260,7 +260,7 @@ def load_files(
 
 
 class _Rows:
-    """The rows of a user's file where COLUMN=VALUE holds.
+    """The rows of a user's file, or those where COLUMN=VALUE holds.
 
     Attributes:
         file: The file.
@@ -270,7 +270,7 @@ class _Rows:
     def __init__(
         self, file: UserFile, where: str | None, text_columns: Sequence[str], others: Sequence[str] = ()
     ) -> None:
-        """Raises ValueError where a column is missing, no row is left, or a text is missing."""
+        """Raises ValueError if a column is missing, no row is left, or a text is missing."""
         column, _, wanted = (where or "").partition("=")
         cells = file.read(text_columns, [*others, *([column] if where else [])])
         self.file, self._others, self._features = file, cells.others, cells.texts.features
@@ -300,7 +300,7 @@ class _Rows:
         names: Sequence[str] = (),
         ids: Mapping[str, npt.NDArray[np.int64]] | None = None,
     ) -> Dataset:
-        """The texts, `idx`, the labels as class ids or scores, and sample ids by the name of their column."""
+        """A data set of the texts, `idx`, the labels as class ids or scores, and `ids`: sample ids by column name."""
         columns: dict[str, tuple[Value | ClassLabel, Any]] = {"idx": (Value("int32"), self.numbers)}
         if labels is not None:
             columns["label"] = label_feature(names), class_ids(labels, names) if names else scores(labels)
@@ -314,13 +314,13 @@ class _Rows:
 def _split(rows: Dataset, fraction: float, seed: int, stratify: bool) -> tuple[Dataset, Dataset]:
     try:
         parts = rows.train_test_split(fraction, seed=seed, stratify_by_column="label" if stratify else None)
-    except ValueError as error:  # too few rows, or too few of a label
+    except ValueError as error:  # too few rows, or too few with one of the labels
         raise ValueError(f"validation_fraction={fraction} cannot be held out of {len(rows)} rows: {error}") from error
     return parts["train"], parts["test"]
 
 
 def _text_columns(args: DataArguments, columns: Sequence[str], sample_id_column: str) -> tuple[str, ...]:
-    """The text columns, named or found by name; checks that no column has two tasks."""
+    """The text columns: those of the arguments, or found by usual names. Checks that no column has two roles."""
     if sample_id_column in (args.label_column, "label"):
         raise ValueError(
             f"sample_id_column={sample_id_column!r}: the labels go by that name. Name another (--sample_id_column)."

@@ -1,6 +1,6 @@
-"""Errors of other libraries that a wrong input or the machine causes, as ValueErrors that say what was being done.
+"""Turns errors of other libraries into ValueErrors, if a wrong input or the machine caused them.
 
-`lstsd` shows a ValueError in one line, and any other exception, which would be a fault of the program, with its
+`lstsd` shows a ValueError in one line. It shows an exception that is none of `cli.USER_ERRORS`, and so a bug, with its
 traceback.
 """
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 
 import torch
 
-# How libraries answer a value of the wrong kind, where they did not look at it first.
+# What libraries raise for a value of the wrong kind that they did not check first.
 WRONG_VALUE = (TypeError, KeyError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
 
-# Packages whose own exceptions tell of a server, a file or a service.
+# Packages whose own exceptions report a problem with a server, a file or a service.
 _OUTSIDE = ("datasets", "httpx", "httpx2", "huggingface_hub", "mlflow", "safetensors", "trackio", "wandb")
 
 
 @contextmanager
 def as_value_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns exceptions of some kinds into a ValueError that begins with `what`."""
+    """Turns exceptions of some kinds into a ValueError whose message begins with `what`."""
     try:
         yield
     except kinds as error:
@@ -30,7 +30,7 @@ def as_value_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def errors_of_a_run() -> Iterator[None]:
-    """Turns what a run can meet in memory, on the disk or on the network into a ValueError; all else stays."""
+    """Turns failures of memory, disk or network during a run into a ValueError; other exceptions stay as they are."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -40,7 +40,7 @@ def errors_of_a_run() -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"A file of the checkpoint is damaged: {error}") from error
     except RuntimeError as error:
-        if "inline_container.cc" not in str(error):  # the part of torch.save and torch.load that writes and reads
+        if "inline_container.cc" not in str(error):  # the part of torch that reads and writes files
             raise
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise ValueError(

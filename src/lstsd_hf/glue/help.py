@@ -1,4 +1,4 @@
-"""What `lstsd train --help` prints: the flags that people set most, on one screen. `--help-all` prints every flag."""
+"""The text of `lstsd train --help`: the most used flags, on one screen. `--help-all` prints every flag."""
 
 SHORT_HELP = """\
 usage: lstsd train [CONFIG] [--flag value ...]
@@ -8,7 +8,7 @@ file, or the name of a packaged one, such as mrpc. Flags override it.
 
 the model
   --model_name_or_path       name on the Hub, folder, or package://NAME/path
-  --num_hidden_layers        keep only the first layers
+  --num_hidden_layers        keep only the first N layers
   --trainer                  plain: the same run with transformers.Trainer
 
 the data
@@ -18,16 +18,16 @@ the data
   --test_file                likewise; with --do_predict
   --text_columns             one or two; default: text, sentence, ...
   --label_column             default: label
-  --label_kind               classes or scores, where their form misleads
+  --label_kind               classes or scores; default: guessed from labels
   --max_seq_length           in tokens; default: 128
   --max_train_samples        use the first rows only
 
 the method
-  --mini_generation_epochs   K: the long-term teacher speaks from epoch K on
+  --mini_generation_epochs   K: the long-term teacher teaches from epoch K on
   --long_term_weight, --short_term_weight
-                             share of the loss of each teacher; 0 is off
-  --outside_teacher          a store of lstsd record, which teaches as well
-  --teacher_trust            honest (of classes), confidence or constant
+                             each teacher's share of the loss; 0 turns it off
+  --outside_teacher          a store from lstsd record, as a further teacher
+  --teacher_trust            honest (for classes), confidence or constant
   --weight_schedule          constant or linear
   --logits_retention         all or needed: which epochs' predictions to keep
 

@@ -1,4 +1,4 @@
-"""What the labels in a user's files are: names of classes, or scores. Decided once, for all files of a run."""
+"""Decides whether the labels in a user's files are names of classes or scores, once for all files of a run."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,24 +14,24 @@ Kind = Literal["classes", "scores"]
 
 _NUMBER = re.compile(NUMBER)
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-_CODE = re.compile(r"[+-]?0[0-9]+")  # 007: a whole number that nobody counts with
-_DECIMAL = re.compile(r"[+-]?([0-9]*\.[0-9]*.*|[0-9]+[eE]-.*)")  # of the numbers; 1e3 has neither point nor fraction
-_AS_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")  # 1.0, as a table writes 1 where another row of the column was empty
+_CODE = re.compile(r"[+-]?0[0-9]+")  # 007: digits that name something, and count nothing
+_DECIMAL = re.compile(r"[+-]?([0-9]*\.[0-9]*.*|[0-9]+[eE]-.*)")  # only matched against numbers; 1e3 has no point
+_AS_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")  # 1.0: how a table writes 1 if a cell of its column is empty
 _LARGEST = float(np.finfo(np.float32).max)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class FileLabels:
-    """The labels in one file, of the rows that are used.
+    """The labels of the rows that are used of one file.
 
     Attributes:
         path: The file.
         column: The name of their column.
         rows: (N,) the positions of the rows in the file, from 0.
         cells: (N,) the labels as text, without the space around them.
-        names: The names of a `ClassLabel`, by id; else none.
-        is_text: Whether a file that has types holds texts.
+        names: The names of a `ClassLabel`, by id; empty for other columns.
+        is_text: Whether the file has types, and holds the labels as text.
     """
 
     path: str
@@ -42,7 +42,7 @@ class FileLabels:
     is_text: bool = False
 
     def refuse(self, i: int, what: str) -> ValueError:
-        """An error about the i-th of the labels, that names file and row."""
+        """An error about the i-th label, which names the file and the row."""
         return ValueError(f"{self.path}, data row {self.rows[i] + 1}: {what}")
 
 
@@ -50,7 +50,7 @@ def file_labels(path: str, name: str, column: Column, rows: Sequence[int]) -> Fi
     """Takes the labels of some rows out of their column.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: a label is missing.
     """
     cells = [column.cells[row] or "" for row in rows]
     if not column.names:
@@ -69,11 +69,11 @@ def class_names(
     Args:
         train: The training labels, which say what the classes are.
         others: The labels of the other files.
-        kind: What they are, where it is known; None: guessed. Decimal numbers are scores, all else is classes.
+        kind: What they are, if it is known. None: guess; decimal numbers are scores, all others are classes.
 
     Returns:
-        The names of the classes by id, none where the labels are scores; and a line about the guess, where it might be
-        another. A `ClassLabel`'s names stay in their order. Else numbers come first, by value, and then text.
+        The names of the classes by id, empty for scores; and a line about the guess, None if it is beyond doubt. The
+        names of a `ClassLabel` keep their order. Otherwise numbers come first, by value, and then text.
 
     Raises:
         ValueError: there are fewer than two classes.
@@ -103,7 +103,7 @@ def _guess(train: FileLabels, values: set[str], others: Iterable[FileLabels]) ->
     what = f"{train.path}: the labels in {train.column!r} ({listed(sorted(values, key=_order), 6)}) are taken as"
     not_classes = "If they are scores, set label_kind (--label_kind scores)."
     not_scores = "If they name classes, set label_kind (--label_kind classes)."
-    # A word among many decimal numbers is a slip, and is refused with its row.
+    # A word among many decimal numbers is probably a mistake: `scores` refuses it, and names its row.
     if decimals and not codes and (all(map(_NOT_FINITE.fullmatch, words)) or len(words) < len(decimals) / 20):
         if not any(map(_is_fraction, decimals)):
             return "scores", f"{what} scores, because they are written as decimal numbers. {not_scores}"
@@ -123,15 +123,15 @@ def _guess(train: FileLabels, values: set[str], others: Iterable[FileLabels]) ->
 
 
 def _is_fraction(cell: str) -> bool:
-    """Whether a cell is a number, and no whole one, however it is written."""
+    """Whether a cell is a number that is not whole, however it is written."""
     return bool(_NUMBER.fullmatch(cell)) and not float(cell).is_integer()
 
 
 def class_ids(labels: FileLabels, names: Sequence[str]) -> list[int]:
-    """The class of each label: an index into `names`. A label 1.0 is the class 1, where no class is called 1.0.
+    """The class of each label: an index into `names`. A label 1.0 is the class 1 if no class is called 1.0.
 
     Raises:
-        ValueError: a label is no class.
+        ValueError: a label is not a class.
     """
     ids = {name: i for i, name in enumerate(names)}
     for value in dict.fromkeys(labels.cells):
@@ -154,7 +154,7 @@ def scores(labels: FileLabels) -> list[float]:
     """The labels as numbers.
 
     Raises:
-        ValueError: one is no number, or none that float32 can hold.
+        ValueError: a label is not a number, or one that float32 cannot hold.
     """
     found = []
     for i, cell in enumerate(labels.cells):
@@ -169,5 +169,5 @@ def scores(labels: FileLabels) -> list[float]:
 
 
 def label_feature(names: Sequence[str]) -> ClassLabel | Value:
-    """What `datasets` calls the labels: classes, or scores where there are no names."""
+    """The labels' feature in `datasets`: that of classes, or of scores if there are no names."""
     return ClassLabel(names=list(names)) if names else Value("float32")

@@ -1,4 +1,4 @@
-"""All that comes before a run of `lstsd train`: arguments -> rows -> configuration, tokenizer -> token ids."""
+"""Prepares a run of `lstsd train`: arguments -> rows -> configuration, tokenizer -> token ids."""
 
 import functools
 import os
@@ -22,12 +22,12 @@ from .resume import checkpoint_to_resume
 
 @dataclass
 class Job:
-    """A run with everything read: what is still to do is the work itself.
+    """A run whose arguments and data have been read: only the work itself is left.
 
     Attributes:
-        checkpoint: The folder that it goes on from; None: it starts anew.
-        to_task_id: (labels,) the task's label id by the model's; they differ where the checkpoint has its own order.
-        texts: The training rows with their texts and ids; None where there is no training.
+        checkpoint: The folder to resume from; None: the run starts anew.
+        to_task_id: (labels,) int64, the task's label id by the model's; they differ if a checkpoint has its own order.
+        texts: The training rows with their texts and ids; None if there is no training.
     """
 
     model_args: ModelArguments
@@ -42,7 +42,7 @@ class Job:
 
 
 def prepare(argv: Sequence[str]) -> Job:
-    """Reads arguments and data, and tokenizes.
+    """Reads the arguments and the data, and tokenizes the data.
 
     Raises:
         ValueError: an argument, the data, the model's files or the checkpoint are not as expected.
@@ -54,7 +54,7 @@ def prepare(argv: Sequence[str]) -> Job:
         require("report")
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, str(args.output_dir)) if args.do_train else None
     transformers.logging.set_verbosity(args.get_process_log_level())
-    if args.local_process_index != 0 or not sys.stderr.isatty():  # a file would get all states of the bars
+    if args.local_process_index != 0 or not sys.stderr.isatty():  # a log file would get every state of the bars
         datasets.disable_progress_bars()
         transformers.logging.disable_progress_bar()
 
@@ -110,25 +110,26 @@ def prepare(argv: Sequence[str]) -> Job:
         data.evaluation = {
             k: ready(in_head_order(rows), data_args.max_eval_samples) for k, rows in data.evaluation.items()
         }
-        # The Hub's test sets have the label -1, which is no class to compute a loss with.
+        # Without labels: the Hub's test sets have -1, which is not a class to compute a loss with.
         data.prediction = {
             k: ready(rows.select_columns([*data.text_columns, "idx"]), data_args.max_predict_samples)
             for k, rows in data.prediction.items()
         }
     to_task_id = np.array([data.labels.index(name) for name in labels], dtype=np.int64)
-    if args.should_save:  # here, where nothing has been trained yet
+    if args.should_save:  # before training, so that nothing is lost if it fails
         os.makedirs(str(args.output_dir), exist_ok=True)
     return Job(model_args, data_args, args, checkpoint, config, tokenizer, data, to_task_id, texts)
 
 
 def load_config_and_tokenizer(model_args: ModelArguments) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """A model's configuration and tokenizer, which can pad: a tokenizer without a padding token pads with its end.
+    """Loads a model's configuration and tokenizer. A tokenizer without a padding token pads with its end token.
 
     Raises:
-        ValueError: the model is neither on the Hub nor a folder, its files are damaged, or it has nothing to pad with.
+        ValueError: the model is neither on the Hub nor a folder, its files are damaged, or the tokenizer has neither
+            token.
     """
     name = model_args.config_name or model_args.model_name_or_path
-    # A folder can hold anything, and transformers answers it with any kind of exception.
+    # A folder can hold anything, and transformers can raise any kind of exception for it.
     with as_value_error(f"{name}: no model's configuration can be read from it", Exception):
         config = AutoConfig.from_pretrained(name, **model_args.hub)
     name = model_args.tokenizer_name or model_args.model_name_or_path
@@ -152,7 +153,7 @@ def tokenize(
     max_length: int,
     padding: str | bool,
 ) -> BatchEncoding:
-    """Token ids of a batch of rows. Not a closure: `datasets` hashes all that a function holds, splits too."""
+    """Tokenizes a batch of rows. Not a closure: `datasets` hashes all that a function refers to, even splits."""
     return tokenizer(*(rows[column] for column in columns), padding=padding, max_length=max_length, truncation=True)
 
 
@@ -165,7 +166,7 @@ def label_order(labels: tuple[str, ...], config: PretrainedConfig) -> tuple[str,
 
 
 def set_head(config: PretrainedConfig, labels: Sequence[str]) -> None:
-    """Tells a model's configuration what it predicts: one of `labels`, or a score where there are none."""
+    """Sets in a configuration what the model predicts: one of `labels`, or a score if there are none."""
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: i for i, name in enumerate(labels)}
@@ -179,7 +180,7 @@ def keep_layers(config: PretrainedConfig, layers: int) -> None:
     """Cuts a model's configuration down to its first layers.
 
     Raises:
-        ValueError: the model has fewer.
+        ValueError: the model has fewer layers, or `layers` is below 1.
     """
     if not 1 <= layers <= config.num_hidden_layers:
         raise ValueError(f"num_hidden_layers={layers}: expected 1 to {config.num_hidden_layers}, which the model has.")

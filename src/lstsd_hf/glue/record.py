@@ -1,4 +1,4 @@
-"""`lstsd record`: a store of what a model predicts for a data set, which then teaches other models."""
+"""`lstsd record`: stores a model's predictions for a data set, which then teach other models."""
 
 import argparse
 import functools
@@ -31,16 +31,16 @@ from .tasks import TASKS
 
 
 def record(parsed: argparse.Namespace) -> LogitsStore:
-    """Does all that `lstsd record` does.
+    """Runs `lstsd record`, and returns the store.
 
     Args:
-        parsed: Its arguments: see `lstsd record --help`.
+        parsed: The arguments; see `lstsd record --help`.
 
     Raises:
         ValueError: the model, the data set or an argument is not as expected.
         StoreError, OSError, ImportError: likewise.
     """
-    if not sys.stderr.isatty():  # a file would get all states of the bars
+    if not sys.stderr.isatty():  # a log file would get every state of the bars
         datasets.disable_progress_bars()
         transformers.logging.disable_progress_bar()
     model_args = ModelArguments(model_name_or_path=parsed.model, tokenizer_name=parsed.tokenizer)
@@ -66,7 +66,7 @@ def record(parsed: argparse.Namespace) -> LogitsStore:
 
 
 def command(parsed: argparse.Namespace) -> None:
-    """`record` for a process that ends with it."""
+    """Runs `record` in a process that exits afterwards."""
     store = record(parsed)
     state = PartialState()
     if state.process_index == 0:
@@ -79,7 +79,7 @@ def command(parsed: argparse.Namespace) -> None:
 
 
 def _load_model(model_args: ModelArguments, config: Any) -> PreTrainedModel:
-    """The model of the class that its configuration names, with the head that it was trained with."""
+    """Loads a model with the class that its configuration names, and with the head that it was trained with."""
     name = model_args.model_name_or_path
     architecture = (getattr(config, "architectures", None) or ["none"])[0]
     kind = getattr(transformers, architecture, None)
@@ -101,7 +101,7 @@ def _load_model(model_args: ModelArguments, config: Any) -> PreTrainedModel:
 
 
 def _rows(parsed: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, problem: str | None) -> datasets.Dataset:
-    """The data set with token ids: as it is where it has them, else its texts, as `lstsd train` tokenizes them."""
+    """The data set with token ids: as it is if a folder has them, else its texts, tokenized as in `lstsd train`."""
     if Path(parsed.dataset).is_dir():
         with as_value_error(f"{parsed.dataset}: no data set can be read from it", Exception):
             found = datasets.load_from_disk(parsed.dataset)
@@ -138,7 +138,7 @@ def _rows(parsed: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, proble
 def _collator(
     problem: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset
 ) -> Any:
-    """The collator that a trainer of such a model is given; labels of tokens are padded with -100."""
+    """The collator that a Trainer of such a model would use; labels of tokens are padded with -100."""
     if problem == "seq2seq_lm":
         return DataCollatorForSeq2Seq(tokenizer, model)
     if problem == "causal_lm" and "labels" not in rows.column_names:

@@ -1,4 +1,4 @@
-"""The checkpoint that `lstsd train` goes on from, looked at before anything is trained."""
+"""Finds the checkpoint that `lstsd train` resumes from, and checks it before anything is trained."""
 
 import zipfile
 from pathlib import Path
@@ -11,10 +11,11 @@ from ..training.checkpoint import last_complete_checkpoint
 
 
 def checkpoint_to_resume(resume_from_checkpoint: str | None, output_dir: str) -> str | None:
-    """The folder to resume from; None where the run starts anew.
+    """The folder to resume from; None if the run starts anew.
 
     Args:
-        resume_from_checkpoint: A checkpoint's folder; "true": the last complete one in `output_dir`; "false" or None.
+        resume_from_checkpoint: A checkpoint's folder; "true": the last complete one in `output_dir`; "false" or None:
+            none.
         output_dir: The run's folder.
 
     Raises:
@@ -33,7 +34,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | None, output_dir: str) ->
 
 
 def check_checkpoint(checkpoint: str, model: nn.Module) -> None:
-    """Raises ValueError where a file of a checkpoint is damaged, or its weights have other shapes than the model's."""
+    """Raises ValueError if a file of a checkpoint is damaged, or its weights have other shapes than the model's."""
     shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
     for path in sorted(Path(checkpoint).glob("*.safetensors")):
         try:
@@ -54,7 +55,7 @@ def check_checkpoint(checkpoint: str, model: nn.Module) -> None:
 
 
 def how_to_resume(output_dir: str) -> str:
-    """What to do after a run was interrupted."""
+    """A sentence that says how to resume a run that was interrupted."""
     found = checkpoints_of(output_dir)
     if found:
         return f"The same command with --resume_from_checkpoint true goes on from {found[0]}."

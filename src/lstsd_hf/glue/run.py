@@ -1,4 +1,4 @@
-"""Fine-tuning on a GLUE task, or on files of the user's: `lstsd train CONFIG [--flag value ...]`.
+"""Fine-tuning on a GLUE task, or on the user's own files: `lstsd train CONFIG [--flag value ...]`.
 
 prepare:  arguments -> rows -> configuration, tokenizer -> token ids
 run:      model -> Trainer or LSTSDTrainer -> metrics, predictions, model card
@@ -49,10 +49,10 @@ def predicted(raw: Any, is_regression: bool) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> dict[str, float]:
-    """Does all that `lstsd train` does.
+    """Runs `lstsd train`.
 
     Args:
-        argv: What follows `lstsd train` on the command line.
+        argv: The arguments after `lstsd train`.
 
     Returns:
         All metrics, as in `all_results.json`.
@@ -60,14 +60,14 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     Raises:
         ValueError: an argument, the data, the model's files, the checkpoint or the machine are not as expected.
         StoreError, OSError, ImportError: likewise.
-        KeyboardInterrupt: Ctrl-C; it says how to resume.
+        KeyboardInterrupt: after Ctrl-C; its message says how to resume.
     """
     with errors_of_a_run():
         return run(prepare(argv))
 
 
 def command(argv: Sequence[str]) -> None:
-    """`main` for a process that ends with it."""
+    """Runs `main` in a process that exits afterwards."""
     main(argv)
     # Destroy the process group explicitly: at interpreter exit it can deadlock. Collect garbage first, so that nothing
     # refers to it.
@@ -76,7 +76,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def run(job: Job) -> dict[str, float]:
-    """Trains, evaluates and predicts, as far as asked for, and leaves in `output_dir` what the Trainer's users expect.
+    """Trains, evaluates and predicts, as far as asked for, and writes to `output_dir` what Trainer's users expect.
 
     Returns:
         All metrics, as in `all_results.json`.
@@ -107,9 +107,8 @@ def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
     set_seed(args.seed)
     model = load_model(job)
     trainer_class = Trainer if model_args.trainer == "plain" else LSTSDTrainer
-    with as_value_error(
-        "The training arguments", TypeError
-    ):  # classes of accelerate's take what accelerator_config has
+    # accelerate's classes take the keys of accelerator_config, and raise TypeError for an unknown one.
+    with as_value_error("The training arguments", TypeError):
         trainer = trainer_class(
             model=model,
             args=args,
@@ -146,13 +145,13 @@ def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
         trainer.create_model_card(**card)
     if isinstance(trainer, LSTSDTrainer) and data.train is not None and trainer.is_world_process_zero():
         conclude(job)
-    if args.push_to_hub:  # last: all else is on disk, whatever the network does
+    if args.push_to_hub:  # last, so that all else is on disk if the network fails
         trainer.push_to_hub(**card)
     return results
 
 
 def metric_of(task_name: str | None, is_regression: bool) -> Callable[[Any, Any], dict[str, float]]:
-    """Computes a task's metrics from predictions and references, and their mean where there are several."""
+    """A function from predictions and references to a task's metrics, and to their mean if there are several."""
     config_name = task_name or ("regression" if is_regression else "classification")
     metric = GlueMetric(config_name=config_name, keep_in_memory=True)
 
@@ -166,10 +165,10 @@ def metric_of(task_name: str | None, is_regression: bool) -> Callable[[Any, Any]
 
 
 def load_model(job: Job) -> PreTrainedModel:
-    """The model with the task's head.
+    """Loads the model with the task's head.
 
     Raises:
-        ValueError: the folder is no model's, or one that does not go with the rows, the tokenizer or the checkpoint.
+        ValueError: the folder holds no model, or one that does not fit the rows, the tokenizer or the checkpoint.
     """
     model_args, data = job.model_args, job.data
     name = model_args.model_name_or_path
@@ -194,7 +193,7 @@ def load_model(job: Job) -> PreTrainedModel:
 
 
 def collator_of(job: Job) -> Callable[..., dict[str, Any]]:
-    """What makes a batch of rows: padded already, or to the longest of them."""
+    """The collator: rows that are padded already are stacked, others padded to the longest of their batch."""
     if job.data_args.pad_to_max_length:
         return default_data_collator
     on_tensor_cores = (job.args.fp16 or job.args.bf16) and job.args.device.type != "cpu"
@@ -202,15 +201,15 @@ def collator_of(job: Job) -> Callable[..., dict[str, Any]]:
 
 
 def conclude(job: Job) -> None:
-    """Says how many labels look wrong, and writes the run's report where one is wanted."""
+    """Prints how many labels look wrong, and writes the run's report if one is wanted."""
     args = job.args
     try:
         found = open_run(str(args.output_dir), args.logits_dir)
         measures = measure(found)
-    except StoreError as error:  # of a run that diverged; what it trained is saved
+    except StoreError as error:  # if the run diverged; its model is saved all the same
         if job.model_args.report:
             raise
-        print(f"What the model learnt of each row cannot be told: {error}")
+        print(f"It is not known what the model learnt of each row: {error}")
         return
     print(words.found(job, found, measures))
     if job.model_args.report:
@@ -221,7 +220,7 @@ def conclude(job: Job) -> None:
 
 
 def refuse_no_batch(args: TrainingArguments, rows: int) -> None:
-    """Raises ValueError where the only batch is a short one, which is dropped."""
+    """Raises ValueError if the only batch is incomplete, and so dropped."""
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and rows < batch:
         raise ValueError(
@@ -231,10 +230,10 @@ def refuse_no_batch(args: TrainingArguments, rows: int) -> None:
 
 
 def train(trainer: Trainer, rows: Dataset, checkpoint: str | None) -> dict[str, float]:
-    """Trains, from a checkpoint where there is one, and saves the model, the metrics and the trainer's state."""
+    """Trains, from a checkpoint if there is one, and saves the model, the metrics and the trainer's state."""
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     metrics["train_samples"] = len(rows)
-    trainer.save_model(_internal_call=True)  # without the push, which is for the end
+    trainer.save_model(_internal_call=True)  # without the push to the Hub, which comes last
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
@@ -242,10 +241,10 @@ def train(trainer: Trainer, rows: Dataset, checkpoint: str | None) -> dict[str, 
 
 
 def evaluate(trainer: Trainer, halves: dict[str, Dataset]) -> dict[str, float]:
-    """Evaluates on each data set; a key of `halves` is what the names of that one's metrics end in."""
+    """Evaluates on each data set; its key in `halves` is the suffix of its metrics' names."""
     combined: dict[str, float] = {}
     for suffix, rows in halves.items():
-        prefix = f"eval{suffix}"  # in the trainer's log, where the halves must not share a name
+        prefix = f"eval{suffix}"  # the halves must not share a name in the trainer's log
         metrics = trainer.evaluate(eval_dataset=rows, metric_key_prefix=prefix)
         metrics[f"{prefix}_samples"] = len(rows)
         combined |= {name.replace(prefix, "eval", 1) + suffix: value for name, value in metrics.items()}
@@ -255,7 +254,7 @@ def evaluate(trainer: Trainer, halves: dict[str, Dataset]) -> dict[str, float]:
 
 
 def model_card_arguments(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
-    """What the model card says about the model's origin and data. A local path is nobody else's business."""
+    """What the model card says about the model's origin and data. A local path is private, and left out."""
     card: dict[str, Any] = {"tasks": "text-classification"}
     if not os.path.exists(model_args.model_name_or_path):
         card["finetuned_from"] = model_args.model_name_or_path

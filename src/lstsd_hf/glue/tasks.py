@@ -1,4 +1,4 @@
-"""What GLUE says of its nine tasks: their columns, labels and metrics, and the format of a submission."""
+"""GLUE's nine tasks: their columns, labels and metrics, and the format of a submission."""
 
 import math
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ class Task:
     Attributes:
         folder: its folder in GLUE's own layout, and the name of its submission file.
         columns: the text columns, from the Hub's name to the name in the TSV files.
-        label_column: the name in the TSV files.
-        labels: the names of the labels by their ids on the Hub; none where the label is a score.
-        spelled_out: whether the TSV files and the submission hold the labels' names; else they hold the ids.
+        label_column: the name of the label column in the TSV files.
+        labels: the names of the labels by their ids on the Hub; empty if the label is a score.
+        spelled_out: whether the TSV files and the submission hold the labels' names; otherwise they hold the ids.
     """
 
     folder: str
@@ -67,8 +67,8 @@ def _undefined_is_zero(score: float) -> float:
 def correlations(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
     """Pearson and Spearman correlation of two vectors, each 0.0 where it is undefined.
 
-    It is undefined where one of the vectors is constant, which a model that has learned nothing yet can be. NaN, which
-    scipy returns, would not be JSON, and could not be compared by `load_best_model_at_end`.
+    It is undefined if one of the vectors is constant, as the predictions of a model that has learnt nothing yet can
+    be. scipy returns NaN there, which is not JSON, and which `load_best_model_at_end` cannot compare.
     """
     if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return {"pearson": 0.0, "spearmanr": 0.0}
@@ -112,8 +112,8 @@ def write_predictions(
 
     Args:
         path: the file to write.
-        labels: what they are called, by id; none where the predictions are scores.
-        task_name: None for the user's own data, whose labels are written by name, and scores with six digits.
+        labels: the names of the labels, by id; empty if the predictions are scores.
+        task_name: None for the user's own data: labels are written by name, scores with six significant digits.
         idx: (N,) the indices of the rows.
         found: (N,) label ids, or scores, which are clipped to 0..5 for stsb.
     """

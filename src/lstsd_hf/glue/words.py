@@ -1,4 +1,4 @@
-"""What `lstsd train` says of a run: at its begin what it will do, at its end what it found."""
+"""What `lstsd train` prints about a run: its plan at the start, and what it found at the end."""
 
 import math
 import shlex
@@ -13,11 +13,11 @@ from ..report.measures import Measures
 from ..report.run import Run
 from .prepare import Job
 
-_MOST_CLASSES = 6  # whose sizes fit a line
+_MOST_CLASSES = 6  # the sizes of more do not fit a line
 
 
 def plan(job: Job, model: PreTrainedModel) -> str:
-    """Three lines: rows and classes; epochs and teachers; where the predictions go, and their size."""
+    """Rows and classes; epochs and teachers; the predictions' folder and size, if there are any. A line for each."""
     args, rows = job.args, job.data.train
     assert rows is not None
     labels = np.asarray(rows["label"])
@@ -43,7 +43,7 @@ def plan(job: Job, model: PreTrainedModel) -> str:
 
 
 def found(job: Job, run: Run, measures: Measures) -> str:
-    """How many labels look wrong, and the command that shows them where no report does."""
+    """How many labels look wrong, and the command that shows them if there is no report yet."""
     sentence = f"{headline(run, measures).title}."
     if job.model_args.report or not measures.has_learnt:
         return sentence

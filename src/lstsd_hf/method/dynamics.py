@@ -1,7 +1,7 @@
 """Training dynamics as pure functions of arrays: what a run's predictions say about each training sample.
 
-Throughout, E is the number of recorded epochs, in order; N of samples; C of classes. A prediction that was not
-recorded is NaN, and left out: every mean is over the epochs that have one. What no epoch has stays NaN.
+Throughout, arrays are over E recorded epochs, in order, N samples and C classes. A prediction that was not recorded is
+NaN and is left out: every mean is over the epochs that have one, and NaN if none has.
 
 Sources: confidence, variability, correctness: Swayamdipta et al., Dataset Cartography, EMNLP 2020. Forgetting: Toneva
 et al., An Empirical Study of Example Forgetting, ICLR 2019. Area under the margin: Pleiss et al., Identifying
@@ -28,7 +28,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def given_probability(probabilities: Floats, labels: Integers) -> Floats:
-    """(E, N): what the model gave to the label of each sample; from (E, N, C) probabilities and (N,) labels."""
+    """(E, N): the probability of each sample's label, from (E, N, C) probabilities and (N,) labels."""
     return np.take_along_axis(probabilities, labels[None, :, None], axis=2)[:, :, 0]
 
 
@@ -68,14 +68,14 @@ def variability(values: Floats) -> Floats:
 
 
 def correctness(hits: Floats) -> Floats:
-    """(N,) from 0 to 1: the share of epochs that predicted the label (Swayamdipta); `hits` is `correct`'s (E, N)."""
+    """(N,) from 0 to 1: the share of epochs that predicted the label (Swayamdipta); `hits` are `correct`'s (E, N)."""
     return mean_over_epochs(hits)
 
 
 def forgetting_events(hits: Floats) -> Integers:
-    """(N,): how often a sample went from a right prediction to a wrong one in the next that was recorded (Toneva).
+    """(N,): how often a right prediction was followed by a wrong one, among the recorded epochs (Toneva).
 
-    A sample that was never predicted right has none; `first_learnt` tells it from one that is never forgotten.
+    A sample that was never predicted right has none. `first_learnt` tells it from one that was never forgotten.
     """
     events = np.zeros(hits.shape[1], np.int32)
     learnt = np.zeros(hits.shape[1], np.bool_)
@@ -101,8 +101,8 @@ def noise_score(probabilities: Floats, labels: Integers) -> Floats:
 
         (1 - mean over epochs of (p_label - largest p of another class)) / 2
 
-    It is the area under the margin, of probabilities, so that no sample counts for more because its logits are large.
-    All epochs count the same: a model that has learnt wrong labels by heart was against them early on.
+    This is the area under the margin, but of probabilities, so that large logits give no sample more weight. All
+    epochs count the same: a model that has learnt wrong labels by heart predicted other classes early on.
 
     Args:
         probabilities: (E, N, C).
@@ -114,23 +114,23 @@ def noise_score(probabilities: Floats, labels: Integers) -> Floats:
 def flags(noise_score: Floats) -> npt.NDArray[np.bool_]:
     """(N,): whether a label looks wrong, by its `noise_score` or `regression_noise_score`: above 0.5.
 
-    There, over the epochs, another class was more probable than the label; or the predictions were further from the
-    score than the scores vary. False where the score is NaN.
+    Above 0.5, another class was more probable than the label on average over the epochs, or, in a regression, the
+    predictions were further off than the standard deviation of the labels. False where the noise score is NaN.
     """
     return noise_score > 0.5
 
 
 def surest_count(samples: int) -> int:
-    """How many of so many predictions `contradicted` calls the surest: a fifth, and at least one."""
+    """How many predictions `contradicted` takes as the surest: a fifth of `samples`, but at least one."""
     return max(1, round(SUREST * samples))
 
 
 def contradicted(top: Floats, hits: Floats) -> float:
-    """From 0 to 1: how many of an epoch's surest predictions are against the label, of the surest fifth.
+    """The share, from 0 to 1, of the surest fifth of an epoch's predictions that contradict their labels.
 
     Args:
         top: (N,) the probability of the predicted class.
-        hits: (N,) 1 where it is the label, else 0. A NaN in either leaves the sample out.
+        hits: (N,) 1 where the predicted class is the label, else 0. A NaN in either array leaves the sample out.
     """
     known = np.flatnonzero(~(np.isnan(top) | np.isnan(hits)))
     surest = known[np.argsort(-top[known], kind="stable")[: surest_count(len(known))]]
@@ -138,20 +138,20 @@ def contradicted(top: Floats, hits: Floats) -> float:
 
 
 def wrong_share(contradictions: Sequence[float]) -> float:
-    """The share of labels that are wrong: about the geometric mean of `contradicted` over the epochs to `count_from`.
+    """An estimate of the share of wrong labels: the geometric mean of `contradicted` over the epochs of `count_from`.
 
     The surest predictions are nearly always right, and wrong labels are as frequent among them as elsewhere. In the
-    second epoch some are not right yet, so the share is too high; from then on wrong labels are learnt by heart, so
-    it is too low. Ours; how far off it is: docs/labels.md.
+    second epoch some of them are still wrong, so `contradicted` is too high; later, wrong labels are learnt by heart,
+    so it is too low. The estimate is ours; docs/labels.md shows its errors.
     """
     return float(np.prod(contradictions) ** (1 / len(contradictions)))
 
 
 def count_from(epochs: Sequence[int]) -> list[int]:
-    """The epochs that the wrong labels are counted from: the second, and of five or more the third; see `wrong_share`.
+    """The epochs from which `wrong_share` is estimated: the second, and in a run of five or more also the third.
 
     Args:
-        epochs: Those that there are. The result is empty where one of the two is not among them.
+        epochs: The recorded epochs, ascending, from 0. The result is empty if a wanted epoch is not among them.
     """
     wanted = [1] if epochs and epochs[-1] < 4 else [1, 2]
     return wanted if set(wanted) <= set(epochs) else []
@@ -160,12 +160,12 @@ def count_from(epochs: Sequence[int]) -> list[int]:
 def suggested_label(probabilities: Floats, labels: Integers) -> Integers:
     """(N,): the class with the highest mean probability over epochs; -1 where no epoch has a prediction.
 
-    Of equal classes it is the given label, else the first. All epochs count: the last one has learnt wrong labels by
-    heart, and repeats them.
+    Among equal classes it is the given label, else the first. All epochs count, because by the last one the model has
+    learnt wrong labels by heart and repeats them.
 
     Args:
         probabilities: (E, N, C).
-        labels: (N,) the given ones, in [0, C).
+        labels: (N,) the given labels, in [0, C).
     """
     means = mean_over_epochs(probabilities)
     given = np.take_along_axis(means, labels[:, None], axis=1)[:, 0]
@@ -174,9 +174,9 @@ def suggested_label(probabilities: Floats, labels: Integers) -> Integers:
 
 
 def regression_noise_score(errors: Floats, scale: float) -> Floats:
-    """(N,) from 0 to below 1: how likely a score is wrong, to rank samples by; 0.5: as far off as scores vary.
+    """(N,) from 0 to below 1: how likely a score is wrong, to rank samples by; 0.5: the mean error equals `scale`.
 
-    `m / (m + scale)`, where m is the mean over epochs of the absolute error. Ours.
+    `m / (m + scale)`, where m is the mean absolute error over epochs. The formula is ours.
 
     Args:
         errors: Predictions less labels, (E, N).
@@ -187,7 +187,7 @@ def regression_noise_score(errors: Floats, scale: float) -> Floats:
 
 
 def ranks(scores: Floats) -> Integers:
-    """(N,): 1 for the highest score, 2 for the next; equal ones by position. 0 where the score is NaN."""
+    """(N,): 1 for the highest score, 2 for the next; equal scores rank by position. 0 where the score is NaN."""
     order = np.argsort(-scores, kind="stable")  # NaN comes last
     result = np.zeros(len(scores), np.int64)
     result[order] = np.arange(1, len(scores) + 1)
@@ -198,9 +198,9 @@ class Calibration(NamedTuple):
     """How sure a model is, and how often it is right, in bins of equal width from 0 to 1; each field is (bins,).
 
     Attributes:
-        samples: Their number in a bin.
+        samples: The number of samples in the bin.
         confidence: Their mean probability of the predicted class; NaN in an empty bin.
-        accuracy: The share of them that was predicted as labelled; NaN in an empty bin.
+        accuracy: The share of them whose predicted class is the label; NaN in an empty bin.
     """
 
     samples: Integers
@@ -209,7 +209,7 @@ class Calibration(NamedTuple):
 
     @property
     def expected_error(self) -> float:
-        """The mean distance of accuracy and confidence over samples, from 0 (calibrated) to 1 (Guo)."""
+        """The mean distance between accuracy and confidence over samples, from 0 (calibrated) to 1 (Guo)."""
         distance = np.nan_to_num(np.abs(self.accuracy - self.confidence))
         return float((distance * self.samples).sum() / self.samples.sum())
 
@@ -219,8 +219,8 @@ def calibration(top: Floats, hits: Floats, bins: int = 10) -> Calibration:
 
     Args:
         top: (N,) the probability of the predicted class.
-        hits: (N,) 1 where it was the label, else 0. A NaN in either leaves the sample out.
-        bins: Their number; 1 belongs to the last.
+        hits: (N,) 1 where the predicted class was the label, else 0. A NaN in either array leaves the sample out.
+        bins: The number of bins; a probability of 1 belongs to the last one.
     """
     known = ~(np.isnan(top) | np.isnan(hits))
     top, hits = top[known], hits[known]

@@ -1,7 +1,7 @@
-"""The heads: what a model's rows of logits stand for, and how far a student's are from a teacher's.
+"""The heads: what a model's rows of logits stand for, and how far the student's rows are from a teacher's.
 
-A head owns, for its kind of prediction: the log probabilities, the divergence, the trust, what counts as agreement,
-the teachers' default weight, and the statistics that a run keeps of it.
+For its kind of prediction, a head defines the log probabilities, the divergence, the trust, what counts as agreement,
+the teachers' default weight, and the statistics that a run keeps.
 """
 
 from abc import ABC, abstractmethod
@@ -30,12 +30,12 @@ ProblemType = Literal[
 
 
 class Compared(NamedTuple):
-    """A student beside its teachers.
+    """A student compared with its teachers.
 
     Attributes:
-        terms: What the teachers contribute to the loss, of the items; None where there are no teachers.
-        recorded: What is to be recorded, by part of a row.
-        vocabulary: How many classes the recorded ones are the largest of; None: all are recorded.
+        terms: What the teachers contribute to the loss of each item; None if there are no teachers.
+        recorded: What to record, by part of a row.
+        vocabulary: The number of classes, if only the largest are recorded; None if all are.
     """
 
     terms: TeacherTerms | None
@@ -47,8 +47,8 @@ class Head(ABC):
     """What a model's rows of logits stand for.
 
     Attributes:
-        default_weight: What each teacher weighs where the user gives no weight.
-        decides: Whether a prediction is a decision, so that student and teacher can agree.
+        default_weight: The weight of each teacher if the user gives none.
+        decides: Whether a prediction is a decision, so that student and teacher can agree or not.
         judged: The parts of a row that `scores` reads.
     """
 
@@ -57,45 +57,47 @@ class Head(ABC):
     judged: ClassVar[tuple[str, ...]] = ("values",)
 
     def items(self, samples: int, rows: int) -> int:
-        """How many items a micro-batch's base loss is the mean of, by its numbers of samples and of rows."""
+        """The number of items that the base loss of a micro-batch averages, given its numbers of samples and rows."""
         return samples
 
     @abstractmethod
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
-        """What a run keeps of its epochs, where the store has these labels, an array with a row for each sample."""
+        """The statistics that a run keeps of its epochs, given the store's labels, an array with a row per sample."""
 
     @abstractmethod
     def compare(
         self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
     ) -> Compared:
-        """The student beside its teachers.
+        """Compares the student with its teachers.
 
         Args:
             student: The model's logits with gradient: (B, C), or the (B x L, C) grid of a head with many rows.
-            past: What T teachers recorded, by part, with an axis T in front; nothing where there are none.
-            settings: Those in force.
-            index: Where the rows stand in the grid; None for one row for each sample.
+            past: The recorded rows of T teachers, by part, with an axis T in front; empty if there are no teachers.
+            settings: The settings in force.
+            index: Where the rows are in the grid; None for a head with one row for each sample.
         """
 
     def targets(self, labels: Any) -> torch.Tensor | None:
-        """A batch's labels in a form that `scores` takes; None: predictions cannot be compared with them.
+        """A batch's labels in the form that `scores` takes; None if predictions cannot be compared with them.
 
-        Heads with many rows have a label for each row instead.
+        Heads with many rows use a label for each row instead.
         """
         return None
 
     def scores(
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        """How good predictions are: 1 for a hit, 0 for a miss, a share of labels; of a regression the squared error.
+        """How good predictions are: 1 for a hit, 0 for a miss.
+
+        With several labels it is the share of them that are right; for a regression, the squared error.
 
         Args:
-            recorded: The `judged` parts of n rows that were recorded, on the CPU.
+            recorded: The `judged` parts of n recorded rows, on the CPU.
             labels: (n, ...).
-            counts: (B,) how many rows each sample has; None: one.
+            counts: (B,) the number of rows of each sample; None: one each.
 
         Returns:
-            (n,), or (n, 2) of start and end; NaN: no label, or no prediction.
+            (n,), or (n, 2) for start and end; NaN without a label or a prediction.
         """
         raise NotImplementedError
 
@@ -113,33 +115,33 @@ class OneRow(Head):
     def _terms(
         self, student: torch.Tensor, teachers: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Divergence, confidence and agreement, each (T, B), of finite float32 tensors; None: it has none."""
+        """Divergence, confidence and agreement, each (T, B), of finite float32 tensors; None if the head has none."""
 
     def terms(
         self, student: torch.Tensor, teachers: torch.Tensor, temperature: float, teacher_trust: TeacherTrust
     ) -> TeacherTerms:
-        """The teachers' parts in a micro-batch, without their weights.
+        """The teachers' terms for a micro-batch, without their weights.
 
-        Teachers come together because the tensors are small: what a step costs is the number of operations.
+        All teachers are computed together: the tensors are small, so the cost is the number of operations.
 
         Args:
             student: The model's logits, (B, C), with gradient.
             teachers: The recorded logits, (T, B, C), of any floating-point type. A row with a NaN: that teacher is
                 absent.
-            temperature: See `loss.divergence`; a regression has none.
-            teacher_trust: "constant": 1. "confidence", and "honest": see `loss.confidence`; 1 for a regression.
+            temperature: See `loss.divergence`; a regression does not use it.
+            teacher_trust: "constant": 1. "confidence" and "honest": see `loss.confidence`; 1 for a regression.
         """
         student, teachers = student.float(), teachers.float()
         total = teachers.sum(dim=-1)
-        present = (total == total).float()  # a NaN, which a row's sum is if there is one in it, differs from itself
-        # Zeros, not a mask on the result: 0 times the gradient of a NaN is NaN.
+        present = (total == total).float()  # the sum of a row with a NaN is NaN, which differs from itself
+        # Zeros instead of a mask on the result, because 0 times the gradient of a NaN is NaN.
         distance, sure, same = self._terms(student, teachers.nan_to_num(0.0), temperature)
         trust = present if teacher_trust == "constant" or sure is None else present * sure
         return TeacherTerms(present, trust, distance, None if same is None else present * same)
 
 
 class Classes(OneRow):
-    """One distribution over C classes, at least two."""
+    """One distribution over C classes, C at least 2."""
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
         return (MARGIN,) if labels.ndim == 1 and labels.dtype.kind == "i" else ()
@@ -153,7 +155,7 @@ class Classes(OneRow):
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
         values = recorded["values"].float()
-        # numpy's argmax: of 1000 classes torch's takes many times as long on a CPU.
+        # numpy's argmax: torch's takes many times as long on a CPU for 1000 classes.
         hits = (torch.from_numpy(values.numpy().argmax(axis=-1)) == labels).float()
         known = (labels >= 0) & (labels < values.shape[-1]) & values.isfinite().all(dim=-1)
         return torch.where(known, hits, torch.nan)
@@ -167,7 +169,7 @@ class Classes(OneRow):
 
 
 class Labels(OneRow):
-    """C labels that are there or not, each a Bernoulli distribution; divergence and trust are means over labels."""
+    """C labels, each present or not: Bernoulli distributions. Divergence and trust are means over labels."""
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
         return ()
@@ -191,9 +193,9 @@ class Labels(OneRow):
 
 
 class Scores(OneRow):
-    """C numbers; the divergence is the squared error, averaged over them, and every teacher is trusted in full."""
+    """C numbers. The divergence is the mean squared error over them, and every teacher is trusted in full."""
 
-    # Scores cannot say how sure they are: with the weights that are good for classes, teachers held a regression back.
+    # A score does not tell how sure it is. With the weights that suit classes, teachers held a regression back.
     default_weight = 0.1
     decides = False
 
@@ -224,21 +226,22 @@ HEADS: dict[ProblemType, Head] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A head, and the reason for it where it is a guess that the user may want to correct."""
+    """A head and, if it is a guess that the user may want to correct, the reason for it."""
 
     head: Head
     guessed_from: str | None = None
 
 
 def choose_head(problem_type: ProblemType | None, labels: Any, columns: int) -> Choice:
-    """The head for a model whose rows have so many columns.
+    """The head for a model whose rows have C columns.
+
+    One column is a score, or one label that is present or not. It is never one class, whose probability would always
+    be 1.
 
     Args:
-        problem_type: What the user or the model's config says; None: nothing.
-        labels: A batch's labels, a tensor; or anything else where they are not known.
+        problem_type: What the user or the model's config says; None if neither says anything.
+        labels: A batch's labels, a tensor; anything else if they are not known.
         columns: C.
-
-    One column is a score, or one label that is there or not; never one class, whose probability would always be 1.
     """
     if columns == 1 and problem_type != "regression":
         if problem_type is not None:

@@ -1,22 +1,23 @@
-"""Whom to believe: the label, and what the model said of a sample before it knew the label by heart.
+"""Trust by honesty: how far to believe a label, and how far the model's own past with its memory taken out.
 
-`method.memory` says how much of the model's agreement with the labels is memory. Here memory is taken out of past
-predictions again. What remains is what the model would say of a sample without its label, so by Bayes' rule the two
-together say more than either, where a share w of the labels is wrong. What they say teaches in the label's place, as
-far as labels are to be doubted. The idea and its formulas are ours; N samples, C classes, T teachers, B samples of a
-batch.
+`method.memory` estimates how much of the model's agreement with the labels is memory. This module takes that memory
+out of past predictions. The rest, the honest past, is what the model would predict for a sample without having seen
+its label. If a share w of the labels is wrong, Bayes' rule combines the honest past and the label, and the result is
+more reliable than either. This target replaces the label as far as the labels are in doubt. The idea and its formulas
+are ours. N is the number of samples, C of classes, T of teachers, B of samples in a batch.
 
-    z_k   = 0.7 (q_k - mean over samples) / sd + log p - d_k [class = label]       p: the labels' shares
+    z_k   = 0.7 (q_k - mean over samples) / sd + log p - d_k [class = label]       p: share of each class in the labels
     t     = softmax(2 mean_k z_k + e [class = label]),  e = log((1 - w) (C - 1) / w)      the honest past and the label
-    L     = (1 - s) (the base loss) + s mean_c (-log softmax(student)_c)                          labels, smoothed
+    L     = (1 - s) (the base loss) + s mean_c (-log softmax(student)_c)                  the loss of smoothed labels
     loss  = (1 - g) (the loss with trust by confidence, of L) + g KL(t || student)
-    w, g  = by how many of the surest predictions are against labels: see `label_evidence` and `label_doubt`
-    s     = by how much surer of itself the model is than it can be right: see `smoothing_after`
+    w, g    come from the share of the surest predictions that contradict their labels: `label_evidence`, `label_doubt`
+    s       comes from how far the model's confidence exceeds what it can do: `smoothing_after`
 
-d_k lowers the label's logit by one number for all samples, until z_k agrees with the labels as often as the honest
-part of agreement says. Targets that follow the model's own past are those of self-adaptive training (Huang et al.,
-2020) and of early-learning regularisation (Liu et al., 2020), which know nothing of memory; the error of labels as a
-part of the model is that of forward correction (Patrini et al., 2017). Label smoothing is by Szegedy et al. (2016).
+q_k are the recorded logits of teacher k. d_k lowers the label's logit by one number for all samples, until z_k agrees
+with the labels only as often as the honest part of agreement says. Self-adaptive training (Huang et al., 2020) and
+early-learning regularisation (Liu et al., 2020) also build targets from the model's own past, but do not separate out
+memory. Modelling the error of labels comes from forward correction (Patrini et al., 2017), label smoothing from
+Szegedy et al. (2016).
 """
 
 import math
@@ -33,28 +34,31 @@ from .loss import TeacherTerms, divergence
 
 Array = npt.NDArray[Any]
 
-# How far apart the honest past's logits are, in standard deviations: a teacher's own scale says how long the model was
-# trained, and grows with what it has by heart. And how much sharper the mean of the teachers is. Others are tried in
-# scripts/benchmark_honest.py.
+# SPREAD is the standard deviation to which a teacher's logits are scaled: their own scale depends on how long the
+# model was trained, and grows with what it has memorised. SHARPNESS multiplies the mean of the teachers. Other values
+# are tried in scripts/benchmark_honest.py.
 SPREAD, SHARPNESS = 0.7, 2.0
-# What the surest predictions say of the labels, from the third epoch on: up to so many against them are found where
-# labels are right, from so many on some are wrong. Read off 68 runs of plain fine-tuning; docs/honest.md. After fewer
-# optimizer steps than these runs had by then, sure predictions still err where labels are right.
+# The limits of `label_doubt`, which counts from the third epoch on: up to the first limit, a share of the surest
+# predictions that contradict their labels is no reason for doubt; from the second limit on, doubt is full. Chosen on
+# 68 runs of plain fine-tuning, see docs/honest.md. After fewer optimizer steps than those runs had by then, even sure
+# predictions contradict right labels.
 DOUBT_FROM, SINCE_EPOCH, SINCE_STEP = (0.04, 0.08), 2, 90
-# How many labels are wrong is counted in so many epochs, from the second on, as in the report: `dynamics.wrong_share`.
+# The share of wrong labels is estimated from this many epochs, from the second on, as in the report:
+# `dynamics.wrong_share`.
 COUNTED, COUNTED_FROM = 2, 1
-# Less of a class than this, or less of an error, would divide by next to nothing; and so many labels may be wrong.
+# Lower bounds of a class's share and of the share of wrong labels, and of the logits' standard deviation: they keep
+# logarithms and quotients finite.
 _LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6
 _VALUES_AT_ONCE = 4 << 20
 
 
 class Witness(NamedTuple):
-    """What takes the memory out of an epoch's predictions: z = scale * q + shift, less `lowered` at the label.
+    """Takes the memory out of an epoch's logits q: z = scale * q + shift, less `lowered` at the label.
 
     Attributes:
         scale: A number above 0.
         shift: float64 (C,).
-        lowered: What the label's z loses; 0 or more.
+        lowered: d_k, by which the label's z is lowered; 0 or more.
     """
 
     scale: float
@@ -63,11 +67,11 @@ class Witness(NamedTuple):
 
 
 class LabelShares(NamedTuple):
-    """Of the training labels.
+    """The class frequencies of the training labels.
 
     Attributes:
         shares: float64 (C,), the share of each class.
-        chance: How often a prediction by these shares alone is right: the sum of their squares.
+        chance: The accuracy of guesses drawn with these shares: the sum of their squares.
     """
 
     shares: Array
@@ -75,20 +79,23 @@ class LabelShares(NamedTuple):
 
     @classmethod
     def of(cls, labels: Array, classes: int) -> "LabelShares":
-        """Of (N,) integers; those outside of [0, classes) are no labels."""
+        """Counts (N,) integer labels; those outside of [0, classes) are left out."""
         known = labels[(labels >= 0) & (labels < classes)]
         shares = np.bincount(known, minlength=classes) / max(len(known), 1)
         return cls(shares, float((shares**2).sum()))
 
 
 def witness(rows: Array, labels: Array, priors: LabelShares, honest: float) -> Witness | None:
-    """Reads an epoch's predictions twice, in chunks; None: it has none.
+    """The correction of an epoch's predictions, which are read twice, in chunks.
 
     Args:
-        rows: Logits (N, C) of any floating-point type, NaN where there is none; may be a memory map.
+        rows: Logits (N, C) of any floating-point type, NaN where there is no prediction; may be a memory map.
         labels: (N,) integers; those outside of [0, C) are left out.
-        priors: Of the labels.
+        priors: The class frequencies of the labels.
         honest: The honest part of agreement in this epoch, from 0 to 1.
+
+    Returns:
+        None if no sample has both a prediction and a label.
     """
     count, total, squares = 0, torch.zeros(rows.shape[1], dtype=torch.float64), 0.0
     for chunk, _ in _chunks(rows, labels):
@@ -101,7 +108,7 @@ def witness(rows: Array, labels: Array, priors: LabelShares, honest: float) -> W
     deviation = math.sqrt(max(squares / count - float(mean.square().sum()), 0.0) / len(mean))
     scale = SPREAD / max(deviation, _LEAST_SPREAD)
     shift = torch.from_numpy(np.log(np.maximum(priors.shares, _LEAST_SHARE))) - scale * mean
-    # One number for each sample, and nothing else that grows with their number.
+    # Apart from the arguments, this is all that grows with N: one number for each sample.
     ahead = np.concatenate([_ahead(scale * chunk.double() + shift, given) for chunk, given in _chunks(rows, labels)])
     honest = min(max(honest, priors.chance), 1.0)
     return Witness(scale, shift.numpy(), max(float(np.quantile(ahead, 1 - honest)), 0.0))
@@ -111,7 +118,7 @@ def _chunks(rows: Array, labels: Array) -> Iterator[tuple[torch.Tensor, torch.Te
     """Logits float32 (n, C) and labels int64 (n,) of the samples that have both."""
     at_once = max(_VALUES_AT_ONCE // rows.shape[1], 1)
     for start in range(0, len(rows), at_once):
-        # torch, because numpy converts float16 one number at a time.
+        # In torch, because numpy converts float16 one number at a time.
         chunk = torch.tensor(rows[start : start + at_once]).float()
         given = torch.from_numpy(labels[start : start + at_once].astype(np.int64))
         known = chunk.isfinite().all(dim=1) & (given >= 0) & (given < rows.shape[1])
@@ -119,17 +126,17 @@ def _chunks(rows: Array, labels: Array) -> Iterator[tuple[torch.Tensor, torch.Te
 
 
 def _ahead(z: torch.Tensor, given: torch.Tensor) -> Array:
-    """(n,): by how much the label's number is larger than the largest of the others."""
+    """(n,): the label's z less the largest z of any other class."""
     own = z.gather(1, given[:, None])[:, 0]
     return (own - z.scatter(1, given[:, None], -torch.inf).amax(dim=1)).numpy()
 
 
 class Said(NamedTuple):
-    """What an epoch's predictions say of themselves, and of the labels; each from 0 to 1.
+    """What an epoch's predictions say of themselves and of the labels; each from 0 to 1.
 
     Attributes:
         claimed: The mean probability of the predicted class: how often the model claims to be right.
-        contradicted: How many of its surest predictions are against their labels; see `dynamics.contradicted`.
+        contradicted: The share of its surest predictions that contradict their labels; see `dynamics.contradicted`.
     """
 
     claimed: float
@@ -137,7 +144,7 @@ class Said(NamedTuple):
 
 
 def said(rows: Array, labels: Array) -> Said:
-    """Reads an epoch's predictions once, in chunks; of none both are 0.
+    """Both measures of an epoch's predictions, which are read once, in chunks. Without predictions both are 0.
 
     Args:
         rows: As for `witness`.
@@ -155,20 +162,20 @@ def said(rows: Array, labels: Array) -> Said:
 
 
 def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:
-    """How far to smooth labels in the next epoch, so that the model's probabilities are no higher than it is right.
+    """How far to smooth labels in the next epoch, so that the model is no more confident than it is accurate.
 
     A model that fits labels smoothed by s perfectly gives each of them a probability of 1 - s (1 - 1 / C). So if the
     model claims more than it can do, s grows by the difference, divided by 1 - 1 / C; if it claims less, s shrinks. s
     stops growing where such a perfect fit would claim exactly what the model can do.
 
     Args:
-        smoothing: In this epoch, from 0 to 1.
-        claimed: Of this epoch; see `Said`.
+        smoothing: s in this epoch, from 0 to 1.
+        claimed: How often the model claims to be right in this epoch; see `Said`.
         honest: The honest part of agreement in this epoch.
         classes: C.
 
     Returns:
-        From 0 to 1.
+        s for the next epoch, from 0 to 1.
     """
     most = 1 - 1 / classes
     honest = min(max(honest, 1 / classes), 1.0)
@@ -181,8 +188,8 @@ def smoothed(loss: torch.Tensor, student: torch.Tensor, labels: torch.Tensor, sm
     Args:
         loss: The base loss, a scalar; a mean over samples.
         student: Logits (B, C) with gradient.
-        labels: (B,) integers; those outside of [0, C) are no labels, and left out.
-        smoothing: From 0, labels as they are, to 1, each class as probable as the others.
+        labels: (B,) integers; those outside of [0, C) are left out.
+        smoothing: From 0 (labels as they are) to 1 (all classes equally probable).
     """
     known = (labels >= 0) & (labels < student.shape[-1])
     of_all = -F.log_softmax(student.float(), dim=-1).mean(dim=-1) @ (known / known.sum().clamp(min=1))
@@ -190,14 +197,14 @@ def smoothed(loss: torch.Tensor, student: torch.Tensor, labels: torch.Tensor, sm
 
 
 def label_doubt(contradicted: float, samples: int) -> float:
-    """How far labels are to be doubted, from 0 to 1, by how many of the surest predictions are against them.
+    """How far to doubt the labels, from 0 to 1, given the share of the surest predictions that contradict them.
 
-    Memory alone does not say that labels are wrong: on a hard task a model learns right labels by heart too, and
-    gains by it. But by the third epoch few of its surest predictions there are against a label. Where labels are
-    wrong, more of them still are. Of few samples a share is partly chance, so its standard error is taken off first.
+    Memory alone does not show that labels are wrong: on a hard task a model also memorises right labels, and gains by
+    it. But on such a task few of its surest predictions still contradict a label in the third epoch. If labels are
+    wrong, more of them do. With few samples the share is partly chance, so its standard error is subtracted first.
 
     Args:
-        contradicted: The share that is against labels.
+        contradicted: The share; see `Said`.
         samples: N, of which a fifth are the surest.
     """
     low, high = DOUBT_FROM
@@ -206,10 +213,11 @@ def label_doubt(contradicted: float, samples: int) -> float:
 
 
 def label_evidence(wrong: float, classes: int) -> float:
-    """How much more a label says for its class than for another one, in nats; 0 or more.
+    """The evidence of a label for its class against any other class: a log likelihood ratio, in nats; 0 or more.
 
     Args:
-        wrong: The share of labels that are wrong, each other class as often; see `dynamics.wrong_share`.
+        wrong: The share of labels that are wrong, assumed to be spread evenly over the other classes; see
+            `dynamics.wrong_share`.
         classes: C.
     """
     wrong = min(max(wrong, _LEAST_SHARE), 1 - 1 / classes)
@@ -217,13 +225,13 @@ def label_evidence(wrong: float, classes: int) -> float:
 
 
 class Honest(NamedTuple):
-    """What T teachers' predictions are corrected by, on the device: `Witness` as tensors.
+    """The corrections of T teachers, each a `Witness`, as tensors on the device.
 
     Attributes:
         scale: float32 (T, 1, 1).
         shift: float32 (T, 1, C).
         lowered: float32 (T, 1, 1).
-        evidence: What the label says for its class; see `label_evidence`.
+        evidence: e, see `label_evidence`.
     """
 
     scale: torch.Tensor
@@ -239,14 +247,14 @@ class Honest(NamedTuple):
         return cls(scale, shift, lowered, evidence)
 
     def log_target(self, past: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the honest past of a batch says, together with the labels.
+        """The target t of a batch: its honest past combined with its labels.
 
         Args:
-            past: Recorded logits, (T, B, C), of any floating-point type; a row with a NaN: no prediction.
-            labels: (B,) integers; those outside of [0, C) are no labels.
+            past: Recorded logits, (T, B, C), of any floating-point type. A row with a NaN has no prediction.
+            labels: (B,) integers; those outside of [0, C) are left out.
 
         Returns:
-            Log probabilities, float32 (B, C), and whether a teacher has a prediction, float32 (B,).
+            Log probabilities, float32 (B, C); and float32 (B,), 1 where any teacher has a prediction, else 0.
         """
         past = past.float()
         total = past.sum(dim=-1, keepdim=True)
@@ -257,7 +265,7 @@ class Honest(NamedTuple):
         return F.log_softmax(SHARPNESS * z + self.evidence * given, dim=-1), there[..., 0].amax(dim=0)
 
     def terms(self, student: torch.Tensor, past: torch.Tensor, labels: torch.Tensor) -> TeacherTerms:
-        """The honest past as one more teacher, which is trusted in full, of logits (B, C) with gradient."""
+        """The target as one more teacher, fully trusted where there is a past, for logits (B, C) with gradient."""
         log_target, there = self.log_target(past, labels)
         log_p = F.log_softmax(student.float(), dim=-1)
         same = there * (student.argmax(dim=-1) == log_target.argmax(dim=-1))
@@ -265,5 +273,5 @@ class Honest(NamedTuple):
 
 
 def with_gate(weights: torch.Tensor, gate: float) -> torch.Tensor:
-    """Weights of the T teachers and, as the last of T + 1, of the honest past: (T,) -> (T + 1,)."""
+    """Scales the weights (T,) of the teachers by 1 - gate and appends that of the honest past: (T + 1,)."""
     return torch.cat((weights * (1 - gate), weights.new_full((1,), gate)))

@@ -1,7 +1,7 @@
-"""Heads with any number of rows for a sample: taggers, question answering, language models.
+"""Heads with any number of rows for each sample: taggers, question answering, language models.
 
-Which rows a batch has is told by the batch itself, on the CPU, before it is moved to the device (`index`). The rows of
-the student are taken from what the model returned at these positions, so nothing is ever realigned.
+`index` finds a batch's rows in the batch itself, on the CPU, before it is moved to the device. The student's rows are
+the model's outputs at these positions, so nothing is ever realigned.
 """
 
 from abc import abstractmethod
@@ -26,18 +26,18 @@ class ManyRows(Head):
     """A head whose samples have any number of rows.
 
     Attributes:
-        outputs: What the model calls its (B, L, ...) logits; several are columns of one grid.
-        grid: The column of the batch, or the first of these that it has, whose (B, L) the logits have.
+        outputs: The names of the model's (B, L, ...) logits; several of them are stacked as columns of one grid.
+        grid: Columns of the batch. The first of them that the batch has gives (B, L), the shape of the logits.
     """
 
-    # Measured on taggers and spans, docs/heads.md: twice as much held taggers back.
+    # Taggers and spans did better with this than with twice as much: see docs/heads.md.
     default_weight = 0.2
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     grid: ClassVar[tuple[str, ...]] = ("labels",)
 
     @abstractmethod
     def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
-        """The rows of a batch of B samples. Raises ValueError where the batch does not tell."""
+        """The rows of a batch of B samples. Raises ValueError if the batch does not show them."""
 
     @abstractmethod
     def row_labels(self, batch: Mapping[str, Any], index: RowIndex) -> torch.Tensor:
@@ -48,7 +48,7 @@ class ManyRows(Head):
 
 
 class Tokens(ManyRows):
-    """A tagger: one distribution over C classes for each label that is not -100; these are the items."""
+    """A tagger: one distribution over C classes for each token whose label is not -100; these tokens are the items."""
 
     def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
         return labelled_tokens(_labels_of(batch))
@@ -74,7 +74,7 @@ class Tokens(ManyRows):
 
 
 class Spans(ManyRows):
-    """Question answering: start and end are distributions over a feature's own positions; the items are features."""
+    """Question answering: start and end are distributions over a feature's own positions. The items are features."""
 
     outputs = ("start_logits", "end_logits")
     grid = ("input_ids", "inputs_embeds")
@@ -89,7 +89,7 @@ class Spans(ManyRows):
         return own_positions(mask)
 
     def row_labels(self, batch: Mapping[str, Any], index: RowIndex) -> torch.Tensor:
-        """1: the span starts there; 2: it ends there; 3: both; 0: neither."""
+        """int32 (R,): 1 where the span starts, 2 where it ends, 3 for both, 0 for neither; -100 without labels."""
         if not all(isinstance(batch.get(name), torch.Tensor) for name in _ENDS):
             return torch.full((len(index.positions),), IGNORED, dtype=torch.int32)
         length = next(batch[name].shape[1] for name in ("attention_mask", *self.grid) if name in batch)
@@ -119,14 +119,14 @@ class Spans(ManyRows):
 
 
 class Vocabulary(ManyRows):
-    """A language model: the k most probable classes of each predicted token; these are the items.
+    """A language model: the k most probable classes of each predicted token. The items are predicted tokens.
 
     Attributes:
         k: How many classes are recorded.
         shifts: Whether position t predicts the label at t + 1.
     """
 
-    # More made language models a little worse.
+    # Larger weights made language models a little worse: see docs/heads.md.
     default_weight = 0.1
     judged = (CLASSES,)
 
@@ -151,7 +151,7 @@ class Vocabulary(ManyRows):
     def scores(
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        hits = (recorded[CLASSES][:, 0] == labels).float()  # the most probable is the first
+        hits = (recorded[CLASSES][:, 0] == labels).float()  # the most probable class comes first
         return torch.where(labels >= 0, hits, torch.nan)
 
     def compare(
@@ -187,11 +187,11 @@ def _labels_of(batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 def many_rows_head(problem_type: str | None, k: int) -> ManyRows | None:
-    """The head for a problem whose samples have many rows; None for another problem.
+    """The head for a problem whose samples have many rows; None for any other problem.
 
     Args:
         problem_type: See `heads.ProblemType`.
-        k: How many classes of a vocabulary to record.
+        k: How many classes of the vocabulary to record for each predicted token.
     """
     if problem_type == "token_classification":
         return Tokens()

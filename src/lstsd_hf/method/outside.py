@@ -1,8 +1,8 @@
-"""Which teachers there are beside the short-term one: the settings of an outside teacher, and of the long-term one.
+"""The settings that choose the long-term teacher and an outside teacher.
 
-An outside teacher is a store that another run, or `record_predictions`, has made. Alone it makes a run offline
-knowledge distillation (Hinton et al., 2015); with a store of an earlier run of the same model the run is a born-again
-network (Furlanello et al., 2018).
+An outside teacher is a store made by another run or by `record_predictions`. A run with this teacher alone is offline
+knowledge distillation (Hinton et al., 2015); if the store is that of an earlier run of the same model, it is a
+born-again network (Furlanello et al., 2018).
 """
 
 import os
@@ -17,47 +17,47 @@ LAST, MEAN_OF_EPOCHS = "last", "mean"
 
 @dataclass
 class TeacherArguments:
-    """The part of `DistillationArguments` that says which teachers there are; see there."""
+    """The part of `DistillationArguments` that chooses the teachers; its docstring explains the fields."""
 
     long_term_teacher: LongTermTeacher = field(
         default="epoch",
         metadata={
-            "help": "'epoch': the long-term teacher is one past epoch. 'ensemble': the running mean of all of them "
-            "(temporal ensembling)."
+            "help": "'epoch': the long-term teacher is one past epoch. 'ensemble': it is the running mean of all past "
+            "epochs (temporal ensembling)."
         },
     )
     outside_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "A store of predictions that teaches as well: of `lstsd record`, or an earlier run's. It is only "
-            "read."
+            "help": "The folder of another store of predictions that also teaches, made by `lstsd record` or by an "
+            "earlier run. It is only read."
         },
     )
     outside_weight: float | None = field(
         default=None,
         metadata={
             "help": "Share of the loss that the outside teacher takes from the label. Default: "
-            f"{DEFAULT_OUTSIDE_WEIGHT}, where there is one."
+            f"{DEFAULT_OUTSIDE_WEIGHT}, if there is one."
         },
     )
     outside_epoch: str = field(
         default=LAST,
-        metadata={"help": "Which epoch of the outside teacher's store teaches: a number, 'last', or 'mean' of all."},
+        metadata={"help": "Which epoch of the outside teacher's store teaches: a number, 'last', or 'mean' (of all)."},
     )
 
     @property
     def outside_share(self) -> float:
-        """The outside teacher's weight; 0 where there is none."""
+        """The outside teacher's weight; 0 if there is none."""
         if self.outside_teacher is None:
             return 0.0
         return DEFAULT_OUTSIDE_WEIGHT if self.outside_weight is None else self.outside_weight
 
     def default_share(self, default_weight: float) -> float:
-        """What a teacher of the run's own past weighs where the user says nothing: a part of what is left."""
+        """The weight of a teacher from the run's own past if the user set none: scaled by 1 - `outside_share`."""
         return default_weight * (1 - self.outside_share)
 
     def wrong_teacher(self) -> tuple[str, object, str] | None:
-        """The first field that is not allowed: its name, what was found, what was expected; None: all are."""
+        """The first bad field: its name, the value found and what was expected; None if all are allowed."""
         if self.long_term_teacher not in get_args(LongTermTeacher):
             return "long_term_teacher", self.long_term_teacher, "one of 'epoch', 'ensemble'"
         path, weight, epoch = self.outside_teacher, self.outside_weight, self.outside_epoch

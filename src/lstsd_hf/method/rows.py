@@ -1,7 +1,7 @@
-"""Where the rows of a batch's samples stand in what a model returns, for heads with more than one row for a sample.
+"""Where the rows of a batch's samples are in a model's output, for heads with more than one row for each sample.
 
-A row is found by its position in the flattened (B x L) grid of a batch. The positions come from the batch's own labels
-or mask, so other padding, another length or side, or another order of the samples changes nothing.
+A row is identified by its position in the flattened (B x L) grid of a batch. The positions come from the batch's own
+labels or mask, so the length and side of the padding and the order of the samples make no difference.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class RowIndex(NamedTuple):
     """The R rows of a batch of B samples, sample by sample and in order within each.
 
     Attributes:
-        positions: int64 (R,), ascending within a sample: where the row stands in the flattened (B x L) grid.
+        positions: int64 (R,), ascending within a sample: the row's position in the flattened (B x L) grid.
         counts: int64 (B,): how many rows each sample has.
     """
 
@@ -27,17 +27,17 @@ class RowIndex(NamedTuple):
     def samples(self) -> torch.Tensor:
         """int64 (R,): which sample, from 0 to B - 1, each row belongs to."""
         samples = torch.arange(len(self.counts), device=self.counts.device)
-        # With its size, which the device would have to be asked for.
+        # Without output_size this would wait for the device.
         return samples.repeat_interleave(self.counts, output_size=len(self.positions))
 
 
 def _of_mask(mask: torch.Tensor) -> RowIndex:
-    """Of a (B, L) mask of booleans."""
+    """The rows at the true positions of a (B, L) mask of booleans."""
     return RowIndex(mask.flatten().nonzero()[:, 0], mask.sum(dim=1))
 
 
 def labelled_tokens(labels: torch.Tensor) -> RowIndex:
-    """A row for each label of (B, L) that is not -100: taggers, and decoders whose labels are not shifted."""
+    """A row for each of (B, L) labels that is not -100: for taggers, and language models that do not shift labels."""
     return _of_mask(labels != IGNORED)
 
 
@@ -45,12 +45,12 @@ def predicted_tokens(batch: Mapping[str, Any], samples: int) -> RowIndex:
     """A row for each token that a causal language model predicts: position t predicts the label at t + 1.
 
     Args:
-        batch: "labels" (B, L), or "shift_labels", which stand at the position that predicts them. A padding-free batch
-            is one sequence (1, L) of several samples, whose "position_ids" start from 0 with each.
-        samples: B.
+        batch: "labels" (B, L), or "shift_labels", which are at the position that predicts them. A padding-free batch
+            is one sequence (1, L) of several samples; its "position_ids" start again from 0 at each sample.
+        samples: B, the number of sample ids.
 
     Raises:
-        ValueError: a padding-free batch has another number of samples than ids.
+        ValueError: there are neither B sequences, nor one padding-free sequence with B starts of position_ids.
     """
     if "shift_labels" in batch:
         mask = batch["shift_labels"] != IGNORED
@@ -59,7 +59,7 @@ def predicted_tokens(batch: Mapping[str, Any], samples: int) -> RowIndex:
         mask[:, :-1] = batch["labels"][:, 1:] != IGNORED
     attended = batch.get("attention_mask")
     if attended is not None and attended.shape == mask.shape:
-        # Padding on the left predicts a sample's first token, in the batches where there is any.
+        # Left padding would predict a sample's first token, but only in batches that have padding.
         mask &= attended != 0
     if len(mask) == samples:
         return _of_mask(mask)
@@ -70,7 +70,7 @@ def predicted_tokens(batch: Mapping[str, Any], samples: int) -> RowIndex:
             "samples: expected a sequence for each sample, or a padding-free batch in which position_ids start from 0 "
             "with each sample. Turn packing off: it joins samples, and their ids are lost."
         )
-    # The last token of a sample predicts none of the next one's.
+    # The last token of a sample does not predict the first token of the next one.
     mask[0, :-1] &= ~starts[1:]
     positions = mask[0].nonzero()[:, 0]
     owner = starts.cumsum(dim=0)[positions] - 1

@@ -1,4 +1,4 @@
-"""Question answering: start and end are two distributions over the positions of a feature that are not padding."""
+"""Question answering: start and end are each a distribution over the positions of a feature that are not padding."""
 
 import torch
 
@@ -11,8 +11,8 @@ def span_log_probabilities(rows: torch.Tensor, samples: torch.Tensor, count: int
 
     Args:
         rows: Scores, (..., R, 2), finite, float32.
-        samples: int64 (R,): the sample, from 0 to count - 1, of each row.
-        count: B.
+        samples: int64 (R,): the sample of each row, from 0 to count - 1.
+        count: B, the number of samples.
     """
     index = samples[:, None].expand(rows.shape)
     most = torch.full((*rows.shape[:-2], count, 2), -torch.inf, device=rows.device)
@@ -34,11 +34,11 @@ def span_terms(
 
     Args:
         student: Scores, (R, 2), with gradient.
-        teachers: Recorded scores, (T, R, 2); a feature with a NaN: that teacher is absent.
+        teachers: Recorded scores, (T, R, 2). A teacher with a NaN in a feature is absent there.
         samples: int64 (R,): the feature of each row.
         count: B.
         temperature: tau, above 0.
-        teacher_trust: See `heads.Head.terms`.
+        teacher_trust: See `heads.OneRow.terms`.
     """
 
     def over_rows(values: torch.Tensor) -> torch.Tensor:
@@ -57,13 +57,13 @@ def span_terms(
     if teacher_trust == "confidence":
         rows = torch.zeros(count, device=student.device).index_add(0, samples, torch.ones_like(student[:, 0]))
         trust = present * (over_rows(log_q.exp() * log_q) / rows.clamp(min=2).log() + 1).clamp(0, 1)
-    # The most probable start and the most probable end: as a row's log probability that no other one exceeds.
+    # Agreement: whether student and teacher have the same most probable start, and the same most probable end.
     best = is_most(log_p.detach(), samples, count) * is_most(log_q, samples, count)
     return TeacherTerms(present, trust, distance, present * over_rows(best).clamp(max=1))
 
 
 def is_most(log_p: torch.Tensor, samples: torch.Tensor, count: int) -> torch.Tensor:
-    """(..., R, 2): 1 where a row is the most probable of its sample, else 0."""
+    """(..., R, 2): 1 where a row is the most probable one of its sample, else 0."""
     index = samples[:, None].expand(log_p.shape)
     most = torch.full((*log_p.shape[:-2], count, 2), -torch.inf, device=log_p.device)
     most = most.scatter_reduce(-2, index, log_p, "amax")

@@ -1,7 +1,7 @@
-"""Statistics of a run's epochs: small arrays with a row for each sample, folded anew at the end of each epoch.
+"""Statistics of a run's epochs: small arrays with a row for each sample, updated at the end of each epoch.
 
-A statistic keeps what the report, or a teacher, must know of epochs that retention has dropped. Its values after
-epoch e are a function of its values after e - 1, of the predictions of e, and of the labels.
+A statistic keeps what the report or a teacher needs from epochs that retention has dropped. Its values after epoch e
+are a function of its values after epoch e - 1, the predictions of epoch e, and the labels.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ ENSEMBLE_DECAY = 0.6
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic.
+    """A statistic: its name and its update.
 
     Attributes:
-        name: In small letters; names its file in the store.
-        fold: (before, rows, labels) -> after, for n samples: `before` (n, ...) are the values after the epoch before,
-            or None in the first epoch; `rows` (n, *row_shape) the epoch's predictions, NaN where there is none;
-            `labels` (n, ...). The result is float32 (n, ...), and must not depend on other samples.
-        teaches: Whether a teacher is read from it, by the number of a row's columns, in front. Labels have no part in
-            it, and after epochs that it has not seen it goes on.
+        name: Lower-case letters and underscores; names its file in the store.
+        fold: (before, rows, labels) -> after, for n samples. `before` (n, ...) are the values after the previous
+            epoch, or None in the first epoch; `rows` (n, *row_shape) are the epoch's predictions, NaN where there is
+            none; `labels` are (n, ...). The result is float32 (n, ...), and must not depend on other samples.
+        teaches: Whether a teacher is read from it: from its first columns, as many as a row has. Such a statistic does
+            not depend on labels, and is updated even after epochs that it has missed.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Statistic:
 
 
 def _running_mean(before: Array | None, values: Array) -> Array:
-    """(n, 2) float32: the mean over the epochs that have a value, and their number; values are (n,), NaN: none."""
+    """(n, 2) float32: the mean over the epochs that have a value, and their number; values are (n,), NaN for none."""
     before = np.zeros((len(values), 2), np.float32) if before is None else before
     known = ~np.isnan(values)
     count = before[:, 1] + known
@@ -48,7 +48,7 @@ def _running_mean(before: Array | None, values: Array) -> Array:
 def fold_margin(before: Array | None, rows: Array, labels: Array) -> Array:
     """The running mean of the label's probability less the largest of any other class, and the number of epochs.
 
-    From -1 (never near the label) to 1. (1 - mean) / 2 is `dynamics.noise_score`.
+    The mean is from -1 (another class was certain in every epoch) to 1. (1 - mean) / 2 is `dynamics.noise_score`.
 
     Args:
         before: (n, 2) float32, or None.
@@ -56,8 +56,8 @@ def fold_margin(before: Array | None, rows: Array, labels: Array) -> Array:
         labels: Classes, (n,); those outside of [0, C) have no margin.
     """
     known = (labels >= 0) & (labels < rows.shape[1])
-    # torch, because numpy converts float16 one number at a time, and uses one core. Imported here: it takes seconds,
-    # and the report needs no more of this module than the statistics' names.
+    # In torch, because numpy converts float16 one number at a time and uses one core. Imported here, because the
+    # import takes seconds and the report needs only the statistics' names from this module.
     import torch
 
     probabilities = torch.tensor(rows).float().softmax(dim=-1)
@@ -73,7 +73,7 @@ def fold_absolute_error(before: Array | None, rows: Array, labels: Array) -> Arr
     Args:
         before: (n, 2) float32, or None.
         rows: Predictions, (n, 1).
-        labels: Scores, (n,); NaN: no score.
+        labels: Scores, (n,), NaN where there is none.
     """
     return _running_mean(before, np.abs(rows[:, 0].astype(np.float32) - labels))
 
@@ -81,17 +81,17 @@ def fold_absolute_error(before: Array | None, rows: Array, labels: Array) -> Arr
 def fold_ensemble(before: Array | None, rows: Array, labels: object) -> Array:
     """The running mean of the logits, in which an epoch weighs 0.6 of the one after it, and the number of epochs.
 
-    Temporal ensembling, Laine and Aila, ICLR 2017 (arXiv 1610.02242): Z = 0.6 Z + 0.4 z, and the target Z / (1 -
-    0.6^n) after n epochs, which corrects for Z = 0 at the start. Here the target itself is carried on, which is the
-    same. Theirs is of probabilities; of logits it is one formula for every head with one row.
+    Temporal ensembling, Laine and Aila, ICLR 2017 (arXiv 1610.02242): Z = 0.6 Z + 0.4 z, and the target after n epochs
+    is Z / (1 - 0.6^n), which corrects for Z = 0 at the start. This function updates the target itself, with the same
+    result. Theirs averages probabilities; averaging logits gives one formula for every head with one row.
 
     Args:
         before: (n, C + 1) float32, or None.
         rows: Logits, (n, C).
-        labels: Not looked at.
+        labels: Not used.
 
     Returns:
-        float32 (n, C + 1): the mean, NaN where there was no epoch, and in the last column the number of epochs.
+        float32 (n, C + 1): the mean, NaN without any prediction, and in the last column the number of epochs.
     """
     rows = rows.astype(np.float32)
     known = np.isfinite(rows.sum(axis=1))
@@ -106,5 +106,5 @@ def fold_ensemble(before: Array | None, rows: Array, labels: object) -> Array:
 
 MARGIN = Statistic("margin", fold_margin)
 ABSOLUTE_ERROR = Statistic("absolute_error", fold_absolute_error)
-# By name, what a teacher may be read from.
+# The statistics that a teacher may be read from, by name.
 TAUGHT_FROM = {ENSEMBLE: Statistic(ENSEMBLE, fold_ensemble, teaches=True)}

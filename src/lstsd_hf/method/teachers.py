@@ -1,4 +1,4 @@
-"""Who teaches, in which epoch, and with what weight: the method's settings as they are in force in a run.
+"""Which teachers a run has, which epoch each teaches in, and with what weight.
 
 Long Short-Term Sample Distillation, Jiang et al., AAAI 2020 (arXiv 2003.00739). The two teachers and the single pass
 are the paper's; the weights, their schedule and the mini-generation as `K` epochs are ours. Epochs count from 0.
@@ -13,7 +13,7 @@ TeacherTrust = Literal["constant", "confidence", "honest"]
 LoneTeacher = Literal["label", "teacher"]
 LongTermTeacher = Literal["epoch", "ensemble"]
 
-# What a teacher may be read from, beside the statistics of a store, which have names too.
+# What a teacher may be read from: an epoch's predictions, their mean over epochs, or a statistic, by its name.
 PREDICTIONS = "predictions"
 MEAN = "mean of epochs"
 ENSEMBLE = "ensemble"
@@ -21,9 +21,9 @@ ENSEMBLE = "ensemble"
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings in force: numbers where the user may have left the choice to the method.
+    """The settings in force, with values for what the user left open.
 
-    The fields are those of `DistillationArguments`, which explain themselves there.
+    The fields are explained in `DistillationArguments`.
     """
 
     mini_generation_epochs: int
@@ -42,14 +42,15 @@ class Teacher:
     """A source of past predictions.
 
     Attributes:
-        name: In small letters; names the teacher in the batch and in the log.
-        epoch_of: The epoch whose predictions teach in a given epoch, or None where there is none yet. An epoch teaches
-            from the one after it on, and without a gap, so retention may drop what does not teach in the next epoch.
-        weight_of: The share of the loss that it takes where it is trusted in full, in an epoch of a run of so many.
+        name: Lower-case letters; names the teacher in the batch and in the log.
+        epoch_of: Maps an epoch to the epoch whose predictions teach in it, or to None if there is none yet. A past
+            epoch must begin to teach right after it ends and go on without a gap, because retention drops every epoch
+            that does not teach in the next one.
+        weight_of: Maps an epoch and the run's number of epochs to the teacher's share of the loss under full trust.
         store: The folder of another store; None: the run's own.
-        track: What the store is asked for: the epoch's predictions; their mean over all epochs (of logits); or the
-            statistic of that name, whose first columns are those of a row.
-        columns: Which column of the store's rows each class of the model's is; None: they are in the same order.
+        track: What is read from the store: the epoch's predictions; the mean logits over all epochs; or the statistic
+            of that name, whose first columns are those of a row.
+        columns: For each class of the model, its column in the store's rows; None: the order is the same.
     """
 
     name: str
@@ -60,24 +61,24 @@ class Teacher:
     columns: tuple[int, ...] | None = None
 
     def teaching_epoch(self, epoch: int, num_train_epochs: int) -> int | None:
-        """The epoch that teaches in `epoch`; None where there is none, or where its weight is 0."""
+        """The epoch that teaches in `epoch`; None if there is none, or if the weight is 0."""
         return self.epoch_of(epoch) if self.weight_of(epoch, num_train_epochs) else None
 
 
 def long_term_epoch(epoch: int, mini_generation_epochs: int) -> int | None:
-    """The last epoch of the mini-generation before, `(epoch // K) * K - 1`; None in the first mini-generation."""
+    """The last epoch of the previous mini-generation, `(epoch // K) * K - 1`; None in the first mini-generation."""
     last = epoch // mini_generation_epochs * mini_generation_epochs - 1
     return last if last >= 0 else None
 
 
 def short_term_epoch(epoch: int) -> int | None:
-    """The epoch before; None in the first epoch."""
+    """The previous epoch; None in the first epoch."""
     return epoch - 1 if epoch >= 1 else None
 
 
 @dataclass(frozen=True)
 class OutsideSource:
-    """Where an outside teacher's predictions are: see `Teacher`. It teaches in every epoch."""
+    """Where an outside teacher's predictions are; the fields are those of `Teacher`. It teaches in every epoch."""
 
     store: str
     epoch: int
@@ -86,9 +87,9 @@ class OutsideSource:
 
 
 def teachers_of(settings: Settings, outside: OutsideSource | None = None) -> tuple[Teacher, ...]:
-    """The long-term and the short-term teacher of a run with these settings, and an outside one where there is one.
+    """The long-term and the short-term teacher of a run with these settings, then the outside teacher if there is one.
 
-    The long-term teacher may be an ensemble of all past epochs, which is there as soon as the short-term one is.
+    If the long-term teacher is the ensemble of all past epochs, it exists as soon as the short-term one.
     """
     k = settings.mini_generation_epochs
     is_ensemble = settings.long_term_teacher == "ensemble"

@@ -1,12 +1,12 @@
 """Distillation over a vocabulary: the teacher's `k` most probable classes, and the rest of its mass as one event.
 
-A row of a teacher is k log probabilities under its whole vocabulary, the classes that they are of, and the logarithm
-of the mass that remains. The divergence is over these k + 1 events, so it is never negative, and 0 where student and
-teacher agree on them. Both tails are sums over the classes that are not among the k, not 1 less a sum, which is noise
-where it is small.
+A teacher's row has k log probabilities under its whole vocabulary, their classes, and the logarithm of the remaining
+mass. The divergence is over these k + 1 events, so it is never negative, and 0 where student and teacher agree on all
+of them. The remaining mass of either is a sum over its classes, not 1 less the mass of the k: when small, that
+difference is mostly rounding noise.
 
-The logits of a language model are the largest tensor of a step. All that is computed of them here goes through them a
-few rows at a time; only the gradient has their size.
+The logits of a language model are the largest tensor of a step. This module works through them a few rows at a time,
+so only the gradient is as large.
 """
 
 import math
@@ -27,7 +27,7 @@ class TopK(NamedTuple):
     """The k most probable classes of R rows, the most probable first.
 
     Attributes:
-        log_probabilities: float32 (R, k), under the whole vocabulary.
+        log_probabilities: float32 (R, k), under the whole vocabulary, the largest first.
         classes: int64 (R, k).
         log_rest: float32 (R,): the logarithm of the mass of all other classes.
     """
@@ -38,10 +38,10 @@ class TopK(NamedTuple):
 
 
 def fewer_classes(teacher: Mapping[str, torch.Tensor], k: int) -> dict[str, torch.Tensor]:
-    """A teacher's rows with the first k of its classes, by part; what the others had is in the rest.
+    """A teacher's rows with only the first k of its classes, by part; the mass of the others is added to the rest.
 
     Args:
-        teacher: "values" (R, K) log probabilities, the largest first; "classes" (R, K); "rest" (R,).
+        teacher: "values" (R, K), log probabilities, the largest first; "classes" (R, K); "rest" (R,).
         k: At most K.
     """
     values = teacher["values"].float()
@@ -55,9 +55,9 @@ def _chunks(positions: torch.Tensor, vocabulary: int) -> Iterator[slice]:
 
 
 def largest_of(rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each of (r, V) rows and their classes, as `rows.topk(k)`, in little more than one pass.
+    """The k largest values of each of (r, V) rows and their classes, as `rows.topk(k)`, in little more than one pass.
 
-    They lie in the k blocks that have the largest maxima, or behind the last whole block.
+    They are in the k blocks with the largest maxima, or after the last whole block.
     """
     blocks = rows.shape[1] // _BLOCK
     if blocks < 4 * k:
@@ -80,16 +80,16 @@ def _rest_of(
     rest: torch.Tensor,
     rows: torch.Tensor,
 ) -> torch.Tensor:
-    """(r, 1): the mass of all classes but the named ones, from that of all but the top ones.
+    """(r, 1): the mass of all classes but the named ones, computed from the mass of all but the top ones.
 
-    Of as many classes as are named, or more, the top ones have the largest mass. So what a teacher names of the rest
-    is at most what it leaves out of the top, and the difference is right to a few roundings of the result.
+    If n <= k, the named classes outside the top have at most the mass of the top classes that are not named. So the
+    result is at least `rest`, and the subtraction costs only a few roundings of the result.
 
     Args:
         named, of_named: (r, n) classes, none twice in a row, and their masses.
-        top, of_top: (r, k) the same of the largest.
-        rest: (r, 1), the mass of all but the top ones.
-        rows: (r, V), all masses, 0 at the top ones; the same again afterwards.
+        top, of_top: (r, k) the same for the classes with the largest masses.
+        rest: (r, 1), the mass of all classes but the top ones.
+        rows: (r, V), all masses, but 0 at the top ones. Changed and restored.
     """
     same = named[:, :, None] == top[:, None, :]
     left_out = (of_top * ~same.any(dim=1)).sum(dim=1, keepdim=True)
@@ -102,7 +102,7 @@ def _rest_of(
 
 
 class _Events(torch.autograd.Function):
-    """Two things at once, because each pass over the logits costs: the k largest classes, and the teachers' events."""
+    """Finds the k largest classes and the teachers' events together, because each pass over the logits is costly."""
 
     @staticmethod
     def forward(
@@ -115,12 +115,12 @@ class _Events(torch.autograd.Function):
         for chunk in _chunks(positions, logits.shape[1]):
             rows = logits.index_select(0, positions[chunk]).float()
             most, top = largest_of(rows, k)
-            rows = rows.softmax(dim=1)  # one pass, where an exponential and a sum are several
+            rows = rows.softmax(dim=1)  # one pass; an exponential and a sum would be several
             shares = rows.gather(1, top)
             rest = rows.scatter_(1, top, 0.0).sum(dim=1, keepdim=True)
-            total = most[:, :1] - shares[:, :1].log()  # of exp(z), as a logarithm
+            total = most[:, :1] - shares[:, :1].log()  # the logarithm of the sum of exp(z)
             largest[chunk] = top
-            # Not through the exponential, which underflows for the least probable of the k.
+            # Not from the probabilities, which underflow for the least probable of the k.
             own[chunk, :-1], own[chunk, -1:] = most - total, rest.log()
             for teacher, named in enumerate(classes[:, chunk]):
                 known = logits[positions[chunk, None], named].float() - total
@@ -158,22 +158,22 @@ def student_events(
 
     Args:
         logits: (M, V), floating-point.
-        positions: int64 (R,), rows of the logits, each once.
-        classes: int64 (T, R, k), no class twice in a row; T may be 0.
-        k: From 1 to V - 1.
+        positions: int64 (R,), rows of the logits, each at most once.
+        classes: int64 (T, R, n), the teachers' classes, none twice in a row; T may be 0.
+        k: How many of the student's own classes to return, from 1 to V - 1.
 
     Returns:
-        float32 (T, R, k + 1), the rest last; and what is to be recorded, without gradient.
+        float32 (T, R, n + 1), the rest last; and the student's own classes, to be recorded, without gradient.
     """
     events, own, largest = _Events.apply(logits, positions, classes, k)
     return events, TopK(own[:, :-1], largest, own[:, -1])
 
 
 def confidence(log_q: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """How sure a teacher is, (...): `1 - H / log V`, where the rest counts as spread evenly over its classes.
+    """How sure a teacher is, (...): `1 - H / log V`, with the rest counted as spread evenly over its classes.
 
-    The true entropy is at most this one, so the confidence is at least what is returned, and a teacher that has learnt
-    nothing has none, however small k is.
+    The true entropy is at most this one, so the true confidence is at least the value returned. A teacher that has
+    learnt nothing gets 0, however small k is.
 
     Args:
         log_q: (..., k + 1), finite.
@@ -192,24 +192,25 @@ def vocabulary_terms(
     teacher_trust: TeacherTrust,
     k: int,
 ) -> tuple[TeacherTerms, TopK]:
-    """The teachers' terms for R rows, each (T, R), and the student's own classes, which are to be recorded.
+    """The teachers' terms for R rows, each (T, R), and the student's own classes, to be recorded.
 
     Args:
         logits: (M, V), with gradient.
-        positions: int64 (R,), rows of the logits, each once.
-        teachers: Of T teachers, each field with an axis T in front; NaN log probabilities: that teacher is absent.
-        temperature: tau; above 1 the k + 1 events are softened, each as if it were one class.
-        teacher_trust: See `heads.Head.terms`.
-        k: How many classes to record.
+        positions: int64 (R,), rows of the logits, each at most once.
+        teachers: The rows of T teachers, each field with an axis T in front. A row with a NaN log probability: that
+            teacher is absent.
+        temperature: tau. If it is not 1, the events of both sides are softened, the rest as if it were one class.
+        teacher_trust: See `heads.OneRow.terms`.
+        k: How many of the student's classes to record.
     """
     log_q = torch.cat([teachers.log_probabilities, teachers.log_rest[..., None]], dim=-1).float()
     total = log_q.sum(dim=-1)
     present = (total == total).float()  # NaN differs from itself
-    # An absent teacher's classes are any k that differ.
+    # An absent teacher gets arbitrary classes that differ.
     absent = present[..., None] == 0
     order = torch.arange(teachers.classes.shape[-1], device=logits.device)
     classes = torch.where(absent, order, teachers.classes.long())
-    log_q = F.log_softmax(torch.where(absent, 0.0, log_q), dim=-1)  # float16 rounds: the events sum to 1 again
+    log_q = F.log_softmax(torch.where(absent, 0.0, log_q), dim=-1)  # makes float16 events sum to 1 again
     log_p, student = student_events(logits, positions, classes, k)
     trust = present * confidence(log_q, logits.shape[-1]) if teacher_trust == "confidence" else present
     same = (student.classes[:, 0] == classes[..., 0]).float()

@@ -1,25 +1,26 @@
-"""The report of a run: what the model thought of every training sample, and when, from the sealed epochs.
+"""The report of a run: what the model predicted for every training sample, in each of the sealed epochs.
 
     <output_dir>/_report/
       report.html           a page that opens offline: what looks wrong, a review of it, a map, a table, curves
-      comparison.html       a page about this run beside another one; see `compare`
+      comparison.html       a page that compares this run with another; see `compare`
       samples.parquet       a row for each sample id that has a label; columns: `measures.of_classes`, `of_scores`
-      sample_ids.npy        (M,) int64: the samples that the last epoch has a prediction for, the rows of what follows
+      sample_ids.npy        (M,) int64: the samples with a prediction in the last epoch, in the order of the arrays
       labels.npy            (M,) their labels
       pred_probs.npy        (M, C) float32: the last epoch's probabilities, as cleanlab takes them; in-sample
       predictions.npy       (M,) float32: the last epoch's scores; a regression has it in place of pred_probs.npy
 
-Of a multi-label head labels.npy is (M, C), 1 where a label holds, and pred_probs.npy has the probability of each.
+For a multi-label head, labels.npy is (M, C), 1 where a label holds, and pred_probs.npy has each label's probability.
 
-Of a tagger samples.parquet has each sample's most suspicious token, and tokens.parquet a row for each labelled token.
-labels.npy and pred_probs.npy are of the tokens, sample by sample, and offsets.npy (M + 1,) says where each sample's
-begin. Of question answering and language models there are the page and samples.parquet, with losses.
+For a tagger, samples.parquet has each sample's most suspicious token, and tokens.parquet each labelled token.
+labels.npy and pred_probs.npy have a row for each token, sample by sample, and offsets.npy (M + 1,) says where each
+sample's tokens begin. For question answering and language models there are only the page and samples.parquet, with
+losses.
 
-A checkpoint has its report beside it, in the run's `_report`: pushes to the Hub may upload a checkpoint whole, and
-the report holds texts.
+The report of a checkpoint goes to the run's `_report`, outside the checkpoint: a push to the Hub may upload a whole
+checkpoint, and the report holds texts.
 
-The store is read in chunks of samples, all epochs at once. What stays in memory is a row of the parquet file for each
-sample, and, of those that the page lists, the text and a few numbers for each epoch.
+The store is read in chunks of samples, all epochs at once. In memory stay the rows of the parquet file and, for the
+samples that the page lists, the text and a few numbers for each epoch.
 """
 
 import os
@@ -49,7 +50,7 @@ from .token_texts import read_token_texts
 PAGE = "report.html"
 _ARRAYS = ("sample_ids.npy", "labels.npy", "offsets.npy", "pred_probs.npy", "predictions.npy")
 _FILES = frozenset({"samples.parquet", "tokens.parquet", *_ARRAYS, PAGE})
-_UNFINISHED = ".unfinished"  # what a report is written in
+_UNFINISHED = ".unfinished"  # the folder for a report that is being written
 
 
 def write_report(
@@ -65,16 +66,16 @@ def write_report(
     """Writes the report of a run into the `_report` in its output_dir, over an earlier one.
 
     Args:
-        run_dir: The run's output_dir, or a checkpoint in it. Of a run that kept only some of its
-            epochs (`logits_retention`, `history_budget`) the report shows what it can, and says what it cannot.
-        dataset: What holds the texts: the training set, or its file; see `texts.read_texts`. None: the page shows ids.
-        text_columns: The column to show, or several; None: all columns of text but the label's. Of a tagger the column
+        run_dir: The run's output_dir, or a checkpoint in it. If the run kept only some of its epochs
+            (`logits_retention`, `history_budget`), the report shows what it can, and says what it cannot.
+        dataset: The training set, which has the texts, or its file; see `texts.read_texts`. None: the page shows ids.
+        text_columns: The column to show, or several; None: all text columns but the label's. For a tagger, the column
             with a list of words in each row; None: "tokens" or "words".
-        logits_dir: Where the store is, if not in `<run_dir>/_logits`.
-        sample_id_column: The data set's id column. Where it has none, a row's position is its id.
+        logits_dir: The store's folder, if it is not `<run_dir>/_logits`.
+        sample_id_column: The data set's id column. If it has none, a row's position is its id.
         label_column: The data set's label column, which must agree with the run's labels; None: "labels", "label" or
-            "label_ids", where there is one.
-            Of a tagger the column with the tags of the words; None also: "tags", "ner_tags" or "pos_tags".
+            "label_ids", if there is one. For a tagger, the column with the tags of the words; None: "tags",
+            "ner_tags", "pos_tags", or one of those.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Returns:
@@ -83,12 +84,12 @@ def write_report(
     Raises:
         StoreError: there is no store, no epoch of it is sealed, or it has no labels or no finite prediction.
         StoreCorruptionError: the store is damaged: every byte of it is checked.
-        ValueError: there is no such run, or a file where the report goes; labels that are no classes; or texts that
-            cannot be read or are of other samples.
+        ValueError: there is no such run, or there is a file where the report goes; a label is not a class; or the
+            texts cannot be read or are of other samples.
         MissingExtraError: the extra `report` is not installed.
     """
     require("report")
-    from .losses_page import write_losses_page  # the reader of files, which stands beside it, loads without the extra
+    from .losses_page import write_losses_page  # imported here: other modules of this package do without the extra
     from .page import write_page
 
     run_dir = Path(run_dir)
@@ -124,10 +125,10 @@ def write_measured(folder: Path, run: Run, measures: Measures, texts: Texts | No
     """Writes the report of a run with one row of predictions for each sample, and returns the path of the page.
 
     Args:
-        folder: Where to.
+        folder: The folder to write to.
         run: The run.
-        measures: Of its samples; of a multi-label head those of its labels, see `multi_label.label_run`.
-        texts: What the page shows.
+        measures: The measures of its samples; for a multi-label head, of its labels, see `multi_label.label_run`.
+        texts: The texts that the page shows; None: it shows ids.
 
     Raises:
         StoreError: a file cannot be written.
@@ -148,9 +149,9 @@ def write_measured(folder: Path, run: Run, measures: Measures, texts: Texts | No
 
 @contextmanager
 def _publishing(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write a report in, and moves what is there afterwards to `folder`, file by file.
+    """Yields a folder to write a report in, and then moves its files to `folder`, one by one.
 
-    A report that is cut off leaves the one before as it was. What else the user keeps in the folder stays.
+    If writing fails, the earlier report stays as it was. Other files that the user keeps in `folder` stay.
 
     Raises:
         StoreError: a file could not be written.
@@ -163,16 +164,16 @@ def _publishing(folder: Path) -> Iterator[Path]:
             new.mkdir()
             yield new
             written = {path.name: path for path in new.iterdir()}
-            for name in sorted(written, key=lambda name: name == PAGE):  # the page last: it is what one looks at
+            for name in sorted(written, key=lambda name: name == PAGE):  # the page last: it is what a user opens
                 publish(written[name], folder / name)
-            for name in _FILES - written.keys():  # an earlier report may have been of the other kind
+            for name in _FILES - written.keys():  # left by an earlier report on another kind of head
                 (folder / name).unlink(missing_ok=True)
         finally:
             remove(new)
 
 
 def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
-    """The last epoch's predictions as plain arrays, of the samples that have one; `measures` as `write_measured`."""
+    """Writes the last epoch's predictions as arrays, for the samples with one; `measures`: see `write_measured`."""
     prediction = measures.samples["prediction"].reshape(run.labels.shape)
     absent = np.isnan(prediction) if run.is_regression else prediction < 0
     seen = ~(absent.any(axis=1) if run.is_multi_label else absent)
@@ -190,7 +191,7 @@ def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:
 
 
 def _write_last_epoch_of_tokens(folder: Path, run: TokenRun) -> None:
-    """The last epoch's predictions of tokens as plain arrays, of the samples that have them."""
+    """Writes the last epoch's predictions of tokens as arrays, for the samples that have them."""
     offsets = run.store.epoch_parts(run.epochs[-1])["offsets"]
     counts = np.diff(run.offsets)
     seen = (np.diff(offsets) == counts) & (counts > 0)

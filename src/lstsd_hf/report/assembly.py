@@ -1,9 +1,9 @@
-"""Puts a page together: one HTML file with its data, libraries and styles, which asks for nothing from anywhere.
+"""Puts a page together: one HTML file with its data, libraries and styles, which loads nothing from the network.
 
-The data and the libraries are gzip in base64, which the browser unpacks: a third of the size, and nothing in them can
-end a `<script>`. Texts are data; the page's own script shows them as text (`textContent`), escapes them for plotly,
-whose labels know some HTML, and lets DataTables escape them. Were one of them read as HTML all the same, the page's
-policy would run no script but its own, which it names by hash, and load nothing.
+The data and the libraries are gzip in base64, which the browser unpacks: this takes a third of the size, and nothing
+in it can end a `<script>`. Texts are data: the page's own script shows them as text (`textContent`), escapes them for
+plotly, whose labels may have some HTML, and lets DataTables escape them. If one of them were read as HTML all the
+same, the page's content security policy would run no script but its own, which it names by hash, and load nothing.
 """
 
 import base64
@@ -22,10 +22,10 @@ def write_html(path: Path, kind: str, data: dict[str, Any], **words: Any) -> Pat
     """Writes a page and returns its path.
 
     Args:
-        path: Where to.
-        kind: Which page: of "page.<kind>.html" and "page.<kind>.js", beside what all pages share.
-        data: What the script reads, as JSON takes it.
-        words: What the template reads; it escapes them.
+        path: The file to write.
+        kind: Which page: it is made of "page.<kind>.html", "page.<kind>.js", and what all pages share.
+        data: What the script reads; JSON must be able to hold it.
+        words: The template's variables, which it escapes.
     """
     folder, bundle = files(__package__), files("itables") / "html"
 

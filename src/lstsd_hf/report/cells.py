@@ -1,4 +1,4 @@
-"""Columns of a user's file, as text; and what the readers of such files share."""
+"""Columns of a user's file as text, and what the readers of such files share."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def tell(line: str) -> None:
-    """Says in one line what was assumed; of several processes, one does."""
+    """Logs in one line what was assumed; only one of several processes does."""
     if os.environ.get("RANK", "0") == "0":
         logger.warning(line)
 
@@ -37,7 +37,7 @@ def listed(values: Sequence[str], limit: int = 20) -> str:
 
 
 def in_memory(table: pa.Table, features: Features | None = None) -> Dataset:
-    """A table as a data set. It gets a name by chance: `datasets` would make one from a pickled copy of the table."""
+    """A table as a data set, with a random fingerprint: `datasets` would hash a pickled copy of the whole table."""
     return Dataset(table, DatasetInfo(features=features), fingerprint=uuid.uuid4().hex)
 
 
@@ -47,8 +47,8 @@ class Column:
 
     Attributes:
         cells: (N,) None where a cell is missing.
-        names: The names of a `ClassLabel`, by id; else none.
-        is_text: Whether a file that has types holds text there: in JSON "1", and not 1.
+        names: The names of a `ClassLabel`, by id; empty for other columns.
+        is_text: Whether the file has types, and holds text there: in JSON "1", not 1.
     """
 
     cells: list[str | None]
@@ -57,19 +57,19 @@ class Column:
 
 
 def sample_ids(name: str, column: str, held: Column, rows: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The ids of some rows, out of the column that holds them.
+    """The sample ids of some rows, from the column that holds them.
 
     Args:
-        name: What messages call the file.
+        name: The file's name in messages.
         column: The name of the column.
         held: Its cells.
         rows: (n,) the positions of the rows, from 0.
 
     Returns:
-        (n,) integers of at least 0, each once.
+        (n,) integers of at least 0, without repeats.
 
     Raises:
-        ValueError: an id is missing, repeated, or no such integer.
+        ValueError: an id is missing, repeated, or not an integer of at least 0.
     """
     first: dict[int, int] = {}
     for row in rows:
@@ -92,11 +92,11 @@ def sample_ids(name: str, column: str, held: Column, rows: Sequence[int]) -> npt
 
 @dataclass(frozen=True)
 class Cells:
-    """What was read of a file.
+    """The columns that were read from a file.
 
     Attributes:
         texts: (N rows) the text columns.
-        others: Other columns by name: labels, ids, what rows are chosen by.
+        others: Other columns by name: labels, ids, and the column that rows are chosen by.
     """
 
     texts: Dataset

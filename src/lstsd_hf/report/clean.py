@@ -1,9 +1,9 @@
-"""The cleaned training set: a copy of the file that a run was trained on, without wrong labels, or with mended ones.
+"""Copies the file that a run was trained on, and drops or corrects labels that look wrong.
 
     lstsd clean out --dataset train.csv --relabel -o clean.csv                      # what looks wrong to the run
     lstsd clean out --dataset train.csv --decisions decisions.csv -o clean.csv      # what a person decided
 
-To train on it, as a new run with a folder of its own:
+To train on the copy, as a new run with its own folder:
 
     lstsd train --model_name_or_path bert-base-uncased --train_file clean.csv --output_dir out_clean ...
 """
@@ -38,8 +38,8 @@ class Cleaned:
         rows: How many rows there were.
         dropped: How many were left out.
         relabelled: How many got another label, by the names of the old class and the new one.
-        unchanged: How many were chosen, and kept their label: the class that the run suggests is the given one.
-        chosen_by: What chose them.
+        unchanged: How many were chosen but keep their label, because the class that the run suggests is the given one.
+        chosen_by: What chose the rows, in words.
     """
 
     output: Path
@@ -81,30 +81,31 @@ def clean(
     split: str = "train",
     tsv_quoting: bool = False,
 ) -> Cleaned:
-    """Writes a copy of a training set with labels that look wrong dropped, or mended.
+    """Writes a copy of a training set in which labels that look wrong are dropped or corrected.
 
-    The copy has the format, the columns and the order of the original. Of CSV, TSV and JSON all that is not dropped or
-    relabelled stays byte for byte; parquet keeps its schema, its metadata and its compression; a folder keeps its
-    features and its other splits. A new label is spelled as the file spells that class in another row; of several
-    labels, a list of 0 and 1 for each sample, the numbers change that must. Rows that the run has no label of, such as
-    those that were held out, stay. To train on the copy: `lstsd train --train_file clean.csv`, with a new output_dir.
+    The copy has the format, the columns and the order of the original. In CSV, TSV and JSON, everything that is not
+    dropped or relabelled stays byte for byte; parquet keeps its schema, its metadata and its compression; a folder
+    keeps its features and its other splits. A new label is spelled as the file spells that class in another row. With
+    several labels, a list of 0 and 1 for each sample, only the numbers that must change do. Rows without a label in
+    the run, such as held-out rows, stay. To train on the copy: `lstsd train --train_file clean.csv`, with a new
+    output_dir.
 
     Args:
         run_dir: The run's output_dir, or a checkpoint in it.
-        dataset: What it was trained on: a CSV, TSV, JSON (lines) or parquet file, or a folder that `save_to_disk`
+        dataset: What the run was trained on: a CSV, TSV, JSON (lines) or parquet file, or a folder that `save_to_disk`
             wrote. Rows are matched to samples by ids, or by position and labels, as for the report.
-        output: The file or folder to write, which must not exist; a file ends as `dataset` does.
+        output: The file or folder to write, which must not exist; a file must have the suffix of `dataset`.
         drop: Whether to leave out the samples whose label looks wrong, by `looks_wrong` of `read_history`.
-        relabel: Whether to give them the class with the highest mean probability over epochs; of several labels those
-            that look wrong are flipped.
-        decisions: A file of decisions, see `report.decisions`, which alone chooses the rows and what becomes of them.
-            Every row that it does not name stays as it is, whether `drop` or `relabel` is set or not.
-        min_score: A label looks wrong from this `noise_score` on, from 0 to 1; None: as many as are wrong by
-            `dynamics.wrong_share`, and where that is not known, those above 0.5. Not with `decisions`.
-        logits_dir: Where the store is, if not in `<run_dir>/_logits`.
-        sample_id_column: The data set's id column. Where it has none, a row's position is its id.
-        label_column: Its label column; None: "labels", "label" or "label_ids", where there is one.
-        split: Which split of a folder with several; the others are copied.
+        relabel: Whether to give them the class with the highest mean probability over epochs; with several labels,
+            whether to flip those that look wrong.
+        decisions: A file of decisions, see `report.decisions`. It alone says which rows change, and how: all other
+            rows stay as they are, even if `drop` or `relabel` is set.
+        min_score: The lowest `noise_score` of a label that looks wrong, from 0 to 1. None: as many labels look wrong
+            as `dynamics.wrong_share` estimates, or, without an estimate, those above 0.5. Not with `decisions`.
+        logits_dir: The store's folder, if it is not `<run_dir>/_logits`.
+        sample_id_column: The data set's id column. If it has none, a row's position is its id.
+        label_column: Its label column; None: "labels", "label" or "label_ids", if there is one.
+        split: The split to clean, of a folder with several; the others are copied.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Returns:
@@ -112,9 +113,10 @@ def clean(
 
     Raises:
         StoreError: there is no store, no epoch of it is sealed, it is damaged, or the copy cannot be written.
-        ValueError: nothing says what to do, or two things; the data set cannot be read, or is not the run's; a
-            decision that cannot be followed; `output` exists, or ends in another way; labels that are no classes; a
-            class that no row of the file has; or no row would stay.
+        ValueError: nothing says what to do, or two options exclude each other; the data set cannot be read, or is
+            not the run's; a decision cannot be followed; `output` exists, or has another suffix; a label is not a
+            class; the model has not learnt enough to judge labels; no row of the file has a class that is to be given;
+            or no row would stay.
     """
     _check_options(drop, relabel, decisions is not None, min_score)
     path, output = Path(dataset), Path(output)
@@ -185,7 +187,7 @@ class _Rows:
     """The rows of the user's file that are samples of a run.
 
     Attributes:
-        ids: (n,) the samples that both have, ascending.
+        ids: (n,) the ids of the samples that both have, ascending.
     """
 
     def __init__(self, file: UserFile, run: Run, sample_id_column: str, label_column: str | None) -> None:
@@ -199,14 +201,14 @@ class _Rows:
         self._cells: Column | None = None if self._column is None else cells.others.get(self._column)
 
     def written(self) -> dict[str, int]:
-        """How the file writes classes, without spaces around them, with the class of each."""
+        """The class of each label as the file writes it, without spaces around it."""
         if self._cells is None or self._run.is_regression:
             return {}
         pairs = zip(self._places.tolist(), self._labels.tolist(), strict=True)
         return {(self._cells.cells[row] or "").strip(): label for row, label in pairs}
 
     def edit(self, chosen: Decisions) -> tuple[Edit, dict[tuple[str, str], int]]:
-        """What becomes of the file's rows, and the labels that change, by the old and the new class's name.
+        """What becomes of the file's rows; and how many labels change, by the names of the old and the new class.
 
         Raises:
             ValueError: there is no label column; or no row has a class that is to be given.
@@ -228,7 +230,7 @@ class _Rows:
     def _edit_lists(
         self, keep: Array, source: Array, at: Array, labels: Array
     ) -> tuple[Edit, dict[tuple[str, str], int]]:
-        """As `edit`, of a multi-label head: what changes are numbers in a row's list."""
+        """As `edit`, for a multi-label head: numbers in a row's list change."""
         flips: dict[int, Array] = {}
         relabelled: Counter[tuple[str, str]] = Counter()
         for old, new, row in zip(self._labels[at], labels, self._places[at].tolist(), strict=True):
@@ -249,7 +251,7 @@ class _Rows:
         return self._places[np.searchsorted(self.ids, sample_ids)]
 
     def _examples(self, classes: Array) -> Array:
-        """(n,) of each class a row that has it, spelled as most rows spell it."""
+        """(n,) for each class, a row that has it, spelled as most rows spell it."""
         self._check_column(self._cells is not None)
         assert self._cells is not None
         examples = {}
@@ -266,14 +268,14 @@ class _Rows:
 
 
 def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tuple[Decisions, str]:
-    """The samples whose label looks wrong, to drop, or to give the class that the run suggests; and what says so."""
+    """Decisions to drop or relabel the samples whose label looks wrong; and what chose them, in words."""
     measures = measure_labels(run) if run.is_multi_label else measure(run)
     samples, count = measures.samples, measures.wrong_labels
     if min_score is None and not measures.has_learnt:
         raise ValueError(
-            f"{run.store.path}: the model learnt too little to judge labels: expected that its surest predictions are "
-            "more often as labelled than the largest class is. Train for more epochs, or with another learning rate; "
-            "or choose by --min_score or --decisions."
+            f"{run.store.path}: the model learnt too little to judge labels: expected that its surest predictions "
+            "agree with the labels more often than the largest class does. Train for more epochs, or with another "
+            "learning rate; or choose by --min_score or --decisions."
         )
     if min_score is not None:
         chosen_by = f"noise_score of at least {min_score:g}"
@@ -287,7 +289,7 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
     if drop:
         return Decisions(run.ids[wrong], nothing, nothing, 0), chosen_by
     suggested = samples["suggested_label"][wrong]
-    if run.is_multi_label and min_score is not None:  # which a sample may have reached by one of its labels
+    if run.is_multi_label and min_score is not None:  # a sample may reach it by only one of its labels
         reached = samples["noise_score_by_label"][wrong] >= min_score
         suggested = np.where(reached, suggested, run.labels[wrong])
     return Decisions(nothing, run.ids[wrong], suggested, 0), chosen_by

@@ -2,7 +2,7 @@
 
     <output_dir of B>/_report/comparison.html
 
-Both are judged by the labels of the second run, which may be cleaned ones, on the samples that both have predicted.
+Both are judged by the labels of the second run, which may be cleaned, on the samples that both have predicted.
 """
 
 import os
@@ -34,11 +34,11 @@ def write_comparison(
 
     Args:
         run_a: The first run's output_dir, or a checkpoint in it.
-        run_b: The second one's: the run that is to be better.
+        run_b: The second run's, the one that should be better.
         dataset: The training set of the second run, or its file, for the texts. None: the page shows ids.
-        text_columns: The column to show, or several; None: all columns of text but the label's.
-        logits_dirs: Where the two stores are, if not in `<run>/_logits`.
-        sample_id_column: The data set's id column. Where it has none, a row's position is its id.
+        text_columns: The column to show, or several; None: all text columns but the label's.
+        logits_dirs: The folders of the two stores, if they are not `<run>/_logits`.
+        sample_id_column: The data set's id column. If it has none, a row's position is its id.
         label_column: The data set's label column, which must agree with the second run's labels.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
@@ -46,8 +46,8 @@ def write_comparison(
         The path of the page.
 
     Raises:
-        StoreError: of a run, see `write_report`; or the page could not be written.
-        ValueError: there is no such run; the runs are of different tasks or have no sample in common; or texts that
+        StoreError: see `write_report`; or the page cannot be written.
+        ValueError: there is no such run; the runs are of different tasks or have no sample in common; or the texts
             cannot be read or are of other samples.
         MissingExtraError: the extra `report` is not installed.
     """

@@ -1,4 +1,4 @@
-"""The page about two runs; see `compare`."""
+"""The page that compares two runs; see `compare`."""
 
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ _GAIN_OF_SCORES = PageColumn(
     "How much closer to the score the predictions of B are, on average over the epochs. Above 0: B is better.",
     True,
 )
-_COLOURS = (figures.GREY, figures.BLUE, figures.ORANGE, figures.GREEN)  # of nobody, of B, of A, of both
+_COLOURS = (figures.GREY, figures.BLUE, figures.ORANGE, figures.GREEN)  # right in neither, in B, in A, in both
 _OF_RUNS = (figures.ORANGE, figures.BLUE)
-_UNITS = ("_runtime", "_per_second", "_flos")  # what an evaluation logs that is no result
+_UNITS = ("_runtime", "_per_second", "_flos")  # endings of what an evaluation logs besides results
 
 
 def write_comparison_page(path: Path, pair: Pair, texts: Texts | None, notes: list[str]) -> None:
-    """Writes the page; `notes`: what there is to say of samples that are not on it."""
+    """Writes the page; `notes`: sentences about how the two runs differ, and about samples that are not on it."""
     a, b = pair.runs
     order, drawn = choose(dynamics.ranks(np.abs(pair.gain)))
     words, cut = (None, "") if texts is None else texts_of(texts, b.ids[order])
@@ -68,7 +68,7 @@ def write_comparison_page(path: Path, pair: Pair, texts: Texts | None, notes: li
         a=a,
         b=b,
         headline=f"B is better at {better:,} of {len(b.ids):,} samples, and worse at {worse:,}",
-        lead=f"{lead} All are samples that the runs learnt from.",
+        lead=f"{lead} All are training samples of both runs.",
         tiles=_tiles(pair),
         notes=[*notes, *([cut] if cut else [])],
         columns=columns,
@@ -100,7 +100,7 @@ def _columns(run: Run) -> tuple[PageColumn, ...]:
 
 
 def _rows(pair: Pair, columns: tuple[PageColumn, ...], order: Array) -> dict[str, Any]:
-    """The page's rows, in columns; for each run by epoch `history`: the label's percent, or the predicted score."""
+    """The page's rows, as columns; `history`, for each run and epoch: the label's percent, or the predicted score."""
     a, b = pair.runs
     values: dict[str, Array] = {"gain": pair.gain}
     for name, found in zip("ab", pair.measures, strict=True):
@@ -185,5 +185,5 @@ def _tiles(pair: Pair) -> list[tuple[str, str, str]]:
     what = "scores" if b.is_regression else "labels"
     for letter, found in zip("AB", pair.measures, strict=True):
         flagged = int(found.samples["looks_wrong"].sum())
-        tiles.append((f"{what} that look wrong, {letter}", f"{flagged:,}", "by their predictions over all epochs"))
+        tiles.append((f"{what} that look wrong, {letter}", f"{flagged:,}", "by the run's predictions over all epochs"))
     return tiles

@@ -1,18 +1,18 @@
-"""What a person decided about samples: the decisions.csv that the report's page gives, maybe edited since.
+"""Reads what a person decided about samples: the decisions.csv from the report's page, which may have been edited.
 
 Columns, found by name, in any order; others are ignored:
 
     sample_id   the sample
     decision    keep, relabel or drop
-    label       of "relabel": the class to give, by its name in the report, or as the training file writes it
-    given       the label that the decision was made about, by name; where there is one, it must still be the label
+    label       for relabel: the class to give, by its name in the report, or as the training file writes it
+    given       the name of the label that the decision was made about; if it is there, it must still be the label
 
-Where each sample has several labels, a row is about one of them: `label` is its name, `given` says yes or no, and the
-decision may be flip, in place of relabel. A sample that one row drops goes, whatever others say.
+If each sample has several labels, a row is about one of them: `label` is its name, `given` says yes or no, and the
+decision may be flip, in place of relabel. A sample that one row drops is dropped, whatever its other rows say.
 
-A spreadsheet may have written it: with commas, semicolons or tabs, a byte-order mark, Windows' line ends, cells added
-to the right, and rows of empty cells. The page puts an apostrophe in front of a name that a spreadsheet would run as a
-formula; where no class has the name as it stands, it is taken away.
+A spreadsheet may have written the file: with commas, semicolons or tabs, a byte-order mark, Windows line ends, extra
+cells to the right, and rows of empty cells. The page puts an apostrophe in front of a name that a spreadsheet would
+run as a formula. If no class has the name as it stands, the apostrophe is removed.
 """
 
 import re
@@ -30,7 +30,7 @@ from .run import Run
 _NEEDED = ("sample_id", "decision")
 _ID = re.compile("[0-9]{1,18}")
 KEEP, RELABEL, DROP, FLIP = "keep", "relabel", "drop", "flip"
-_GIVEN = {"no": 0, "yes": 1, "0": 0, "1": 1}  # of several labels
+_GIVEN = {"no": 0, "yes": 1, "0": 0, "1": 1}  # for several labels
 
 
 class Decisions(NamedTuple):
@@ -39,8 +39,8 @@ class Decisions(NamedTuple):
     Attributes:
         drop: (n,) int64: the samples to drop.
         relabel: (m,) int64: the samples to relabel.
-        labels: (m,) int64: the classes to give them; of a multi-label head (m, C).
-        kept: How many samples are named, to be kept as they are.
+        labels: (m,) int64: the classes to give them; for a multi-label head (m, C), of 0 and 1.
+        kept: The number of samples that the file names to be kept as they are.
     """
 
     drop: Array
@@ -56,7 +56,7 @@ def read_decisions(path: Path, run: Run, known: Array, written: Mapping[str, int
         path: The file.
         run: The run that they are about.
         known: (n,) the sample ids that the training file and the run have, ascending.
-        written: How the training file writes classes, with the class of each.
+        written: The class of each label as the training file writes it.
 
     Raises:
         ValueError: a column is missing, or a row has an unknown sample id, decision or class, names a sample twice, or
@@ -76,7 +76,7 @@ def read_decisions(path: Path, run: Run, known: Array, written: Mapping[str, int
 
 
 def _delimiter(path: Path) -> str:
-    """What stands between the header's names: a spreadsheet chooses it by the language of its user."""
+    """The character between the header's names: a spreadsheet chooses it by the language of its user."""
     header = next(text_lines(path), "")
     return max(",;\t", key=header.count)
 
@@ -84,7 +84,7 @@ def _delimiter(path: Path) -> str:
 class _Reader:
     def __init__(self, path: Path, run: Run, known: Array, written: Mapping[str, int]) -> None:
         self._path, self._run, self._known = path, run, known
-        # The report's names come first: the page wrote those.
+        # The report's names take precedence, because the page wrote those.
         self._classes = dict(written) | {name.strip(): i for i, name in enumerate(run.classes)}
         self._made: dict[int, tuple[str, int, int]] = {}  # by sample id: the decision, its class, its line
 

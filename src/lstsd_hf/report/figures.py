@@ -22,7 +22,7 @@ LOSSES = {
     "long_term_loss": ("long-term teacher", ORANGE),
     "short_term_loss": ("short-term teacher", GREEN),
     "outside_loss": ("outside teacher", "#8e6bbf"),
-    "honest_past_loss": ("past without its memory, and label", "#4aa3a2"),
+    "honest_past_loss": ("label, and past without memory", "#4aa3a2"),
     "eval_loss": ("evaluation", RED),
 }
 NORMAL_95 = 1.96  # standard errors on either side of an estimate hold 95 % of a normal distribution
@@ -48,9 +48,9 @@ class Colouring(TypedDict):
     """Colours for a map's points.
 
     Attributes:
-        title: What they stand for.
-        marker: Of plotly's trace.
-        legend: Pairs of a text and a colour, which the page shows beside the plot; of a scale its two ends.
+        title: What the colours stand for.
+        marker: The `marker` of plotly's trace.
+        legend: Pairs of a text and a colour, which the page shows beside the plot; for a scale, its two ends.
         scale: The colours of a scale from the first to the last; empty for classes.
     """
 
@@ -61,7 +61,7 @@ class Colouring(TypedDict):
 
 
 def by_value(title: str, values: Array, scale: Any, ends: tuple[float, float] | None = None) -> Colouring:
-    """Colours from a scale, by (n,) values; `ends`: what it starts and ends at, else the least and the largest."""
+    """Colours from a scale, by (n,) values; `ends`: the values at its two ends, by default the range of `values`."""
     low, high = ends or ((float(values.min()), float(values.max())) if len(values) else (0.0, 1.0))
     marker = {"color": values.tolist(), "colorscale": scale}
     if ends is not None:
@@ -74,7 +74,7 @@ def by_value(title: str, values: Array, scale: Any, ends: tuple[float, float] | 
 
 
 def by_class(title: str, classes: Array, names: Sequence[str], colours: Sequence[str] = OF_CLASSES) -> Colouring:
-    """A colour for each of the most frequent of (n,) classes; grey for the others, and for what is no class (-1)."""
+    """A colour for each of the most frequent of (n,) classes; grey for the others, and for -1, which is no class."""
     counts = np.bincount(classes[classes >= 0], minlength=len(names))
     frequent = sorted(np.argsort(-counts, kind="stable")[: len(colours)].tolist())
     colour = np.full(len(names) + 1, GREY, object)
@@ -95,8 +95,8 @@ def data_map(
 ) -> Figure:
     """A point for each sample.
 
-    `regions`: names of parts of the map, and where they stand in it, from 0 (left, bottom) to 1. `are_shares`: y is
-    from 0 to 1; there is room for these names above and below.
+    `regions`: the names of parts of the map, with their x and y in it, from 0 (left, bottom) to 1. `are_shares`:
+    whether y is from 0 to 1; the axis then leaves room for these names above and below.
     """
     points = go.Scatter(
         x=x,
@@ -124,7 +124,7 @@ def data_map(
 
 
 def loss_curves(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """The parts of the loss over epochs, from the Trainer's log; None where it has none."""
+    """The parts of the loss over epochs, from the Trainer's log; None if it has none."""
     traces = []
     for name, (title, colour) in LOSSES.items():
         entries = [(entry["epoch"], entry[name]) for entry in log if name in entry and "epoch" in entry]
@@ -145,7 +145,7 @@ def lines_over_epochs(
     share: bool,
     colours: Sequence[str] = (BLUE, GREEN, ORANGE),
 ) -> Figure:
-    """A line for each name, through the epochs and values given; `share`: the values are from 0 to 1."""
+    """A line for each name, through its epochs and values; `share`: whether the values are from 0 to 1."""
     traces = [
         go.Scatter(x=x, y=values, name=name, mode="lines+markers", line={"color": colour, "width": 2})
         for (name, (x, values)), colour in zip(lines.items(), colours, strict=False)
@@ -157,7 +157,7 @@ def lines_over_epochs(
 
 
 def _whole(lines: Any) -> dict[str, Any]:
-    """An axis of epochs, without ticks between them."""
+    """An axis of epochs, with ticks at whole epochs only."""
     return {"tickformat": "d", "dtick": max(1, max(max(x) for x, _ in lines) // 10)}
 
 
@@ -170,10 +170,10 @@ def memory(
     y: str,
     share: bool,
 ) -> Figure:
-    """How the model does on new samples, and how on its own, which it knows by heart in part; (E,) each.
+    """How well the model does on new samples, and on its own, some of which it knows by heart; (E,) each.
 
-    `honest_error`: the standard error of `honest`, which a band of 95 % shows where all are known; `names`: of the two
-    lines; `share`: the values are from 0 to 1.
+    `honest_error`: the standard error of `honest`, shown as a band of 95 % if it is known for all epochs; `names`: the
+    names of the two lines; `share`: whether the values are from 0 to 1.
     """
     by_heart = go.Scatter(x=epochs, y=own, name=names[1], mode="lines+markers", line={"color": ORANGE})
     learnt = go.Scatter(
@@ -212,7 +212,7 @@ def memory(
 
 
 def reliability(bins: Calibration) -> Figure:
-    """Accuracy over confidence, where a calibrated model is on the diagonal."""
+    """Accuracy by confidence; a calibrated model is on the diagonal."""
     filled = bins.samples > 0
     edges = np.linspace(0, 1, len(bins.samples) + 1)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -235,13 +235,13 @@ def reliability(bins: Calibration) -> Figure:
 
 
 def forgetting(events: Array, never_learnt: Array) -> Figure:
-    """How many samples were forgotten how often, and how many were never learnt."""
+    """The number of samples by how often they were forgotten, and of those that were never learnt."""
     counts = np.bincount(events[~never_learnt])
     x = ["never<br>learnt", *(f"{number}&times;" for number in range(len(counts)))]
     y = [int(never_learnt.sum()), *counts.tolist()]
     colours = [RED, *[BLUE] * len(counts)]
     bars = go.Bar(x=x, y=y, marker={"color": colours}, hovertemplate="%{y:,} samples<extra></extra>")
     bars.update(text=[f"{count:,}" for count in y], textposition="outside", cliponaxis=False)
-    # From 0.5 on, so that a single sample has a bar.
+    # The logarithmic axis begins at 0.5, so that a single sample has a bar.
     axis = {"type": "log", "dtick": 1, "range": [np.log10(0.5), np.log10(max(y)) + 0.3]}
     return _figure([bars], "forgotten", "samples", xaxis={"type": "category"}, yaxis=axis)

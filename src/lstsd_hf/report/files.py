@@ -5,9 +5,9 @@ Training, prediction and the report all read through `open_user_file`, so that a
 - A cell is text, as it was written: "01" stays "01", and "null" is a text. No type is guessed from the values.
 - An empty cell is missing. In JSON and parquet, null and NaN are missing, and "" is a text.
 - Only the columns that are asked for are kept. What the others hold does not matter.
-- A path is opened as it stands: "train[1].csv" is no pattern. A file is parsed each time it is opened: 400,000 rows of
-  CSV take about two seconds, and no cached table can be older than the file.
-- Whatever would lose or shift text is refused, with the file and the line, or the data row. Data rows count from 1.
+- A path is opened as it stands: "train[1].csv" is not a pattern. A file is parsed each time it is opened: 400,000 rows
+  of CSV take about two seconds, and no cached table can be older than the file.
+- Whatever would lose or shift text is an error, which names the file and the line or data row. Data rows count from 1.
 """
 
 import json
@@ -29,16 +29,16 @@ from .parsing import Number, delimited_rows, in_words, json_rows
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _NO_TEXT = rf"^\s*({NUMBER}|true|false)\s*$"
 _ROWS_AT_ONCE = 10_000
-# What the readers of others raise for a file that is damaged, or none of theirs.
+# What the readers of other libraries raise for a file that is damaged, or of another format.
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
 _QUOTING = "if quotes enclose fields in this file, set tsv_quoting (--tsv_quoting)"
 
 
 class UserFile(ABC):
-    """A user's file or data set: the names of its columns at once, the cells of some of them when asked for.
+    """A user's file or data set. It knows its columns' names from the start, and reads their cells when asked.
 
     Attributes:
-        name: What messages call it.
+        name: Its name in messages.
         columns: The names of its columns.
     """
 
@@ -53,7 +53,7 @@ class UserFile(ABC):
         Args:
             texts: Columns that must hold text; at least one.
             others: Columns that must hold one value in each row, of any type.
-            to_show: Whether `texts` may hold anything: who only looks at it may want to see numbers and lists.
+            to_show: Whether `texts` may hold anything, numbers and lists too, because they are only shown.
 
         Raises:
             ValueError: a column is missing or there twice, a row is broken, a cell is of another kind, or there are no
@@ -62,14 +62,14 @@ class UserFile(ABC):
 
     @abstractmethod
     def text_columns(self, columns: Sequence[str]) -> list[str]:
-        """Those of the columns that hold text, and not numbers alone, or nothing."""
+        """Those of the columns that hold text, not only numbers or nothing."""
 
     @abstractmethod
     def value_columns(self, columns: Sequence[str]) -> list[str]:
         """Those of the columns that the file has, with one value in each row."""
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Raises ValueError where a column is missing, or there twice."""
+        """Raises ValueError if a column is missing, or there twice."""
         for name in columns:
             if name not in self.columns:
                 hint = f" {_QUOTING.capitalize()}." if f'"{name}"' in self.columns else ""
@@ -89,15 +89,15 @@ class UserFile(ABC):
 
 
 def open_user_file(path: str | os.PathLike[str], *, split: str = "train", tsv_quoting: bool = False) -> UserFile:
-    """Opens a file by what its name ends in, or a folder.
+    """Opens a file, whose suffix tells its format, or a folder.
 
     Args:
         path: A file that ends in one of `FORMATS`, or a folder that `save_to_disk` wrote.
-        split: Which split to take of a folder that holds several.
-        tsv_quoting: Whether quotes enclose fields in a TSV file, as in CSV; else they are text.
+        split: The split to take, of a folder that holds several.
+        tsv_quoting: Whether quotes enclose fields in a TSV file, as in CSV; otherwise they are text.
 
     Raises:
-        ValueError: nothing is there, it is of no known format, or it cannot be read.
+        ValueError: nothing is there, the format is not known, or it cannot be read.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -115,7 +115,7 @@ def open_user_file(path: str | os.PathLike[str], *, split: str = "train", tsv_qu
 
 
 def open_data_set(dataset: Dataset | DatasetDict, name: str, split: str = "train") -> UserFile:
-    """Takes a data set in memory as a file is taken; of several splits the one that is named.
+    """Opens a data set in memory as if it were a file; of several splits, the one that is named.
 
     Raises:
         ValueError: it has no such split.
@@ -141,7 +141,7 @@ def _open_folder(path: Path, split: str) -> UserFile:
 def _open_parquet(path: Path) -> UserFile:
     def load(names: list[str]) -> Dataset:
         try:
-            # `columns` takes "a.b" for a part of "a" as well.
+            # For "a.b", `columns` also reads the part "b" of a column "a"; `select` takes names as they are.
             table = pq.ParquetFile(path).read(columns=names).select(names)
             # `datasets` does not know string views.
             kinds = [pa.string() if pa.types.is_string_view(kind) else kind for kind in table.schema.types]
@@ -166,7 +166,7 @@ class _RowFile(UserFile):
 
     def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
         self.check_columns([*texts, *others])
-        # Lists of cells, and not of rows, which would keep the garbage collector busy.
+        # Lists of cells, because lists of rows would keep the garbage collector busy.
         columns: list[list[str | None]] = [[] for _ in (*texts, *others)]
         chunks: list[list[pa.Array]] = [[] for _ in texts]
         count = 0
@@ -189,7 +189,7 @@ class _RowFile(UserFile):
 
 
 def _to_arrow(columns: list[list[str | None]], chunks: list[list[pa.Array]]) -> None:
-    """Moves the cells of the text columns, which come first, into Arrow's arrays."""
+    """Moves the cells of the text columns, which come first, to Arrow arrays."""
     for cells, arrays in zip(columns, chunks, strict=False):
         arrays.append(pa.array(cells, pa.large_string()))
         cells.clear()
@@ -297,7 +297,7 @@ class _TypedFile(UserFile):
     """Columns that have types: those of a parquet file, or of a `datasets.Dataset`."""
 
     def __init__(self, name: str, schema: pa.Schema, load: Callable[[list[str]], Dataset]) -> None:
-        """`load` gives the columns that are named."""
+        """`load` returns the columns that are named."""
         super().__init__(name, schema.names)
         self._types, self._load = dict(zip(schema.names, schema.types, strict=True)), load
 
@@ -325,7 +325,7 @@ class _TypedFile(UserFile):
             return Column(cells.to_pylist(), is_text=True)
         if not isinstance(feature, Value) or not _is_value(cells.type):
             raise ValueError(f"{self.name}: expected one value in each row of {name!r}, found {cells.type}.")
-        if pa.types.is_floating(cells.type):  # by numpy: float32's 0.1 is "0.1", and not "0.10000000149011612"
+        if pa.types.is_floating(cells.type):  # by numpy: float32's 0.1 is "0.1", not "0.10000000149011612"
             return Column([None if value != value else str(value) for value in cells.to_numpy()])
         return Column([None if value is None else str(value) for value in cells.to_pylist()])
 

@@ -1,4 +1,4 @@
-"""What is said first of a run, on its page and at the end of `lstsd train`: how many labels look wrong."""
+"""The headline of a run, on its page and at the end of `lstsd train`: how many labels look wrong."""
 
 from typing import NamedTuple
 
@@ -8,14 +8,14 @@ from .measures import Measures
 from .multi_label import LabelRun
 from .run import Run
 
-# By scripts/results/labels.jsonl; see docs/labels.md.
+# From scripts/results/labels.jsonl; see docs/labels.md.
 _HOW_FAR_OFF = (
     "In 66 test runs it was off by 4 percentage points on average, and by 26 at the most: mostly too high where few "
     "labels were wrong, and too low where many were."
 )
 
 
-_ADVICE = "Hard and unusual samples look like this too: read before you change one."
+_ADVICE = "Hard and unusual samples look like this too: read a sample before you change it."
 
 
 class Headline(NamedTuple):
@@ -27,7 +27,7 @@ class Headline(NamedTuple):
 
 
 def headline(run: Run, measures: Measures) -> Headline:
-    """How many of the samples that have a prediction are flagged."""
+    """Says how many of the samples that have a prediction are flagged."""
     flagged = int(measures.samples["looks_wrong"].sum())
     if run.unit == "token":
         return _headline_of_tokens(run, measures, flagged)
@@ -36,8 +36,8 @@ def headline(run: Run, measures: Measures) -> Headline:
     if not measures.has_learnt:
         return Headline(
             "The model learnt too little to judge labels",
-            "Its surest predictions are no more often as labelled than the largest class is. Train for more epochs, "
-            "or with another learning rate.",
+            "Its surest predictions do not agree with the labels more often than always predicting the largest class "
+            "would. Train for more epochs, or with another learning rate.",
             "Review the least likely",
         )
     what = "score" if run.is_regression else "label"
@@ -46,12 +46,12 @@ def headline(run: Run, measures: Measures) -> Headline:
         return _about(title, flagged, measures)
     them = "this one" if flagged == 1 else "these"
     if run.is_regression:
-        reason = "the predictions were further from the given score than the scores vary"
+        reason = "the predictions missed the given score by more than the standard deviation of all scores"
     else:
         reason = "the model found another class more probable than the given one"
     epochs = run.epochs[-1] + 1 if measures.noise_of_all_epochs else len(run.epochs)
     if not flagged:
-        return Headline(title, f"For no {what} {reason}, {_when(epochs)}.", "Review the least likely")
+        return Headline(title, f"There is no {what} for which {reason}, {_when(epochs)}.", "Review the least likely")
     return _to_review(title, f"For {them} {reason}, {_when(epochs)}.", flagged)
 
 
@@ -73,12 +73,14 @@ def _headline_of_tokens(run: Run, measures: Measures, flagged: int) -> Headline:
     when = _when(len(run.epochs))
     if not tokens:
         return Headline(
-            title, f"For no token the model found another class more probable, {when}.", "Review the least likely"
+            title,
+            f"There is no token for which the model found another class more probable, {when}.",
+            "Review the least likely",
         )
     text = (
         f"They are in {flagged:,} of {measures.seen.sum():,} samples. For these tokens the model found another class "
-        f"more probable than the given one, {when}. A sample is here by its worst token. Hard and unusual ones look "
-        "like this too: read before you change one."
+        f"more probable than the given one, {when}. The page shows each sample's most suspicious token. Hard and "
+        "unusual tokens look like this too: read the sample before you change a label."
     )
     return Headline(title, text, "Review it" if flagged == 1 else "Review them")
 
@@ -92,22 +94,22 @@ def _headline_of_labels(run: LabelRun, measures: Measures, flagged: int) -> Head
     if not flagged:
         return Headline(
             title,
-            f"{each} For no label the model found the opposite more probable, {when}.",
+            f"{each} There is no label for which the model found the opposite more probable, {when}.",
             "Review the least likely",
         )
     added, owners = int((run.labels[wrong] == 1).sum()), len(np.unique(run.shown_ids[wrong]))
     text = (
         f"{each} {added:,} added and {flagged - added:,} missing, it seems, in {owners:,} sample{'s' * (owners > 1)}: "
-        f"there the model found the opposite more probable, {when}."
+        f"for these labels the model found the opposite more probable, {when}."
     )
     return _to_review(title, text, flagged)
 
 
 def _about(title: str, count: int, measures: Measures) -> Headline:
-    """The headline where the number of wrong labels is an estimate."""
-    how = f"An estimate, from how often the surest early predictions were against the label. {_HOW_FAR_OFF}"
+    """The headline if the number of wrong labels is an estimate."""
+    how = f"An estimate, from how often the surest early predictions disagreed with the label. {_HOW_FAR_OFF}"
     if not count:
         return Headline(title, how, "Review the least likely")
     title = f"About {title} ({count / measures.seen.sum():.0%})"
-    text = f"{how} These are those that the model's predictions were most against, over all epochs."
+    text = f"{how} These are the labels that the model's predictions disagreed with most, over all epochs."
     return Headline(title, f"{text} {_ADVICE}", "Review them")

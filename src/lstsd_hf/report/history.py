@@ -19,7 +19,7 @@ from .run import Run, folders_of, read_run
 
 Array = npt.NDArray[Any]
 
-# Where these hold, there is nothing to tell; and of a sample that was never seen only its id and label.
+# A column with one of these values is unknown. Of a sample that was never seen, only the id and the label are known.
 _NOTHING = {"prediction": -1, "first_learnt": -1, "suggested_label": -1, "noise_rank": 0}
 _CLASSES = ("label", "prediction", "suggested_label")
 
@@ -32,37 +32,38 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
     worst = history.sort("noise_score", reverse=True).select(range(20))
     ```
 
-    The columns are those of the report's samples.parquet, see `measures.of_classes` and `measures.of_scores`;
-    `looks_wrong`: as many labels as are about wrong, see `dynamics.wrong_share`, and where that is not known those
-    with a `noise_score` above 0.5; and, as lists with a value for each of the E sealed epochs, None where a sample
-    has no prediction:
+    The columns are those of the report's samples.parquet; see `measures.of_classes` and `measures.of_scores`.
+    `looks_wrong` is true of the highest `noise_score`s, as many as `dynamics.wrong_share` estimates to be wrong. If
+    there is no estimate, it is true of every `noise_score` above 0.5; if the model has learnt too little, of none.
+
+    Further columns are lists with a value for each of the E sealed epochs, None where a sample has no prediction:
 
     - `epochs`: the numbers of the epochs, from 0; the same in every row.
-    - Of a classifier: `loss_by_epoch`, the cross-entropy of the label, in nats; `prediction_by_epoch`, the predicted
+    - For a classifier: `loss_by_epoch`, the cross-entropy of the label, in nats; `prediction_by_epoch`, the predicted
       class; `label_probability_by_epoch`, from 0 to 1.
-    - Of a regression: `error_by_epoch`, the prediction less the label.
-    - Of a multi-label head: `loss_by_epoch`, the mean over labels of the binary cross-entropy. `label`,
+    - For a regression: `error_by_epoch`, the prediction minus the label.
+    - For a multi-label head: `loss_by_epoch`, the mean over labels of the binary cross-entropy. `label`,
       `suggested_label` and `noise_score_by_label` are lists with a value for each label; see `multi_label`.
 
-    Of soft labels the class with the highest probability counts as the label, in `loss_by_epoch` too.
+    With soft labels, the class with the highest probability counts as the label, in `loss_by_epoch` too.
 
-    Of a tagger there is a row for each labelled token: `sample_id` is its sample, and `token` says which of that
-    sample's labelled tokens it is, from 0. Of question answering and language models there are the columns of
-    `losses.Losses`, and `loss_by_epoch` and `right_by_epoch`; no label is judged. Of a language model's token whose
-    label is not among the classes that were kept, the loss is a lower bound.
+    For a tagger there is a row for each labelled token: `sample_id` is its sample, and `token` says which of that
+    sample's labelled tokens it is, from 0. For question answering and language models, the columns are those of
+    `losses.Losses`, `epochs`, `loss_by_epoch` and `right_by_epoch`; no label is judged. If the label of a language
+    model's token is not among the classes that were kept, its loss is a lower bound.
 
-    A prediction is of the moment when the sample was trained on, dropout and all. `label`, `prediction` and
+    Each prediction was made when the sample was trained on, with dropout on. `label`, `prediction` and
     `suggested_label` are class ids, with the classes' names as their feature.
 
     Args:
-        run_dir: The run's output_dir, or a checkpoint in it. Of a run that kept only some of its
-            epochs (`logits_retention`, `history_budget`) it has these.
-        logits_dir: Where the store is, if not in `<run_dir>/_logits`.
+        run_dir: The run's output_dir, or a checkpoint in it. If the run kept only some of its epochs
+            (`logits_retention`, `history_budget`), the history has only these.
+        logits_dir: The store's folder, if it is not `<run_dir>/_logits`.
 
     Raises:
         StoreError: there is no store, no epoch of it is sealed, or it has no labels or no finite prediction.
         StoreCorruptionError: the store is damaged: every byte of it is checked.
-        ValueError: there is no such run; labels that are no classes, or a head with several labels per sample.
+        ValueError: there is no such run, or a label is not a class.
     """
     run = open_any_run(run_dir, logits_dir)
     if isinstance(run, LossRun):
@@ -81,9 +82,9 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
 def open_run(
     run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None, *, multi_label: bool = False
 ) -> Run:
-    """Reads all but the predictions of a run; see `run.read_run`.
+    """Reads everything of a run but its predictions; see `run.read_run`.
 
-    Raises ValueError also where there is no such folder, and for a multi-label head, unless that is welcome.
+    Also raises ValueError if there is no such folder, and for a multi-label head unless `multi_label` is set.
     """
     run = read_run(*folders_of(run_dir, logits_dir))
     if not multi_label:
@@ -92,14 +93,14 @@ def open_run(
 
 
 def token_table(run: TokenRun, measures: Measures) -> pa.Table:
-    """A row for each labelled token of a tagger's run, as `samples_table`: with `sample_id` and `token` for its id."""
+    """As `samples_table`, a row for each labelled token of a tagger's run, which `sample_id` and `token` identify."""
     table = samples_table(measures)
     owners = run.sample_ids[run.owners(run.ids)]
     return table.set_column(0, "sample_id", [owners]).add_column(1, "token", [run.places(run.ids)])
 
 
 def losses_table(losses: Losses) -> pa.Table:
-    """A row for each sample of question answering or of a language model; null where nothing is known."""
+    """A row for each sample of question answering or of a language model; null where a value is unknown."""
     samples = losses.samples
     unseen = samples["loss_rank"] == 0
     masks = {name: np.isnan(values) for name, values in samples.items() if values.dtype.kind == "f"}
@@ -117,7 +118,7 @@ def _losses_table(run: LossRun) -> pa.Table:
 
 
 def samples_table(measures: Measures) -> pa.Table:
-    """A row for each of N samples with its measures; null where nothing is known."""
+    """A row for each of N samples with its measures; null where a value is unknown."""
     columns = {}
     for name, values in measures.samples.items():
         if values.ndim == 2:  # of a multi-label head
@@ -132,7 +133,7 @@ def samples_table(measures: Measures) -> pa.Table:
 
 
 def _by_epoch(run: Run, chunk: slice) -> dict[str, pa.Array]:
-    """Of some samples the columns that have a value for each epoch."""
+    """The columns that have a value for each epoch, for some samples."""
     logits, labels = run.logits(run.ids[chunk]), run.labels[chunk]  # (E, n, C), (n,)
     epochs = np.tile(np.array(run.epochs, np.int64)[:, None], len(labels))
     if run.is_regression:
@@ -154,7 +155,7 @@ def _by_epoch(run: Run, chunk: slice) -> dict[str, pa.Array]:
 
 
 def _lists(values: Array, unknown: Array | None = None) -> pa.Array:
-    """(n,) lists of E values, from (E, n) ones; null where they are unknown, by default where they are NaN."""
+    """(n,) lists of E values, from (E, n) values; null where they are unknown, by default where they are NaN."""
     if unknown is None:
         unknown = np.isnan(values)
     count, samples = values.shape

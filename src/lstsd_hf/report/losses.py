@@ -13,17 +13,17 @@ Array = npt.NDArray[Any]
 
 
 class Losses(NamedTuple):
-    """What a run tells of N samples.
+    """The losses of a run's N samples.
 
     Attributes:
         samples: Columns of N rows. `mean_loss`, `first_loss`, `last_loss`, over the E sealed epochs, in nats; NaN
             where there is none; `variability`, their standard deviation; `rows`, how many rows a sample has; `right`,
-            the share of its predictions that were right in the last epoch: of the tokens, or 1 where both ends of a
-            span were; `forgetting_events`, how often one went from right to wrong; `loss_rank`, 1 for the highest
+            the share of its tokens that the last epoch predicted right, or 1 if it predicted both ends of a span
+            right; `forgetting_events`, how often a prediction went from right to wrong; `loss_rank`, 1 for the highest
             mean, 0 where there is none.
         by_epoch: (E, N) the losses.
         right: (E, N) the shares that were right.
-        bounded: The share of the language model's predictions whose label was not among the k that were kept, so
+        bounded: The share of a language model's predictions whose label is not among the k classes that were kept, so
             that their part of a loss is a lower bound; 0 for spans.
     """
 
@@ -34,7 +34,7 @@ class Losses(NamedTuple):
 
 
 def measure_losses(run: LossRun) -> Losses:
-    """Computes everything, in chunks of samples. Raises StoreError where no sample has a finite loss."""
+    """Computes the losses, in chunks of samples. Raises StoreError if no sample has a finite loss."""
     parts = [_of_some(run, chunk) for chunk in run.chunks()]
     losses = np.concatenate([part[0] for part in parts], axis=1)
     right = np.concatenate([part[1] for part in parts], axis=1)
@@ -60,7 +60,7 @@ def measure_losses(run: LossRun) -> Losses:
 
 
 def _of_some(run: LossRun, chunk: slice) -> tuple[Array, Array, Array, int, int]:
-    """(E, n) losses and shares that are right, (n,) forgetting events; how many predictions are bounded, and are."""
+    """(E, n) losses and shares that are right, (n,) forgetting events; counts of bounded and of all predictions."""
     begin, end = run.offsets[chunk.start], run.offsets[chunk.stop]
     labels, offsets = run.labels[begin:end], run.offsets[chunk.start : chunk.stop + 1] - begin
     ids, counts = run.ids[chunk], np.diff(offsets)

@@ -25,7 +25,7 @@ def _columns(run: LossRun) -> tuple[PageColumn, ...]:
         else "1 where the last epoch's most probable start and end were the given ones, else 0."
     )
     return (
-        PageColumn("mean_loss", "loss", 3, "The mean over the epochs, in nats. High: hard, or wrong.", True),
+        PageColumn("mean_loss", "loss", 3, "The mean over the epochs, in nats. High: hard, or mislabelled.", True),
         PageColumn("first_loss", "first", 3, "The loss in the first epoch that the store holds.", True),
         PageColumn("last_loss", "last", 3, "The loss in the last epoch.", True),
         PageColumn("variability", "variability", 3, "The standard deviation of the loss over the epochs.", True),
@@ -37,7 +37,7 @@ def _columns(run: LossRun) -> tuple[PageColumn, ...]:
             "How often a right prediction was followed by a wrong one in the next epoch"
             + (", over all its tokens." if run.is_language_model else "."),
         ),
-        PageColumn("rows", what, 0, f"How many {what} it has whose predictions were kept."),
+        PageColumn("rows", what, 0, f"The number of its {what} with recorded predictions."),
     )
 
 
@@ -113,8 +113,8 @@ def _tiles(run: LossRun, losses: Losses) -> list[tuple[str, str, str]]:
     told = "of a sample's tokens, on average" if run.is_language_model else "with both ends as labelled"
     shown = [
         ("samples", f"{len(run.ids):,}", "that have labels"),
-        ("epochs", str(len(run.epochs)), "whose predictions are here"),
-        ("mean loss of a sample, last epoch", loss, "nats, on the samples that it learnt from"),
+        ("epochs", str(len(run.epochs)), "with recorded predictions"),
+        ("mean loss of a sample, last epoch", loss, "nats, on the training samples"),
         ("predicted right, last epoch", share, told),
     ]
     if len(run.epochs) > 1:
@@ -128,12 +128,18 @@ def _notes(run: LossRun, losses: Losses, listed: int) -> list[str]:
     if losses.bounded:
         (k,) = run.store.row_shape
         told.append(
-            f"Of {losses.bounded:.1%} of the predicted tokens the label is not among the {k} classes that were kept: "
-            "their part of a loss is a lower bound, from the mass of all other classes. logits_top_k keeps more."
+            f"For {losses.bounded:.1%} of the predicted tokens, the label is not among the {k} classes that were "
+            "kept: their part of a loss is a lower bound, from the probability of all other classes together. A "
+            "larger logits_top_k keeps more."
         )
     unseen = int((losses.samples["loss_rank"] == 0).sum())
     if unseen:
-        told.append(f"Samples with no loss in any epoch, or no whole answer: {unseen:,}. They are not on this page.")
+        told.append(
+            f"Samples with no loss in any epoch, or no complete answer: {unseen:,}. They are not on this page."
+        )
     if listed < len(run.ids) - unseen:
-        told.append(f"The table has {listed:,} samples, those with the highest loss; samples.parquet has all.")
+        told.append(
+            f"The table has {listed:,} samples: those with the highest loss, and those on the map. samples.parquet "
+            "has all."
+        )
     return told

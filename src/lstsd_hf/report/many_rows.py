@@ -1,8 +1,8 @@
-"""Runs whose samples have many rows: a tagger's, whose every token is judged, and the losses of other heads.
+"""Runs with many rows per sample: for a tagger, each token is judged; for other heads, only losses are computed.
 
-A store does not say what its rows stand for. Rows that keep the k largest are a language model's. Two columns are
-start and end scores where the labels mark ends, or there are none; else they are two classes of a tagger, whose rows
-all have a label, 0 or 1.
+A store does not say what its rows stand for. Rows with only the k largest logits are a language model's. Rows of two
+columns are start and end scores if a label marks an end or no row has a label; otherwise they are the two classes of a
+tagger, whose rows all have a label, 0 or 1.
 """
 
 import os
@@ -28,11 +28,11 @@ _ROWS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class TokenRun(Run):
-    """A tagger's run: what `Run` says of samples holds here of the R labelled tokens, numbered sample by sample.
+    """A tagger's run. What `Run` says of samples holds here for the R labelled tokens, numbered sample by sample.
 
     Attributes:
         sample_ids: (N,) the samples, ascending.
-        offsets: (N + 1,): sample i has the tokens from offsets[i] to offsets[i + 1]; none: its labels are not known.
+        offsets: (N + 1,): sample i has the tokens from offsets[i] to offsets[i + 1]; if none, its labels are unknown.
     """
 
     sample_ids: Array
@@ -48,7 +48,7 @@ class TokenRun(Run):
         return tokens - self.offsets[self.owners(tokens)]
 
     def logits(self, ids: Array, epochs: Sequence[int] | None = None) -> Array:
-        """As `Run.logits`, of tokens. One of a sample that had another number of tokens in an epoch has none there."""
+        """As `Run.logits`, for tokens; NaN also in epochs where the token's sample had another number of tokens."""
         owners = self.owners(ids)
         places, counts = ids - self.offsets[owners], self.offsets[owners + 1] - self.offsets[owners]
         found = np.full((len(epochs or self.epochs), len(ids), *self.store.row_shape), np.nan, np.float32)
@@ -60,16 +60,16 @@ class TokenRun(Run):
         return self.within_range(found)
 
     def mean_of_all_epochs(self) -> Array | None:
-        return None  # a run keeps none of tokens
+        return None  # a run keeps no such mean for tokens
 
 
 @dataclass(frozen=True)
 class WorstTokens(Run):
-    """A tagger's run as the page shows it: each sample stands for its most suspicious token.
+    """A tagger's run as the page shows it: each sample is represented by its most suspicious token.
 
     Attributes:
         run: The run.
-        tokens: (n,) the token that each sample stands for.
+        tokens: (n,) the token that represents each sample.
     """
 
     run: TokenRun
@@ -84,10 +84,10 @@ class WorstTokens(Run):
 
 
 def worst_tokens(run: TokenRun, measures: Measures) -> tuple[WorstTokens, Measures]:
-    """Of each sample its most suspicious token, and the measures of that.
+    """The most suspicious token of each sample, and its measures.
 
-    The samples also have `token`, which of the labelled ones it is, from 0; `tokens`, how many there are; and
-    `flagged_tokens`, how many of them look wrong. The means over epochs stay those of all tokens.
+    The samples also have `token`, which of the labelled tokens it is, from 0; `tokens`, how many the sample has; and
+    `flagged_tokens`, how many of these look wrong. The means of each epoch remain those of all tokens.
     """
     scores = measures.samples["noise_score"]
     worst = token_dynamics.worst_rows(scores, run.offsets)
@@ -119,7 +119,7 @@ class LossRun:
         ids: (N,) the samples whose labels are known, ascending.
         labels: (R,) the label of each of their rows, see `LogitsStore.read_row_labels`.
         offsets: (N + 1,): sample i has the rows from offsets[i] to offsets[i + 1].
-        log: The run's log, of numbers by name.
+        log: The run's log: in each entry, numbers by name.
     """
 
     name: str
@@ -135,7 +135,7 @@ class LossRun:
         return self.store.vocabulary is not None
 
     def chunks(self) -> Iterator[slice]:
-        """Slices of samples, whose rows are few enough to be held at once."""
+        """Slices of samples, with few enough rows to be held in memory at once."""
         at, rows = 0, max(1, _ROWS_AT_ONCE // len(self.epochs))
         while at < len(self.ids):
             end = max(at + 1, int(np.searchsorted(self.offsets, self.offsets[at] + rows, "right")) - 1)
@@ -144,10 +144,10 @@ class LossRun:
 
 
 def open_any_run(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None) -> Run | LossRun:
-    """Reads all but the predictions of a run with any head.
+    """Reads everything of a run but its predictions, with any head.
 
     Raises:
-        StoreError: see `run.read_run`; or the store has no labels of rows.
+        StoreError: see `run.read_run`; or the store has no labels for rows.
         ValueError: there is no such run, or see `run.read_run`.
     """
     run_dir, logits_dir = folders_of(run_dir, logits_dir)

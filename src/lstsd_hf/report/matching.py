@@ -1,4 +1,4 @@
-"""Which row of a user's data set is which sample of a run: by an id column, or by position, with labels that agree."""
+"""Matches the rows of a user's data set to a run's samples: by an id column, or by position if the labels agree."""
 
 import json
 import re
@@ -22,11 +22,11 @@ class KeyColumns:
     """The columns that say which sample a row is.
 
     Attributes:
-        id_column: What the id column is called, whether the file has it or not.
-        ids: The id column; empty where there is none: a file that was trained on without ids has its rows in the order
-            of their ids, if its labels say so.
-        labels: The label column; empty where there is none.
-        are_lists: Whether it is read as lists of numbers.
+        id_column: The name of the id column, whether the file has it or not.
+        ids: A list of the id column; empty if there is none. The rows are then taken to be in the order of their ids,
+            as in a file that was trained on without ids; the labels must agree.
+        labels: A list of the label column; empty if there is none.
+        are_lists: Whether the label column is read as lists of numbers.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class KeyColumns:
         *,
         run: Run | None = None,
     ) -> None:
-        """Chooses them: of labels the column that is named, else "labels", "label" or "label_ids".
+        """Chooses the columns; for labels the one that is named, else "labels", "label" or "label_ids".
 
-        `run`: where its labels are rows of numbers, the column may hold lists.
+        `run`: if its labels are rows of numbers, the label column may hold lists.
 
         Raises:
-            ValueError: one of them, or of `wanted`, is missing.
+            ValueError: one of these columns, or of `wanted`, is missing.
         """
         self.id_column = sample_id_column
         there = [label_column] if label_column else [name for name in LABEL_COLUMNS if name in file.columns]
@@ -67,12 +67,12 @@ class RowsById:
     """The rows of a data set by sample id."""
 
     def __init__(self, ids: Array) -> None:
-        """`ids`: (rows,) each once."""
+        """`ids`: (rows,) without repeats."""
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
 
     def find(self, sample_ids: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.bool_], Array]:
-        """(n,) whether the data set has a sample, and the rows of those that it has."""
+        """(n,) bool, whether the data set has each sample; and the rows of those that it has."""
         place = np.minimum(np.searchsorted(self._ids, sample_ids), len(self._ids) - 1)
         known = self._ids[place] == sample_ids
         return known, self._order[place[known]]
@@ -85,13 +85,13 @@ class SampleRows(RowsById):
         """Checks that the data set is the one that the run was trained on.
 
         Args:
-            name: What messages call the data set.
+            name: The data set's name in messages.
             run: The run.
-            cells: What was read of it, with the columns of `keys` among the others.
+            cells: The columns that were read of it, with those of `keys`.
             keys: The columns of ids and labels.
 
         Raises:
-            ValueError: an id is missing, negative, repeated, or no integer; the data set has none of the run's
+            ValueError: an id is missing, negative, repeated, or not an integer; the data set has none of the run's
                 samples, or other labels.
         """
         rows = range(len(cells.texts))
@@ -155,7 +155,7 @@ class SampleRows(RowsById):
 
 
 def as_vector(cell: Any, size: int) -> Array:
-    """(size,) the numbers in a cell that holds a list, or one as JSON; NaN where it holds none, or others."""
+    """(size,) the numbers in a cell that holds a list, or a list as JSON; NaN if it holds anything else."""
     try:
         vector = np.asarray(json.loads(cell) if isinstance(cell, str) else cell, np.float64)
     except (ValueError, TypeError, RecursionError):
@@ -164,14 +164,15 @@ def as_vector(cell: Any, size: int) -> Array:
 
 
 def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run: Run) -> npt.NDArray[np.bool_]:
-    """(n,) whether a label in a data set is another than the one in the store.
+    """(n,) bool: whether a label in a data set differs from the one in the store.
 
-    Classes are compared by the names that the run's configuration gives them, and by number. Where a label is neither
-    (the user made numbers of names, or counted from 1), each must stand beside one class, and no other.
+    Classes are compared by their names in the run's configuration, and by number. If a label is neither (the user
+    turned names into numbers, or counted from 1), each label must always go with the same class, and no two labels
+    with one class.
 
     Args:
         cells: (n,) the labels as text, "" where missing.
-        names: The names of a `ClassLabel`, by id; else none.
+        names: The names of a `ClassLabel`, by id; empty for other columns.
         stored: (n,) the labels in the store: class ids, or scores.
         run: The run.
     """
@@ -196,7 +197,7 @@ def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run:
 
 
 def _classes_beside(codes: Array, stored: Array, num_values: int, num_classes: int) -> Array:
-    """(V,) of each value in a column the class that it mostly stands beside, if the class mostly stands beside it.
+    """(V,) the class that each value of a column mostly goes with, if the class mostly goes with it; else -1.
 
     Args:
         codes: (n,) which of the V values each row has.
@@ -205,7 +206,7 @@ def _classes_beside(codes: Array, stored: Array, num_values: int, num_classes: i
         num_classes: How many classes there are.
     """
     pairs, counts = np.unique(codes * num_classes + stored, return_counts=True)
-    pairs = pairs[np.argsort(counts, kind="stable")]  # of several assignments to one place, the last one stays
+    pairs = pairs[np.argsort(counts, kind="stable")]  # the last of several assignments to one index stays
     value, label = pairs // num_classes, pairs % num_classes
     to_label, to_value = np.full(num_values, -1), np.full(num_classes, -1)
     to_label[value], to_value[label] = label, value

@@ -1,4 +1,4 @@
-"""What the report computes: of each sample over the epochs, and of each epoch over the samples."""
+"""Computes the report's measures: for each sample over the epochs, and for each epoch over the samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,21 +13,23 @@ from .run import Run
 
 Array = npt.NDArray[Any]
 
-_LEAST_COUNTED = 500  # samples: the surest fifth of fewer says little
+_LEAST_COUNTED = 500  # samples; the surest fifth of fewer says little
 
 
 @dataclass(frozen=True)
 class Measures:
-    """A run's samples and epochs.
+    """The measures of a run's samples and epochs.
 
     Attributes:
         samples: Columns of N rows, a row for each sample that has a label, by ascending id.
-        epochs: Of each of the E sealed epochs the mean over samples, (E,): NaN where no sample has one.
-        wrong_labels: About how many labels are wrong, see `dynamics.wrong_share`; None where that cannot be told: of a
-            regression, of few samples, or where the store lacks the epochs to tell it from.
-        has_learnt: Whether the model knew enough to judge labels, as far as that can be told: else none looks wrong.
-        noise_of_all_epochs: Whether the noise score, and the mean absolute error of a regression, are of all epochs,
-            though the store holds only some of them; see `Run.mean_of_all_epochs`.
+        epochs: (E,) the means over samples in each of the E sealed epochs; NaN where no sample has a value.
+        wrong_labels: The estimated number of wrong labels, see `dynamics.wrong_share`. None if there is no estimate:
+            for a regression, for tokens, for several labels, for few samples, if the store lacks the epochs that it
+            needs, or if the model has not learnt enough.
+        has_learnt: Whether the model has learnt enough to judge labels; True if that is not known. If False, no label
+            looks wrong.
+        noise_of_all_epochs: Whether the noise score, and the mean absolute error of a regression, cover all epochs,
+            although the store holds only some of them; see `Run.mean_of_all_epochs`.
     """
 
     samples: dict[str, Array]
@@ -38,14 +40,14 @@ class Measures:
 
     @property
     def seen(self) -> Array:
-        """(N,) bool: whether a sample has a prediction in any epoch. Nothing is known of one that has none."""
+        """(N,) bool: whether a sample has a prediction in any epoch. Nothing else is known of one without."""
         return self.samples["noise_rank"] > 0
 
 
 def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
-    """Computes everything, in chunks of samples. Raises StoreError where no sample has a finite prediction.
+    """Computes all measures, in chunks of samples. Raises StoreError if no sample has a finite prediction.
 
-    `with_kept_mean`: whether to take the mean over all epochs that the run kept; it is of the run's own labels.
+    `with_kept_mean`: whether to use the mean over all epochs that the run kept, which holds for its own labels only.
     """
     refuse_several_labels(run)
     scale = float(np.std(run.labels)) or 1.0 if run.is_regression else 0.0
@@ -66,19 +68,19 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     samples |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     mean = run.mean_of_all_epochs() if with_kept_mean else None
     if mean is not None:
-        # A sample that the store has no prediction of any more is not on the page.
+        # A sample without a prediction in the store is not on the page, even if the kept mean covers it.
         mean = np.where(np.isnan(samples["noise_score"]), np.nan, mean)
         if run.is_regression:
             samples["mean_absolute_error"] = mean
             samples["noise_score"] = dynamics.regression_noise_score(mean[None], scale)
         else:
             samples["noise_score"] = (1 - mean) / 2
-            if len(run.classes) == 2:  # the mean says which of them was the more probable one
+            if len(run.classes) == 2:  # the mean's sign says which of them was more probable
                 suggested = np.where(mean < 0, 1 - run.labels, run.labels)
                 samples["suggested_label"] = np.where(np.isnan(mean), -1, suggested)
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
-    # Tokens of one sentence, and several labels of one sample, are no independent draws, and mostly of one class: what
-    # counts samples is not for them.
+    # No estimate for tokens and for several labels: those of one sample are not independent draws, and mostly have one
+    # class.
     wrong_labels = None if run.is_regression or run.unit != "sample" else _count_wrong(run)
     has_learnt = wrong_labels is None or _has_learnt(run, wrong_labels)
     if not has_learnt:
@@ -99,7 +101,7 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
 
 
 def refuse_several_labels(run: Run) -> None:
-    """Raises ValueError where a run is of a multi-label head; `multi_label.measure_labels` measures that."""
+    """Raises ValueError for a multi-label head's run, which `multi_label.measure_labels` measures."""
     if run.is_multi_label:
         raise ValueError(
             f"{run.store.path} is of a multi-label head: expected one label for each sample. The report of one run, "
@@ -108,7 +110,7 @@ def refuse_several_labels(run: Run) -> None:
 
 
 def _count_wrong(run: Run) -> int | None:
-    """About how many labels are wrong; None where that cannot be told."""
+    """The estimated number of wrong labels; None without the epochs that it needs, or with too few samples."""
     epochs = dynamics.count_from(run.epochs)
     shares = []
     for epoch in epochs:
@@ -124,7 +126,7 @@ def _count_wrong(run: Run) -> int | None:
 
 
 def _has_learnt(run: Run, wrong_labels: int) -> bool:
-    """Whether the surest predictions agree with labels clearly more often than the largest class does: 2 errors."""
+    """Whether the surest predictions agree with labels more often than the largest class, by 2 standard errors."""
     largest = np.unique(run.labels, return_counts=True)[1].max() / len(run.labels)
     error = np.sqrt(largest * (1 - largest) / (dynamics.SUREST * len(run.labels)))
     return bool(1 - wrong_labels / len(run.labels) > largest + 2 * error)
@@ -143,12 +145,12 @@ def of_classes(logits: Array, labels: Array, epochs: list[int]) -> tuple[dict[st
         epochs: The numbers of the E epochs, ascending.
 
     Returns:
-        Of each sample, (n,): `prediction` and `prediction_probability`, the class that the last epoch predicted (-1:
+        For each sample, (n,): `prediction` and `prediction_probability`, the class that the last epoch predicted (-1:
         none) and its probability; `confidence`, `variability`, `correctness`, `forgetting_events`, `never_learnt`
         (bool), `first_learnt` (the number of the epoch; -1: none), `area_under_margin`, `noise_score`,
         `suggested_label` (-1: none): see `dynamics`.
-        Of each sample and epoch, (E, n), NaN where unknown: `accuracy`: 1 where the prediction is the label, else 0.
-        `short_term_agreement`: 1 where it is that of the epoch before, which is the short-term teacher's.
+        For each sample and epoch, (E, n), NaN where unknown: `accuracy`, 1 where the prediction is the label, else 0;
+        `short_term_agreement`, 1 where it is that of the epoch before, the short-term teacher's, else 0.
     """
     probabilities = dynamics.softmax(logits)
     given, hits = dynamics.given_probability(probabilities, labels), dynamics.correct(logits, labels)
@@ -184,9 +186,9 @@ def of_scores(predictions: Array, labels: Array, scale: float) -> tuple[dict[str
         scale: The standard deviation of all labels.
 
     Returns:
-        Of each sample, (n,): `prediction`, the last epoch's (NaN: none); `mean_absolute_error` and `variability`, the
+        For each sample, (n,): `prediction`, the last epoch's (NaN: none); `mean_absolute_error` and `variability`, the
         mean of the absolute error and the standard deviation of the prediction over epochs, both in the label's unit;
-        `noise_score`: see `dynamics.regression_noise_score`. Of each sample and epoch, (E, n): `absolute_error`.
+        `noise_score`, see `dynamics.regression_noise_score`. For each sample and epoch, (E, n): `absolute_error`.
     """
     errors = predictions - labels
     samples = {
@@ -199,7 +201,7 @@ def of_scores(predictions: Array, labels: Array, scale: float) -> tuple[dict[str
 
 
 def logged_over_epochs(log: list[dict[str, Any]], name: str) -> Mapping[int, float]:
-    """The mean of what the Trainer logged under a name within each epoch, by the epoch's number."""
+    """By the epoch's number, the mean of the values that the Trainer logged under `name` in that epoch."""
     values: dict[int, list[float]] = {}
     for entry in log:
         if name in entry and "epoch" in entry:

@@ -1,7 +1,7 @@
-"""A multi-label head's run, label by label: each is a yes or no of its own, with a probability of its own.
+"""A multi-label head's run, label by label: each label is a yes or no with its own probability.
 
-As for one label, all epochs count the same: a model that has learnt wrong labels by heart was against them early on.
-cleanlab's scores of multi-label data, on one epoch, are the same: see the tests.
+As with one label, all epochs count the same: a model that has learnt wrong labels by heart was against them early on.
+On one epoch, the scores are the same as cleanlab's for multi-label data: see the tests.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from .run import Run
 Array = npt.NDArray[Any]
 
 NO_OR_YES = ("no", "yes")
-LOOKS = ("right", "added", "missing")  # what a label may look like: a yes that is against the model was added
+LOOKS = ("right", "added", "missing")  # how a label looks: a yes looks added if the model says no
 
 
 @dataclass(frozen=True)
 class LabelRun(Run):
-    """What `Run` says of samples holds here of single labels, two classes each: no and yes.
+    """A run of single labels: what `Run` says of samples holds here for labels, with two classes each, no and yes.
 
-    The C labels of the i-th sample are numbered from C * i on. It has all of them, or some.
+    The C labels of the i-th sample are numbered from C * i on. The run has all labels, or some.
 
     Attributes:
         run: The run of samples with several labels each.
@@ -40,22 +40,22 @@ class LabelRun(Run):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the C labels are called."""
+        """The names of the C labels."""
         return self.run.classes
 
     @property
     def about(self) -> Array:
-        """(N,): which of the C labels each one is."""
+        """(N,): which of the C labels each row is."""
         return self.ids % len(self.names)
 
     def logits(self, ids: Array, epochs: Sequence[int] | None = None) -> Array:
-        """(E, n, 2) of (n,) labels, so that the softmax is the sigmoid of what was recorded."""
+        """(E, n, 2) logits of (n,) labels: their softmax is the sigmoid of the recorded logits."""
         samples, place = np.unique(ids // len(self.names), return_inverse=True)
         half = self.run.logits(self.run.ids[samples], epochs)[:, place, ids % len(self.names)] / 2
         return np.stack([-half, half], axis=2)
 
     def mean_of_all_epochs(self) -> Array | None:
-        return None  # a run keeps none of labels
+        return None  # a run keeps no such mean for single labels
 
 
 def label_run(run: Run) -> LabelRun:
@@ -68,7 +68,7 @@ def _part(run: Run, numbers: Array) -> LabelRun:
 
 
 def suspects(every: LabelRun, measures: Measures) -> tuple[LabelRun, Measures]:
-    """The labels that a page is about, and their measures: all that look wrong, and of other samples the worst one."""
+    """The labels that a page lists, and their measures: all that look wrong, and each sample's most suspicious one."""
     shape = every.run.labels.shape
     chosen = measures.samples["looks_wrong"].reshape(shape).copy()
     worst = np.nan_to_num(measures.samples["noise_score"].reshape(shape), nan=-1).argmax(axis=1)
@@ -80,22 +80,22 @@ def suspects(every: LabelRun, measures: Measures) -> tuple[LabelRun, Measures]:
 
 
 def looks(given: Array, suggested: Array) -> Array:
-    """(n,): which of `LOOKS` holds of labels, from 0 for no and 1 for yes."""
+    """(n,) indices into `LOOKS`, from the given and the suggested labels, 0 for no and 1 for yes."""
     return np.where(given == suggested, 0, np.where(given == 1, 1, 2))
 
 
 def measure_labels(run: Run) -> Measures:
-    """As `by_sample`. Raises StoreError where no sample has a finite prediction."""
+    """Measures a multi-label head's run as `by_sample`. Raises StoreError if no sample has a finite prediction."""
     return by_sample(run, measure(label_run(run)))
 
 
 def by_sample(run: Run, measures: Measures) -> Measures:
-    """What holds of N samples with C labels each, by the measures of all labels:
+    """The measures of N samples with C labels each, from the measures of all labels:
 
-    - `noise_score_by_label` (N, C), from 0 to 1: 1 less the mean over epochs of the probability of what the label
-      says; above 0.5 the model was against it.
-    - `noise_score` (N,): the highest of these. `looks_wrong`: whether it is above 0.5. `noise_rank`.
-    - `suggested_label` (N, C): what the mean over epochs says of each label.
+    - `noise_score_by_label` (N, C), from 0 to 1: 1 minus the mean over epochs of the given answer's probability; above
+      0.5 the model was against it.
+    - `noise_score` (N,): the highest of these. `looks_wrong`: whether it is above 0.5. `noise_rank`: 1 is worst.
+    - `suggested_label` (N, C): the answer that is more probable on average over epochs.
     """
     scores = measures.samples["noise_score"].reshape(run.labels.shape)
     worst = scores.max(axis=1)
@@ -112,7 +112,7 @@ def by_sample(run: Run, measures: Measures) -> Measures:
 
 
 def sigmoid(logits: Array) -> Array:
-    """Probabilities from logits, without a warning where they are large."""
+    """Probabilities from logits, without overflow if they are large."""
     return np.exp(-np.logaddexp(0, -logits))
 
 

@@ -49,7 +49,7 @@ async function start(main) {
     }
     document.documentElement.dataset.ready = "true";
   } catch (error) {
-    tell(`The report, which needs a browser from 2023 on, could not be shown: ${error.message}`);
+    tell(`The report could not be shown. It needs a browser from 2023 or later. The error: ${error.message}`);
     throw error;
   }
 }

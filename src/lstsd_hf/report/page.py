@@ -1,21 +1,21 @@
 """The page of a run: what looks wrong, a review of it card by card, a map, a table, and how the run learnt.
 
-The review keeps its decisions in the browser, for each run, and downloads them as `decisions.csv`, which `lstsd clean`
-reads. It is a CSV file in UTF-8, its fields quoted where they must be (RFC 4180), with a header and a row for each
-decided sample, the most suspicious first:
+The review keeps each run's decisions in the browser, and downloads them as `decisions.csv`, which `lstsd clean` reads.
+It is a CSV file in UTF-8, with fields quoted where they must be (RFC 4180), a header, and a row for each decided
+sample, the most suspicious first:
 
     sample_id   the sample's id
-    decision    keep: the given label is right; relabel: it gets another one; drop: the sample goes. Of several labels
-                for each sample flip in place of relabel: a label that was given goes, and one that was not comes
-    label       relabel: the name of the new class; else empty. Of several labels: the name of the one it is about
-    token       of a tagger: which of the sample's labelled tokens, from 0; else there is no such column
-    given       the name of the given class; of a regression the given score; of several labels yes or no
-    suggested   the name of the class that the history suggests; of a regression empty; of several labels yes or no
+    decision    keep: the given label is right; relabel: it gets another one; drop: the sample is removed. With several
+                labels per sample, flip instead of relabel: a given label is removed, and one not given is added
+    label       relabel: the name of the new class; else empty. With several labels: the name of the one in question
+    token       only for a tagger: which of the sample's labelled tokens, from 0
+    given       the name of the given class; for a regression the given score; with several labels yes or no
+    suggested   the name of the class that the history suggests; for a regression empty; with several labels yes or no
     score       the noise score, rounded to four decimals
 
-A spreadsheet would run a name that begins with one of = + - @, a tab or a carriage return as a formula, if it is no
-number. Such a name has an apostrophe in front: who reads the file looks for the name as it stands, and then for it
-without the apostrophe.
+A spreadsheet would run a name that begins with one of = + - @, a tab or a carriage return as a formula, unless it is a
+number. Such a name gets an apostrophe in front. A reader of the file looks for the name as it stands first, and then
+for the name without the apostrophe.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ Array = npt.NDArray[Any]
 
 TABLE_ROWS = 100_000
 MAP_POINTS = 5_000
-SUSPECTS = 500  # of the map's points: the most suspicious samples, which a draw would miss
-REVIEWED = 1_000  # the most suspicious samples, whose texts are there to be read in full
+SUSPECTS = 500  # so many of the map's points are the most suspicious samples, which a random draw would miss
+REVIEWED = 1_000  # so many of the most suspicious samples have their text in full, up to REVIEW_LENGTH
 REVIEW_LENGTH = 5_000
 TEXT_LENGTH = 300
 _ALL_TEXTS = 20_000_000
@@ -57,12 +57,12 @@ def write_page(
     """Writes the page and returns its path.
 
     Args:
-        path: Where to.
+        path: The file to write.
         run: The run; a tagger's as `WorstTokens`, a multi-label head's as `LabelRun`.
-        measures: Of its samples.
-        texts: What the page shows of them.
-        whole: Of a tagger all tokens, and of a multi-label head all labels, which the numbers and the curves are of;
-            else they are those of the samples.
+        measures: The measures of its samples.
+        texts: The texts that the page shows; None: it shows ids.
+        whole: For a tagger all tokens, and for a multi-label head all labels: the page's numbers and curves are
+            computed from them. None: from `run` and `measures`.
     """
     every, all_measures = whole or (run, measures)
     noise, further = (
@@ -93,11 +93,11 @@ def write_page(
     }
     left_out = _left_out(run, measures, listed, drawn)
     if words is None:
-        left_out.append("The page shows ids, because the report was made without texts: name them with --dataset.")
+        left_out.append("The page shows ids, because it was made without the texts: name the data with --dataset.")
     elif cut:
         left_out.append(cut)
     if isinstance(texts, TokenTexts) and not texts.has_words_of_tokens:
-        left_out.append("Some sentences have more labels than words, so tokens have a number and no mark.")
+        left_out.append("Some sentences have more labels than words, so tokens are numbered, and not marked in texts.")
     return write_html(
         path,
         "report",
@@ -122,21 +122,21 @@ def write_page(
 
 
 def _key(run: Run) -> str:
-    """What the browser keeps the decisions under: they are of this run's name, samples and given labels."""
+    """The browser's key for the decisions, which depends on the run's name, samples, classes and given labels."""
     digest = hashlib.sha256(repr((run.name, run.store.fingerprint, run.classes)).encode())
     digest.update(run.ids.tobytes() + run.labels.tobytes())
     return f"lstsd-decisions-{digest.hexdigest()[:32]}"
 
 
 def choose(rank: Array) -> tuple[Array, Array]:
-    """Which samples the page has.
+    """Chooses the samples that the page shows, the same at each call.
 
     Args:
-        rank: (N,) their ranks by suspicion, from 1; 0: never seen.
+        rank: (N,) their ranks by suspicion, 1 for the most suspicious; 0: never seen.
 
     Returns:
-        The rows of those that the table lists, the most suspicious first; and the positions, among these, of those
-        that the map shows. The same at each call.
+        The rows of the samples in the table, the most suspicious first; and the positions, among these, of the samples
+        on the map.
     """
     order = np.argsort(rank, kind="stable")[int((rank == 0).sum()) :]
     every = np.arange(len(order))
@@ -144,30 +144,31 @@ def choose(rank: Array) -> tuple[Array, Array]:
     if len(order) > MAP_POINTS:
         some = np.random.default_rng(0).choice(every[SUSPECTS:], MAP_POINTS - SUSPECTS, replace=False)
         drawn = np.concatenate([every[:SUSPECTS], np.sort(some)])
-    # The map is of all samples, so it may show some that would be too far down for the table.
+    # The map draws from all samples, so some of its points may rank too low for the table, which lists them as well.
     listed = np.union1d(every[: TABLE_ROWS - len(drawn)], drawn) if len(order) > TABLE_ROWS else every
     return order[listed], np.searchsorted(listed, drawn)
 
 
 def texts_of(texts: Texts | TokenTexts, ids: Array) -> tuple[list[str | None], str]:
-    """The texts of (n,) samples, the most suspicious first, and what there is to say of those that are cut."""
+    """The texts of (n,) samples, the most suspicious first; and a sentence about texts that are cut, or ""."""
     rest = max(0, len(ids) - REVIEWED)
     length = min(TEXT_LENGTH, _ALL_TEXTS // max(1, len(ids)))
     first, cut_first = texts.of(ids[:REVIEWED], REVIEW_LENGTH)
     others, cut_others = texts.of(ids[REVIEWED:], length) if rest else ([], 0)
     told = []
     if cut_first:
-        told.append(f"Texts are cut at {REVIEW_LENGTH:,} characters, {cut_first:,} of them")
+        told.append(f"Texts are cut at {REVIEW_LENGTH:,} characters ({cut_first:,} of them)")
     if cut_others:
-        told.append(f"texts below rank {REVIEWED:,} are cut at {length:,} characters, {cut_others:,} of them")
+        told.append(f"texts below rank {REVIEWED:,} are cut at {length:,} characters ({cut_others:,} of them)")
     said = "; ".join(told)
-    return first + others, f"{said[0].upper()}{said[1:]}: no search here finds what comes after." if said else ""
+    return first + others, f"{said[0].upper()}{said[1:]}. A search does not find what is cut off." if said else ""
 
 
 def _rows(run: Run, measures: Measures, shown: tuple[PageColumn, ...], listed: Array) -> dict[str, Any]:
-    """The page's rows, in columns; by epoch `predicted`, the class or score.
+    """The page's rows, as columns; `predicted` is the class or score in each epoch.
 
-    Of classes, by epoch, also `given` and `suggestion`: the percent of probability of the given and suggested label.
+    For classes, `given` and `suggestion` are the probabilities of the given and the suggested label in each epoch, in
+    percent.
     """
     samples = measures.samples
     ids, labels = run.ids[listed], run.labels[listed]
@@ -199,7 +200,7 @@ def _rows(run: Run, measures: Measures, shown: tuple[PageColumn, ...], listed: A
 
 
 def _tokens(run: Run, measures: Measures, texts: Any, listed: Array) -> dict[str, Any]:
-    """Of a tagger: the token of its sample that a row is of, from 0; the word, and its place in the text."""
+    """For a tagger: which of its sample's tokens a row is about, from 0; the word, and its place in the text."""
     if run.unit != "token":
         return {}
     places = measures.samples["token"][listed].tolist()
@@ -212,7 +213,7 @@ def _tokens(run: Run, measures: Measures, texts: Any, listed: Array) -> dict[str
 
 
 def _labels(run: Run, rows: dict[str, Any], listed: Array) -> dict[str, Any]:
-    """Of several labels: which one a row is about, which of `LOOKS` it has, and those that its sample was given."""
+    """For several labels: which one a row is about, its index in `LOOKS`, and the labels given to its sample."""
     if not isinstance(run, LabelRun):
         return {}
     look = looks(np.array(rows["label"], int), np.array(rows["suggested"], int))
@@ -229,7 +230,7 @@ def _matrix(run: Run, suggested: Array, listed: Array) -> summary.Matrix:
 
 
 def _left_out(run: Run, measures: Measures, listed: Array, drawn: Array) -> list[str]:
-    """What the page does not show, because it is too much."""
+    """Sentences about what the page leaves out because there is too much of it."""
     count, told = int(measures.samples["noise_rank"].max()), []
     rows = "labels" if run.unit == "label" else "samples"
     if len(drawn) < count:
@@ -238,6 +239,7 @@ def _left_out(run: Run, measures: Measures, listed: Array, drawn: Array) -> list
         )
     if len(listed) < count:
         told.append(
-            f"The table and the review have {len(listed):,} {rows}, the most suspicious; samples.parquet has all."
+            f"The table and the review have {len(listed):,} {rows}: the most suspicious, and those on the map. "
+            "samples.parquet has all."
         )
     return told

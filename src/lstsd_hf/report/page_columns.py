@@ -1,4 +1,4 @@
-"""The measures that a page shows, in words and digits, and their values as JSON takes them."""
+"""The measures that a page shows: their titles, digits and meanings, and their values for JSON."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-_LARGEST_EXACT = 2**53 - 1  # of the integers that JavaScript's numbers hold
+_LARGEST_EXACT = 2**53 - 1  # the largest integer that JavaScript's numbers hold exactly
 
 
 class PageColumn(NamedTuple):
@@ -16,9 +16,9 @@ class PageColumn(NamedTuple):
     Attributes:
         name: Its key in the page's rows.
         title: What the page calls it.
-        digits: How many it is shown with after the point.
+        digits: The number of decimals that it is shown with.
         meaning: What it tells, in one or two sentences.
-        in_scores: Whether it is in the unit of the scores, which may be of any size: small ones in significant digits.
+        in_scores: Whether it is in the unit of the scores. Values below 0.1 then have `digits` significant digits.
     """
 
     name: str
@@ -39,21 +39,22 @@ NOISE = PageColumn(
     "noise_score",
     "score",
     3,
-    "How likely the label is wrong, from 0 to 1. Above 0.5 another class was, on average over the epochs, more "
-    "probable than the given one.",
+    "How likely the label is wrong, from 0 to 1. Above 0.5, another class was more probable than the given one, on "
+    "average over the epochs.",
 )
 NOISE_OF_SCORES = PageColumn(
     "noise_score",
     "noise",
     3,
-    "How likely the given score is wrong, from 0 to 1. At 0.5 the predictions are as far off as the scores vary.",
+    "How likely the given score is wrong, from 0 to 1. Above 0.5, the mean error is larger than the standard "
+    "deviation of all scores.",
 )
 MEASURES_OF_CLASSES = (
     PageColumn(
         "confidence",
         "confidence",
         3,
-        "The mean probability that the epochs gave to the given label. Low: hard to learn, or mislabelled.",
+        "The mean probability of the given label over the epochs. Low: hard to learn, or mislabelled.",
     ),
     PageColumn(
         "variability",
@@ -75,8 +76,8 @@ MEASURES_OF_CLASSES = (
         "area_under_margin",
         "margin",
         2,
-        "The mean of the given label's logit less the largest other one (area under the margin). Far below 0: likely "
-        "mislabelled.",
+        "The mean over the epochs of the given label's logit minus the largest other logit (area under the margin). "
+        "Far below 0: likely mislabelled.",
     ),
 )
 MEASURES_OF_SCORES = (
@@ -86,7 +87,7 @@ MEASURES_OF_SCORES = (
 
 
 def scores(values: Array) -> Array:
-    """Rounded to 3 decimals, or to 4 significant digits where these are more."""
+    """Rounds to 3 decimals, or to 4 significant digits where these are finer."""
     values = values.astype(np.float64)
     size = np.floor(np.log10(np.maximum(np.abs(values), 1e-19)))
     factor = 10.0 ** np.maximum(3, 3 - size)  # up to 1e22, which a float still holds exactly
@@ -107,5 +108,5 @@ def plain(values: Array, absent: Array) -> list[Any]:
 
 
 def identifiers(ids: Array) -> list[Any]:
-    """Sample ids as numbers; as texts where some are larger than JavaScript's numbers can tell apart."""
+    """Sample ids as numbers; as texts if some are too large for JavaScript's numbers to tell apart."""
     return ids.tolist() if ids.size == 0 or ids.max() <= _LARGEST_EXACT else [str(i) for i in ids.tolist()]

@@ -17,9 +17,9 @@ class Pair(NamedTuple):
 
     Attributes:
         runs: The two, with the same ids and labels.
-        measures: Theirs.
-        gain: (N,) by how much B is better. Of classes: its confidence less A's, from -1 to 1. Of scores: A's mean
-            absolute error less B's.
+        measures: Their measures.
+        gain: (N,) by how much B is better. For classes: its confidence minus A's, from -1 to 1. For scores: A's mean
+            absolute error minus B's.
         right: For each run (N,): 1 where the last epoch predicts the label, else 0; empty for a regression.
     """
 
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
-    """Brings two runs to the same samples and labels; and what there is to say of the others.
+    """Restricts two runs to the same samples and labels; and sentences about how they differ.
 
     Raises:
         StoreError: no sample has a finite prediction.
@@ -49,7 +49,7 @@ def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
     if not both.any():
         raise ValueError(f"{a.name} and {b.name} have no sample that the last epochs of both have predicted.")
     runs = [replace(run, ids=ids[both], labels=b.labels[at_b][both]) for run in (a, b)]
-    # A mean that was kept is of a run's own labels, and of all its epochs.
+    # The mean that a run kept holds for its own labels, and for all its epochs.
     found = [measure(run, with_kept_mean=same and not others) for run in runs]
     if a.is_regression:
         gain = found[0].samples["mean_absolute_error"] - found[1].samples["mean_absolute_error"]
@@ -61,7 +61,7 @@ def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
     if not same:
         notes.append(
             f"A has the epochs {_listed(a)}, B {_listed(b)}. Means are over these: more epochs, or later ones, look "
-            "better on samples that a model learns from."
+            "better on training samples."
         )
     if others:
         notes.append(

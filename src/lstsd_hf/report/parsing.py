@@ -11,7 +11,7 @@ from typing import Any
 
 from .cells import shown
 
-# Stands for a carriage return that is text while the csv module splits a line, which would end a row there. No file
+# Stands for a carriage return that is text while the csv module, which would end the row there, splits a line. No file
 # in UTF-8 can hold it: half of a surrogate pair has no encoding.
 _RETURN = "\udc0d"
 _LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields above 128 KB unless told otherwise
@@ -19,7 +19,7 @@ _SPACE = re.compile(r"\s*")
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a file in UTF-8, with their ends, without a byte-order mark. Only a line feed ends a line.
+    """The lines of a file in UTF-8, with their line ends, without a byte-order mark. Only a line feed ends a line.
 
     Raises:
         ValueError: the file cannot be read, or is not UTF-8; the message names the line.
@@ -41,13 +41,13 @@ def text_lines(path: Path) -> Iterator[str]:
 def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV or TSV file, the header first, split by Python's csv module.
 
-    A line of nothing but spaces is no row. A carriage return ends a row before a line feed, or where the file has no
-    line feeds; else it is text.
+    A line with only white space is not a row. A carriage return ends a row if a line feed follows, or if the file has
+    no line feeds; otherwise it is text.
 
     Args:
         path: The file, in UTF-8.
-        delimiter: What stands between fields.
-        has_quotes: Whether a field may be enclosed in quotes; else they are text.
+        delimiter: The character between fields.
+        has_quotes: Whether a field may be enclosed in quotes; otherwise quotes are text.
 
     Yields:
         The number of the line that the row begins in, from 1, and its fields.
@@ -63,7 +63,7 @@ def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[
             body = line.rstrip("\r\n")
             if "\r" not in body:
                 yield line
-            elif number == 0 and not line.endswith("\n"):  # no line feed in the file: as Macs once wrote them
+            elif number == 0 and not line.endswith("\n"):  # no line feed in the file: as old Macs wrote them
                 yield from io.StringIO(line, newline="\r")
             else:
                 has_returns = True
@@ -74,7 +74,7 @@ def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[
     )
     while True:
         number = reader.line_num + 1
-        # The limit is one for the whole process, and not ours: it is lifted for a row at a time.
+        # The limit holds for the whole process, so it is lifted for one row at a time.
         limit = csv.field_size_limit(_LARGEST_FIELD)
         try:
             fields = next(reader, None)
@@ -92,11 +92,11 @@ def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[
 
 
 class Number(str):
-    """A number in JSON, as it is spelled; NaN and Infinity too."""
+    """A number in JSON as it is written, also NaN and Infinity."""
 
 
 class Object(dict[str, Any]):
-    """An object in JSON, and the names that it has more than once."""
+    """An object in JSON, and the names that occur in it more than once."""
 
     __slots__ = ("repeated",)
 
@@ -108,12 +108,12 @@ class Object(dict[str, Any]):
 
 
 def json_rows(path: Path) -> Iterator[Object]:
-    """The rows of a JSON file: a list of objects, or objects one after the other, in a line each or not.
+    """The rows of a JSON file: a list of objects, or objects one after the other, each on its own line or not.
 
-    Texts in place of objects are the cells of a column "text", as `datasets` reads them.
+    If the rows are texts instead of objects, they are the cells of a column "text", as in `datasets`.
 
     Raises:
-        ValueError: the file is not UTF-8 or not JSON, or a row is no object.
+        ValueError: the file is not UTF-8 or not JSON, or a row is not an object.
     """
     only_texts = False
     for number, row in enumerate(_json_values(path), start=1):
@@ -147,12 +147,12 @@ def _json_values(path: Path) -> Iterator[Any]:
 
 def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
-    assert found is not None  # of no space too
+    assert found is not None  # the pattern matches "" too
     return found.end()
 
 
 def in_words(cell: Any) -> str:
-    """What a value in JSON is, for a message."""
+    """Describes a value in JSON, for a message."""
     if isinstance(cell, (list, dict)):
         return "a list" if isinstance(cell, list) else "an object"
     if isinstance(cell, Number):

@@ -1,7 +1,7 @@
-"""Copies of a user's file with some rows left out and some labels changed, and nothing else.
+"""Copies a user's file with some rows left out and some labels changed, and nothing else.
 
-A changed label is the cell of another row, byte for byte: so it is spelled, typed and quoted as the file does it. Of
-a list of 0 and 1, which may be text, single numbers change. Of CSV, TSV and JSON all that stays is as it was, byte for
+A changed label is the cell of another row, byte for byte, so it is spelled, typed and quoted as in the file. In a list
+of 0 and 1, which may be text, single numbers change. In CSV, TSV and JSON everything else stays as it was, byte for
 byte: line ends, quotes, spaces, the byte-order mark.
 """
 
@@ -22,17 +22,17 @@ from ..store.files import remove, replacing, temporary_name, writing
 from .matching import Array
 
 _SPACE = re.compile(r"\s*")
-_LISTED = re.compile(r"true|false|[-+.0-9eE]+")  # what JSON has for 0 and 1
+_LISTED = re.compile(r"true|false|[-+.0-9eE]+")  # how JSON may write 0 and 1
 
 
 class Edit(NamedTuple):
-    """What becomes of N rows.
+    """What changes in N rows.
 
     Attributes:
         keep: (N,) bool: whether a row stays.
-        source: (N,) int64: the row whose label a row gets; its own position where it keeps its label.
+        source: (N,) int64: the row whose label a row gets; its own position if it keeps its label.
         column: The name of the label column; None: no label changes.
-        flips: By position the rows whose label is a list of 0 and 1 that changes: (C,) bool, whether a number does.
+        flips: By position, the rows with a list of 0 and 1 that changes: (C,) bool, whether each number changes.
     """
 
     keep: Array
@@ -45,12 +45,12 @@ class Edit(NamedTuple):
         return bool(self.source[row] != row) or row in self.flips
 
     def new_text(self, row: int, source: str) -> str:
-        """The label of a row as text, where that of its source is `source`."""
+        """The label that a row gets, as text; `source`: the text of its source row's label."""
         return _flipped(source, self.flips[row]) if row in self.flips else source
 
 
 def write_edited(path: Path, output: Path, edit: Edit, *, split: str, tsv_quoting: bool) -> None:
-    """Writes a file or folder that `open_user_file` reads, edited, under another name, in one piece.
+    """Writes an edited copy of a file or folder that `open_user_file` reads; it appears only when it is complete.
 
     Raises:
         StoreError: it cannot be written.
@@ -74,9 +74,9 @@ def write_edited(path: Path, output: Path, edit: Edit, *, split: str, tsv_quotin
 
 
 def _flipped(text: str, flips: Array) -> str:
-    """A list of 0 and 1 as it is written, with some numbers turned, spelled as they are: 1.0 becomes 0.0.
+    """The text of a list of 0 and 1 with some numbers flipped, and their spelling kept: 1.0 becomes 0.0.
 
-    `flips`: (C,) bool, of each number whether it turns.
+    `flips`: (C,) bool, whether each number is flipped.
     """
     turned = iter(flips.tolist())
 
@@ -97,7 +97,7 @@ def _flipped(text: str, flips: Array) -> str:
 
 
 def _edited_lines(text: str, edit: Edit, delimiter: str, *, has_quotes: bool) -> Iterator[str]:
-    """The text of a delimited file, in parts; it is split as `parsing.delimited_rows` does."""
+    """The edited text of a delimited file, in parts; it is split as in `parsing.delimited_rows`."""
     start = len("\ufeff") if text.startswith("\ufeff") else 0
     yield text[:start]
     pieces = list(_pieces(text, start, delimiter, has_quotes))
@@ -130,8 +130,8 @@ class _Piece(NamedTuple):
 
 
 def _pieces(text: str, start: int, delimiter: str, has_quotes: bool) -> Iterator[_Piece]:
-    line_end = "\r" if "\r" in text and "\n" not in text else "\n"  # the former: as Macs once wrote them
-    # Returns before a line feed, or at the very end, belong to the line's end; others are text.
+    line_end = "\r" if "\r" in text and "\n" not in text else "\n"  # the former as old Macs wrote them
+    # Carriage returns before a line feed, or at the end of the file, belong to the line end; others are text.
     ends = r"\r*\n|\r*\Z" if line_end == "\n" else r"\r|\Z"
     plain = rf"[^{delimiter}{line_end}]*?(?={delimiter}|{ends})"
     field = re.compile(rf'"[^"]*(?:""[^"]*)*"(?={delimiter}|{ends})|{plain}' if has_quotes else plain)
@@ -155,7 +155,7 @@ def _pieces(text: str, start: int, delimiter: str, has_quotes: bool) -> Iterator
 
 
 def _cell(field: str, has_quotes: bool) -> str:
-    """What a field of a delimited file holds."""
+    """The content of a field of a delimited file, without its quotes."""
     return field[1:-1].replace('""', '"') if has_quotes and field.startswith('"') else field
 
 
@@ -163,7 +163,7 @@ def _cell(field: str, has_quotes: bool) -> str:
 
 
 def _edited_json(path: Path, text: str, edit: Edit) -> Iterator[str]:
-    """The text of a JSON file, in parts: a list of objects, or objects one after the other."""
+    """The edited text of a JSON file, in parts: a list of objects, or objects one after the other."""
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
     start = _after_space(text, 1 if text.startswith("\ufeff") else 0)
     is_list = text.startswith("[", start)
@@ -189,7 +189,7 @@ def _edited_json(path: Path, text: str, edit: Edit) -> Iterator[str]:
 
 
 def _values(text: str, at: int, decoder: json.JSONDecoder) -> Iterator[tuple[int, int]]:
-    """The places of values one after the other, with commas between them in a list."""
+    """The places of the values in a text, which are separated by commas if they are in a list."""
     at = _after_space(text, at)
     while at < len(text) and text[at] != "]":
         _, end = decoder.raw_decode(text, at)
@@ -200,12 +200,12 @@ def _values(text: str, at: int, decoder: json.JSONDecoder) -> Iterator[tuple[int
 
 
 def _member(text: str, start: int, name: str, decoder: json.JSONDecoder) -> tuple[int, int]:
-    """The place of the value with a name in the object that begins at `start`."""
+    """The place of the value called `name` in the object that begins at `start`."""
     at = start
     while True:
-        at = _after_space(text, at + 1)  # behind the brace, or a comma
+        at = _after_space(text, at + 1)  # after the brace, or a comma
         key, at = decoder.raw_decode(text, at)
-        begin = _after_space(text, _after_space(text, at) + 1)  # behind the colon
+        begin = _after_space(text, _after_space(text, at) + 1)  # after the colon
         _, end = decoder.raw_decode(text, begin)
         if key == name:
             return begin, end
@@ -215,7 +215,7 @@ def _member(text: str, start: int, name: str, decoder: json.JSONDecoder) -> tupl
 
 def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
-    assert found is not None  # of no space too
+    assert found is not None  # the pattern matches "" too
     return found.end()
 
 
@@ -242,7 +242,7 @@ def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
     at = table.schema.get_field_index(edit.column)
     column, source = table[at], edit.source.copy()
     lists = [row for row in rows if row in edit.flips]
-    if lists:  # which stand behind the others until they are taken
+    if lists:  # they are appended to the column, from where `take` puts them in their places
         new = pa.array([_with_flips(column[row].as_py(), edit.flips[row]) for row in lists], column.type)
         source[lists] = len(column) + np.arange(len(lists))
         column = pa.chunked_array([*column.chunks, new], column.type)
@@ -250,7 +250,7 @@ def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
 
 
 def _with_flips(cell: Any, flips: Array) -> Any:
-    """A list of 0 and 1, or one as text, with some numbers turned; they keep their type."""
+    """A list of 0 and 1, or one as text, with some numbers flipped; they keep their type."""
     if isinstance(cell, str):
         return _flipped(cell, flips)
     return [type(value)(value < 0.5) if turn else value for value, turn in zip(cell, flips.tolist(), strict=True)]
@@ -276,7 +276,7 @@ def _write_folder(path: Path, output: Path, edit: Edit, split: str) -> None:
 
 def _edited_data_set(data: Dataset, edit: Edit) -> Dataset:
     table = _edited_table(data.data.table, edit)
-    # With a name by chance: `datasets` would make one from a pickled copy of the table.
+    # With a random fingerprint: `datasets` would hash a pickled copy of the whole table.
     edited = Dataset(table, data.info.copy(), data.split, fingerprint=uuid.uuid4().hex)
     edited = edited.select(np.flatnonzero(edit.keep))
     return edited.with_format(**data.format) if data.format["type"] else edited

@@ -1,6 +1,6 @@
-"""What a run left behind that the report reads: the store, the model's configuration, the Trainer's log.
+"""Reads what a run left on disk for the report: the store, the model's configuration, the Trainer's log.
 
-Only the store's own files are vouched for by a checksum. Whatever else lies beside it may be anybody's.
+Only the store's own files have a checksum. Other files beside it are not trusted.
 """
 
 import json
@@ -22,7 +22,7 @@ from ..store.manifest import is_whole, shortened
 
 Array = npt.NDArray[Any]
 
-IGNORED = -100  # the label of a sample that has none, and what losses ignore
+IGNORED = -100  # the label of a sample without one, which losses ignore
 _ROWS_AT_ONCE = 65_536
 _VALUES_AT_ONCE = 4 << 20
 _LARGEST_JSON = 256 << 20  # bytes; a log of a million entries
@@ -32,20 +32,20 @@ _LARGEST_SCORE = 1e15
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind.
+    """What a run left on disk.
 
     Attributes:
         name: The name of its folder.
         store: Its predictions.
         epochs: The sealed epochs, E of them.
         ids: (N,) the samples that have a label, ascending.
-        labels: (N,) their labels: class ids, or scores; of soft labels the class with the highest probability. Of a
-            multi-label head (N, C): 1 where a label holds, else 0.
-        vectors: (N, C) the labels as they were trained on, where that is a row for each sample: soft labels, which are
-            probabilities, and those of a multi-label head; else None.
+        labels: (N,) their labels: class ids, or scores; with soft labels, the class with the highest probability. For
+            a multi-label head (N, C): 1 where a label holds, else 0.
+        vectors: (N, C) the labels as they were trained on, if each is a row: soft labels, which are probabilities, and
+            those of a multi-label head; else None.
         classes: The names of the C classes; empty for a regression.
-        log: The run's log, of numbers by name; empty where there is none.
-        unit: What a label is judged for: a sample, one of its tokens, or one of its several labels.
+        log: The run's log: in each entry, numbers by name; empty if there is none.
+        unit: What has the label that is judged: a sample, one of its tokens, or one of its several labels.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def shown_ids(self) -> Array:
-        """(N,): the sample that each row of a page is of. Here these are the `ids`."""
+        """(N,): the sample that each row of the page is about; here the `ids`."""
         return self.ids
 
     @property
@@ -72,25 +72,27 @@ class Run:
         return not self.classes
 
     def logits(self, ids: Array, epochs: Sequence[int] | None = None) -> Array:
-        """(E, n, C) float32: what epochs predicted for (n,) sample ids; NaN where they did not. None: all epochs.
+        """(E, n, C) float32: the predictions of some epochs for (n,) sample ids; NaN where there is none.
 
-        Logits beyond 1e30, and scores beyond 1e15, are cut to that: sums and squares of larger ones are not finite.
+        `epochs`: their numbers; None: all. Logits are clipped at 1e30, and scores at 1e15, in either direction: sums
+        and squares of larger ones are not finite.
         """
         found = np.stack([self.store.read(epoch, ids) for epoch in epochs or self.epochs])
         return self.within_range(found.astype(np.float32, copy=False))
 
     def within_range(self, found: Array) -> Array:
-        """The same array, with what is too large for sums and squares cut; see `logits`."""
+        """Clips what is too large for sums and squares, in place, and returns the array; see `logits`."""
         largest = _LARGEST_SCORE if self.is_regression else _LARGEST
         return np.clip(found, -largest, largest, out=found)
 
     def mean_of_all_epochs(self) -> Array | None:
-        """(N,): the mean that the run kept of all epochs, where the store holds only some of them; NaN: none is known.
+        """(N,): the mean over all epochs that the run kept, if the store holds only some of them; NaN: not known.
 
-        Of a classifier that of the margin (`method.statistics.fold_margin`), of a regression the absolute error.
+        For a classifier, the mean of the margin (`method.statistics.fold_margin`); for a regression, of the absolute
+        error.
 
         Returns:
-            None where the store holds all epochs, or no such mean: a run that went on without its logits, or with
+            None if the store holds all epochs, or no such mean: a run that was resumed without its logits, or with
             corrected labels, has none.
 
         Raises:
@@ -111,13 +113,13 @@ class Run:
         return np.where(count > 0, mean.clip(low, high), np.nan)
 
     def chunks(self, count: int) -> Iterator[slice]:
-        """Slices of `count` samples, each so few that their logits in all epochs take some megabytes."""
+        """Slices of `count` samples, so small that their logits of all epochs take some megabytes."""
         rows = min(_ROWS_AT_ONCE, max(1, _VALUES_AT_ONCE // (len(self.epochs) * self.store.row_shape[0])))
         return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 def folders_of(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None) -> tuple[Path, Path]:
-    """The folder of a run, and that of its store. Raises ValueError where the first is not there."""
+    """The folder of a run, and that of its store. Raises ValueError if the first does not exist."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
@@ -125,12 +127,12 @@ def folders_of(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[st
 
 
 def read_run(run_dir: Path, logits_dir: Path) -> Run:
-    """Reads all but the predictions.
+    """Reads everything of a run but its predictions.
 
     Raises:
         StoreError: there is no store, no epoch of it is sealed, or it has no labels.
         StoreCorruptionError: a file of the store is damaged.
-        ValueError: the head is one that the report does not know, a label is no class, or a JSON file is damaged.
+        ValueError: the report does not know such a head, a label is not a class, or a JSON file is damaged.
     """
     store = open_store(logits_dir)
     if store.is_ragged:
@@ -156,7 +158,7 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
 
 
 def open_store(logits_dir: Path) -> LogitsStore:
-    """Opens a store that has a sealed epoch, and checks every byte of it; raises as `read_run`."""
+    """Opens a store, checks that it has a sealed epoch, and verifies every byte of it; raises as `read_run`."""
     if not (logits_dir / "store.json").exists():
         raise StoreError(
             f"{logits_dir} holds no logits store: expected store.json in it. If the run had a logits_dir of its own, "
@@ -170,9 +172,9 @@ def open_store(logits_dir: Path) -> LogitsStore:
 
 
 def _labels(store: LogitsStore, is_multi_label: bool) -> tuple[Array, Array, Array | None]:
-    """The samples that have a label, their labels, and the rows of these: see `Run`.
+    """The `ids`, `labels` and `vectors` of a `Run`.
 
-    `is_multi_label`: whether the model's configuration says so; else rows that add up to 1 are soft labels.
+    `is_multi_label`: whether the model's configuration says so; otherwise rows that add up to 1 are soft labels.
     """
     labels = store.read_labels()
     if labels is None:
@@ -203,7 +205,7 @@ def _labels(store: LogitsStore, is_multi_label: bool) -> tuple[Array, Array, Arr
 
 
 def _vectors(store: LogitsStore, vectors: Array, is_multi_label: bool) -> tuple[Array, Array, Array]:
-    """As `_labels`, of (rows, C) labels."""
+    """As `_labels`, for (rows, C) labels."""
     has_label = ~np.isnan(vectors).any(axis=1) & (vectors != IGNORED).all(axis=1)
     ids, vectors = store.sample_ids[has_label], vectors[has_label]
     if not ids.size:
@@ -220,7 +222,7 @@ def _vectors(store: LogitsStore, vectors: Array, is_multi_label: bool) -> tuple[
 
 
 def _add_up_to_1(vectors: Array) -> bool:
-    return bool(np.abs(vectors.sum(axis=1) - 1).max() < 1e-2)  # float16's probabilities too
+    return bool(np.abs(vectors.sum(axis=1) - 1).max() < 1e-2)  # with room for float16's rounding
 
 
 def _config(folders: list[Path]) -> dict[str, Any]:
@@ -233,25 +235,25 @@ def _config(folders: list[Path]) -> dict[str, Any]:
 
 
 def class_names(folders: list[Path], classes: int) -> tuple[str, ...]:
-    """What the model's configuration calls the classes, where it names so many; else their numbers."""
+    """The classes' names in the model's configuration, if it names as many; else their numbers."""
     known = _config(folders).get("id2label") or {}
     numbers = map(str, range(classes))
     if len(known) != classes:
         return tuple(numbers)
-    # Half of a surrogate pair, which JSON can hold, has no place in a page.
+    # JSON can hold half of a surrogate pair, which cannot be written to a page.
     return tuple(str(known.get(name, name)).encode("utf-8", "replace").decode() for name in numbers)
 
 
 def log_of(store: LogitsStore, run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]]:
-    """The log that the store keeps; stores of before 0.2 keep none, and the Trainer's own is looked for."""
+    """The log in the store. A store from before version 0.2 has none; then the Trainer's own is read."""
     kept = store.read_log()
     return _newest_log(run_dir, checkpoints) if kept is None else _numbers(kept)
 
 
 def _newest_log(run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]]:
-    """The log of a run, or of its newest readable checkpoint where that is of a later step; empty where there is none.
+    """The log of a run, or of its newest readable checkpoint if that has a later step; empty if there is none.
 
-    A run that went on from a checkpoint, and was cut off, has newer checkpoints than its own log.
+    A run that was resumed, and then cut off, has checkpoints that are newer than its own log.
     """
     step: int = 0
     log: list[dict[str, float]] = []
@@ -267,7 +269,7 @@ def _newest_log(run_dir: Path, checkpoints: list[Path]) -> list[dict[str, float]
 
 
 def _log(path: Path) -> tuple[int, list[dict[str, float]]]:
-    """The step of a Trainer's state, and its log. Raises ValueError where it is damaged."""
+    """The step of a Trainer's state, and its log. Raises ValueError if it is damaged."""
     state = _json(path)
     step, entries = state.get("global_step", 0), state.get("log_history", [])
     if not is_whole(step) or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -276,19 +278,19 @@ def _log(path: Path) -> tuple[int, list[dict[str, float]]]:
 
 
 def _numbers(entries: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """A log without what cannot be drawn."""
+    """A log with only what can be drawn."""
     return [{name: value for name, value in entry.items() if _is_logged(name, value)} for entry in entries]
 
 
 def _is_logged(name: str, value: Any) -> bool:
-    """Whether an entry of a log is a number that can be drawn; a loss that is not finite leaves a gap."""
+    """Whether a value of a log can be drawn; one that is not finite leaves a gap in its curve."""
     if type(value) is float and not math.isfinite(value):
         return name != "epoch"
     return type(value) in (int, float) and abs(value) <= _LARGEST and (name != "epoch" or 0 <= value <= 2**32)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError where it cannot be read, or holds something else."""
+    """The object in a JSON file. Raises ValueError if it cannot be read, or holds something else."""
     try:
         held = json.loads(read_regular(path, _LARGEST_JSON))
     except OSError as error:

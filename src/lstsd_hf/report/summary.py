@@ -1,4 +1,4 @@
-"""What the page tells of a run in words, numbers and plots; `page` puts it together."""
+"""The words, numbers and plots that the page shows of a run; `page` puts them together."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ MATRIX_CLASSES = 12  # more do not fit a screen
 
 
 def data_map(run: Run, measures: Measures, rows: Array) -> tuple[figures.Figure, list[figures.Colouring]]:
-    """The map of some samples, and the colours that it can have, the first of which it has."""
+    """The map of some samples, and the colourings to choose from; the map begins with the first."""
     samples = {name: values[rows] for name, values in measures.samples.items()}
     if run.is_regression:
         colourings = [figures.by_value("given score", samples["label"], "Viridis")]
@@ -39,14 +39,14 @@ def data_map(run: Run, measures: Measures, rows: Array) -> tuple[figures.Figure,
 
 
 class Matrix(NamedTuple):
-    """How many samples were given one class and are suggested another.
+    """The number of samples by given and by suggested class.
 
     Attributes:
         classes: The ids of the K classes that it shows.
-        counts: (K, K) by given and suggested class; of several labels (K, 2), see `matrix_of_labels`.
-        largest: The largest count of what looks wrong.
+        counts: (K, K) by given and suggested class; for several labels (K, 2), see `matrix_of_labels`.
+        largest: The largest count where the two differ.
         is_part: Whether there are classes that it does not show.
-        columns: What its columns are, as ids.
+        columns: The ids of its columns.
     """
 
     classes: list[int]
@@ -57,7 +57,7 @@ class Matrix(NamedTuple):
 
 
 def matrix(given: Array, suggested: Array, classes: int) -> Matrix:
-    """Of (n,) samples, of the classes that are mistaken most often: at most `MATRIX_CLASSES`."""
+    """The matrix of (n,) samples, with at most `MATRIX_CLASSES` classes: those that are mistaken most often."""
     wrong = given != suggested
     mistaken = np.bincount(np.concatenate([given[wrong], suggested[wrong]]), minlength=classes)
     shown = np.sort(np.argsort(-mistaken, kind="stable")[:MATRIX_CLASSES])
@@ -71,9 +71,9 @@ def matrix(given: Array, suggested: Array, classes: int) -> Matrix:
 
 
 def matrix_of_labels(about: Array, look: Array, labels: int) -> Matrix:
-    """How many of (n,) labels look added, and how many missing, of the kinds of label that most look wrong.
+    """How many of (n,) labels look added or missing, for the names of labels that look wrong most often.
 
-    `about`: which of the kinds each is; `look`: which of `multi_label.LOOKS` holds.
+    `about`: which of the names each label has; `look`: its index in `multi_label.LOOKS`.
     """
     counts = np.zeros((labels, len(LOOKS)), np.int64)
     np.add.at(counts, (about, look), 1)
@@ -85,7 +85,7 @@ def matrix_of_labels(about: Array, look: Array, labels: int) -> Matrix:
 class Memory(NamedTuple):
     """What the model has learnt and what it knows by heart, in a sentence and a plot.
 
-    `name`: of the line for new samples; `meaning`: the rest of a sentence that begins with it.
+    `name`: the name of the line for new samples; `meaning`: the rest of a sentence that begins with that name.
     """
 
     sentence: str
@@ -95,7 +95,7 @@ class Memory(NamedTuple):
 
 
 def memory(log: list[dict[str, float]]) -> Memory | None:
-    """From what the Trainer logged: `memorised` and `honest_accuracy`, or of a regression `honest_loss`; else None."""
+    """From `memorised` and `honest_accuracy`, or a regression's `honest_loss`, in the Trainer's log; else None."""
     return _memory_of_hits(log) or _memory_of_losses(log)
 
 
@@ -106,12 +106,14 @@ def _memory_of_hits(log: list[dict[str, float]]) -> Memory | None:
     epochs, honest, memorised, error, off = logged
     # Rounded first, so that the parts add up.
     can, heart = round(100 * honest[-1]), round(100 * memorised[-1])
-    right = f"Of the {can + heart} % that it gets right"
+    right = f"The model gets {can + heart} % of its training labels right"
     sentence = (
-        f"{right}, {can} % it can do and {heart} % it has by heart" if heart > 0 else f"{right}, it has none by heart"
+        f"{right}: it can do {can} %, and knows {heart} % by heart"
+        if heart > 0
+        else f"{right}, and none of them by heart"
     )
-    give_or_take = "" if np.isnan(off) else f", give or take {100 * off:.0f} %"
-    names = ("can do", "right, with what it has by heart")
+    give_or_take = "" if np.isnan(off) else f" (each ± {100 * off:.0f} points, 95 % interval)"
+    names = ("can do", "gets right, with what it knows by heart")
     figure = figures.memory(epochs, honest, honest + memorised, error, names, "share of the samples", share=True)
     meaning = "is how often it would agree with the labels of new samples, labelled as well or as badly as these."
     return Memory(f"{sentence}{give_or_take}.", figure, names[0], meaning)
@@ -122,14 +124,14 @@ def _memory_of_losses(log: list[dict[str, float]]) -> Memory | None:
     if logged is None:
         return None
     epochs, honest, memorised, error, off = logged
-    give_or_take = "" if np.isnan(off) else f", give or take {off:.3g}"
-    sentence = f"Its mean squared error is {honest[-1] - memorised[-1]:.3g} on its own samples, and would be "
+    give_or_take = "" if np.isnan(off) else f" (± {off:.3g}, 95 % interval)"
+    sentence = f"The mean squared error is {honest[-1] - memorised[-1]:.3g} on the training samples, and would be "
     sentence += (
-        f"{honest[-1]:.3g} on new ones{give_or_take}: it has {memorised[-1]:.3g} by heart."
+        f"{honest[-1]:.3g} on new ones{give_or_take}: knowing samples by heart lowers it by {memorised[-1]:.3g}."
         if memorised[-1] > 0
-        else f"no higher on new ones{give_or_take}: it has nothing by heart."
+        else f"no higher on new ones{give_or_take}: the model knows nothing by heart."
     )
-    names = ("error on new samples", "on its own, with what it has by heart")
+    names = ("error on new samples", "error on training samples, which it knows by heart in part")
     figure = figures.memory(epochs, honest, honest - memorised, error, names, "mean squared error", share=False)
     return Memory(
         sentence,
@@ -140,10 +142,12 @@ def _memory_of_losses(log: list[dict[str, float]]) -> Memory | None:
 
 
 def _both_parts(log: list[dict[str, float]], name: str) -> tuple[list[int], Array, Array, Array, float] | None:
-    """The epochs for which there are numbers; (E,) the honest part, the memorised one, the error of the first.
+    """The honest and the memorised part of each epoch, from the log; None if no epoch has both.
 
-    And what the last epoch's parts may be off by, 95 % of the time. An error that was not logged is NaN. None where no
-    epoch has both parts.
+    Returns:
+        The numbers of the E epochs that have both; (E,) the honest part, the memorised part, and the standard error of
+        the honest part; and half the width of the 95 % interval of the last epoch's parts. An error that was not
+        logged is NaN.
     """
     logged = [logged_over_epochs(log, key) for key in (name, "memorised", f"{name}_error", "memorised_error")]
     epochs = sorted(
@@ -159,25 +163,25 @@ def _both_parts(log: list[dict[str, float]], name: str) -> tuple[list[int], Arra
 
 # The titles of the plots below the table, and what they show.
 PLOTS = {
-    "losses": ("Loss", "What the loss was made of, as logged. The teachers' parts are divergences from the student."),
+    "losses": ("Loss", "The parts of the loss, as logged. A teacher's part is its divergence from the student."),
     "agreement": (
         "Agreement",
-        "How often the prediction of an epoch was the given label, and that of each teacher: the epoch before "
-        "(short-term), and the last epoch of the mini-generation before (long-term).",
+        "How often an epoch's prediction was the given label, and how often it was each teacher's prediction. The "
+        "short-term teacher is the epoch before, the long-term teacher the last epoch of the mini-generation before.",
     ),
     "reliability": (
         "Reliability",
         "The last epoch's predictions by how sure they were. On the diagonal, they are right as often as they claim "
-        "to be; on training samples a model seems better than it is.",
+        "to be. These are training samples, on which a model seems better than it is.",
     ),
     "forgetting": ("Forgetting", "How often samples went from a right prediction to a wrong one in the next epoch."),
-    "sample_losses": ("Losses of samples", "How the losses of the samples are spread, in each epoch."),
+    "sample_losses": ("Losses of samples", "The distribution of the samples' losses in each epoch."),
     "error": ("Error", "The mean absolute error of an epoch's predictions."),
 }
 
 
 def curves(run: Run, measures: Measures) -> tuple[dict[str, figures.Figure], list[str]]:
-    """The plots below the table by name, and what there is to say about those that are missing."""
+    """The plots below the table, by name; and sentences about those that are missing."""
     plots, missing = {}, []
     losses = figures.loss_curves(run.log)
     if losses is None:
@@ -196,7 +200,7 @@ def curves(run: Run, measures: Measures) -> tuple[dict[str, figures.Figure], lis
     if logged:
         lines["long-term teacher"] = (list(logged), list(logged.values()))
     elif len(run.epochs) > 1:
-        missing.append("The agreement with the long-term teacher is known from the log only, which has none.")
+        missing.append("There is no curve of the agreement with the long-term teacher: the run's log has none.")
     plots["agreement"] = figures.lines_over_epochs(lines, "agreement", share=True)
     samples = measures.samples
     bins = _calibration(measures)
@@ -214,7 +218,7 @@ def _line(epochs: list[int], values: Array) -> tuple[list[int], list[float]]:
 
 
 def _calibration(measures: Measures) -> dynamics.Calibration | None:
-    """Of the last epoch; None where it predicted nothing."""
+    """The calibration of the last epoch; None if it predicted nothing."""
     samples = measures.samples
     seen = samples["prediction"] >= 0
     hits = np.where(seen, samples["prediction"] == samples["label"], np.nan)
@@ -222,26 +226,26 @@ def _calibration(measures: Measures) -> dynamics.Calibration | None:
 
 
 def tiles(run: Run, measures: Measures) -> list[tuple[str, str, str]]:
-    """The numbers on top: of what, how much, and what that means."""
+    """The numbers at the top of the page: of each its title, its value and its meaning."""
     samples = measures.samples
     what = f"each a yes or no, of {len(run.run.ids):,} samples" if isinstance(run, LabelRun) else "that have a label"
     shown = [
         (f"{run.unit}s", f"{len(run.ids):,}", what),
-        ("epochs", str(len(run.epochs)), "whose predictions are here"),
+        ("epochs", str(len(run.epochs)), "with recorded predictions"),
     ]
     if run.is_regression:
         error = measures.epochs["absolute_error"][-1]
         # Scores may be of any size.
         told = "none" if np.isnan(error) else f"{error:.3g}" if error < 0.1 else f"{error:.3f}"
-        return [*shown, ("mean absolute error, last epoch", told, "on the samples that it learnt from")]
+        return [*shown, ("mean absolute error, last epoch", told, "on the training data")]
     bins = _calibration(measures)
     accuracy = "none" if bins is None else f"{measures.epochs['accuracy'][-1]:.1%}"
     error = "none" if bins is None else f"{bins.expected_error:.1%}"
     shown += [
-        ("predicted as labelled, last epoch", accuracy, "of the samples that it learnt from"),
-        ("calibration error, last epoch", error, "how far it is off when it says how sure it is"),
+        ("predicted as labelled, last epoch", accuracy, "of the training data"),
+        ("calibration error, last epoch", error, "mean gap between how sure and how often right it was"),
     ]
-    if len(run.epochs) > 1:  # which one alone cannot tell
+    if len(run.epochs) > 1:  # a single epoch cannot tell
         forgotten = f"{(samples['forgetting_events'][measures.seen] > 0).mean():.1%}"
         shown += [
             ("forgotten at least once", forgotten, "right in one epoch, and wrong in the next"),
@@ -251,7 +255,7 @@ def tiles(run: Run, measures: Measures) -> list[tuple[str, str, str]]:
 
 
 def notes(run: Run, measures: Measures) -> list[str]:
-    """What the reader must know about what the store does not hold."""
+    """Sentences about what the store does not hold, which a reader must know."""
     epochs = run.epochs
     told = notes_of_epochs(epochs, _of_which_epochs(run, measures))
     gaps = len(epochs) <= epochs[-1]
@@ -264,30 +268,30 @@ def notes(run: Run, measures: Measures) -> list[str]:
     if late:
         told.append(
             f"Samples with a prediction in an earlier epoch and none in the last one, {epochs[-1]}: {late:,}. The "
-            "numbers of the last epoch are without them."
+            "numbers of the last epoch leave them out."
         )
     return told
 
 
 def notes_of_epochs(epochs: list[int], of_which: str) -> list[str]:
-    """What there is to say of the epochs that the store holds; `of_which`: which of all epochs the numbers are of."""
+    """Sentences about the epochs in the store; `of_which`: one that says which epochs the numbers are of."""
     gaps = sorted(set(range(epochs[-1] + 1)) - set(epochs))
     if gaps:
         return [
             f"The store holds epochs {_listing(epochs)} and no longer {_listing(gaps)}. {of_which} What was learnt or "
             'forgotten in the others cannot be computed. Train with logits_retention="all" to keep every epoch.'
         ]
-    return ["One epoch says nothing of variability and forgetting: train for more."] if len(epochs) == 1 else []
+    return ["One epoch says nothing about variability and forgetting: train for more."] if len(epochs) == 1 else []
 
 
 def _of_which_epochs(run: Run, measures: Measures) -> str:
-    """Which epochs the numbers are of, where the store does not hold all."""
+    """Says which epochs the numbers are of, if the store does not hold all."""
     if not measures.noise_of_all_epochs:
-        return "All numbers here are of the epochs that it holds, when a model may know wrong labels by heart."
+        return "All numbers here are of the epochs that it holds. By then a model may know wrong labels by heart."
     kept = "The mean absolute error and the noise score are" if run.is_regression else "The noise score is"
     return (
         f"{kept} of all epochs, from a mean that the run kept. All other numbers are of the epochs that the store "
-        "holds, when a model may know wrong labels by heart."
+        "holds. By then a model may know wrong labels by heart."
     )
 
 

@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 
 class Texts:
-    """A data set's texts by sample id; several text columns of a row are lines of one text."""
+    """A data set's texts by sample id; several text columns of a row become lines of one text."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class Texts:
         """Reads ids and labels, and checks that the data set is the one that the run was trained on.
 
         Raises:
-            ValueError: a column is missing, or there is no text column; an id is missing, negative, repeated, or no
-                integer; the data set has none of the run's samples, or other labels.
+            ValueError: a column is missing, or there is no text column; an id is missing, negative, repeated, or not
+                an integer; the data set has none of the run's samples, or other labels.
         """
         if isinstance(text_columns, str):
             text_columns = [text_columns]
@@ -51,7 +51,7 @@ class Texts:
         self._rows: RowsById = SampleRows(file.name, run, cells, keys)
 
     def of(self, sample_ids: npt.NDArray[np.integer[Any]], limit: int) -> tuple[list[str | None], int]:
-        """The texts of (n,) samples, None where the data set does not have the id; and how many of them were cut.
+        """The texts of (n,) samples, None where the data set does not have the id; and how many of them are cut.
 
         `limit`: the number of characters that a text is cut to.
         """
@@ -69,7 +69,7 @@ class Texts:
 
 
 class PlainTexts(Texts):
-    """Texts by sample id, of a run whose labels are not those of a column."""
+    """Texts by sample id, for a run with many rows per sample: its labels are not those of a column."""
 
     def __init__(
         self, file: UserFile, ids: Array, text_columns: str | Sequence[str] | None, sample_id_column: str
@@ -77,8 +77,8 @@ class PlainTexts(Texts):
         """Reads the texts and the ids; `ids`: (N,) the samples of the run.
 
         Raises:
-            ValueError: there is no text column; an id is missing, negative, repeated, or no integer; or there are no
-                ids, and not as many rows as samples.
+            ValueError: there is no text column; an id is missing, negative, repeated, or not an integer; there are no
+                ids, and not as many rows as samples; or none of the samples is there.
         """
         named = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
         columns = named or file.text_columns([name for name in file.columns if name and name != sample_id_column])
@@ -116,7 +116,7 @@ def read_plain_texts(
     label_column: str | None = None,
     tsv_quoting: bool = False,
 ) -> PlainTexts:
-    """As `read_texts`, for a run with the samples `ids` (N,), whose labels are those of rows: none is compared."""
+    """As `read_texts`, for the samples `ids` (N,) of a run with many rows per sample: no labels are compared."""
     return PlainTexts(_opened(dataset, tsv_quoting), ids, text_columns, sample_id_column)
 
 
@@ -135,16 +135,16 @@ def read_texts(
     label_column: str | None = None,
     tsv_quoting: bool = False,
 ) -> Texts:
-    """Opens what holds the texts, and checks that it is what the run was trained on.
+    """Opens the data set that has the texts, and checks that it is the one that the run was trained on.
 
     Args:
-        dataset: A `datasets.Dataset`, or the path of a folder that `save_to_disk` wrote (of a dictionary of splits,
-            either way, its `train`), or of a CSV, TSV, JSON (lines) or parquet file.
-        run: The run whose samples they are.
-        text_columns: The column to show, or several; None: all columns of text but the label's.
-        sample_id_column: The column of ids. Where it is missing, a row's position is its id.
+        dataset: A `datasets.Dataset`, or the path of a folder that `save_to_disk` wrote, or of a CSV, TSV, JSON
+            (lines) or parquet file. Of a dictionary of splits, the split `train` is used.
+        run: The run that was trained on it.
+        text_columns: The column to show, or several; None: all text columns but the label's.
+        sample_id_column: The column of ids. If it is missing, a row's position is its id.
         label_column: The column of labels, which are compared with the run's; None: "labels", "label" or "label_ids",
-            where there is one. Where there is none, ids are needed.
+            if there is one. Without labels, ids are needed.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The sentences that a tagger's report shows, from a data set with a list of words in each row, and the word it means.
+"""The sentences that a tagger's report shows, from a data set with a list of words in each row.
 
-The r-th labelled token of a sample is the r-th word that has a tag, where the words' tags agree with the labels that
-the run has of it. A sentence that was cut has fewer tokens than words. Where the data set has no tags, the words are
-counted. Where samples have more labels than words, as where each piece of a word has one, no word is marked.
+The r-th labelled token of a sample stands for the r-th word that has a tag; the words' tags must agree with the run's
+labels. A truncated sentence has fewer tokens than words. If the data set has no tags, all words count. If samples have
+more labels than words, as when each piece of a word has one, no word is marked.
 """
 
 import json
@@ -22,7 +22,7 @@ from .many_rows import TokenRun
 Array = npt.NDArray[Any]
 
 WORDS = ("tokens", "words")
-TAGS = ("tags", "ner_tags", "pos_tags", *LABEL_COLUMNS)  # of words first: a tokenized set has labels of pieces too
+TAGS = ("tags", "ner_tags", "pos_tags", *LABEL_COLUMNS)  # words' tags first: tokenized data also has labels of pieces
 _NO_TAG = ("", "-100", "None")
 
 
@@ -30,9 +30,9 @@ class Marked(NamedTuple):
     """A word in a text.
 
     Attributes:
-        word: It.
-        begin: Where it begins, in UTF-16 units, as JavaScript counts; the end is `end`.
-        end: Behind it.
+        word: The word itself.
+        begin: Its start in the text, in UTF-16 units, as JavaScript counts.
+        end: Its end in the text, exclusive, in the same units.
     """
 
     word: str
@@ -44,7 +44,7 @@ class TokenTexts:
     """A data set's sentences by sample id, and the word that each of a sample's labelled tokens stands for.
 
     Attributes:
-        columns: The column that is shown.
+        columns: The one column that is shown.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TokenTexts:
 
         Raises:
             ValueError: there is no column of words, or neither ids nor tags; an id is missing, negative, repeated, or
-                no integer; no sample of the run is there, or one with other tags.
+                not an integer; no sample of the run is there, or one has other tags.
         """
         named = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
         column = next((name for name in (*named, *(() if named else WORDS)) if name in file.columns), None)
@@ -99,7 +99,7 @@ class TokenTexts:
             places = [[k for k, tag in enumerate(own) if tag not in _NO_TAG] for own in spelled]
             found = [[own[k] for k in of] for own, of in zip(spelled, places, strict=True)]
             _refuse_other_tags(file.name, tags, samples, found, labels, _numbers_of_tags(rows, tags, run))
-        # If one has more labels than words, those of pieces of words, all may.
+        # A sample with more labels than words has those of pieces of words, and then all samples may.
         fits = all(len(own) <= len(of) for own, of in zip(labels, places, strict=True))
         self._places = dict(zip(samples, places, strict=True)) if fits else {}
 
@@ -120,7 +120,7 @@ class TokenTexts:
         return texts, cut
 
     def mark(self, sample: int, token: int) -> Marked | None:
-        """The word that a labelled token stands for, the `token`-th of its sample; None: it is not known."""
+        """The word that a sample's labelled token stands for, numbered from 0; None if it is not known."""
         places = self._places.get(sample, [])
         if token >= len(places):
             return None
@@ -134,7 +134,7 @@ def _utf16_length(text: str) -> int:
 
 
 def _as_list(cell: Any) -> list[Any]:
-    """A list in a cell: as one, as JSON, or as words between spaces."""
+    """The list in a cell: a list, a list as JSON, or words between spaces."""
     if cell is None:
         return []
     if isinstance(cell, str):
@@ -151,10 +151,10 @@ def _cells(rows: Dataset, column: str) -> Iterator[Any]:
 
 
 def _numbers_of_tags(rows: Dataset, tags: str, run: TokenRun) -> dict[str, int]:
-    """The class of each tag as it is spelled in the data set: its name in the run, a `ClassLabel`'s, or its number."""
+    """The class of each tag as the data set may write it: by its name in the run, or by its number."""
     named = {name: i for i, name in enumerate(run.classes)}
     own = getattr(getattr(rows.features[tags], "feature", None), "names", None)
-    # What the run calls the classes counts: a data set may have them in another order.
+    # A number stands for a name: a data set may have the run's classes in another order.
     by_number = {str(i): named.get(name, i) for i, name in enumerate(own or run.classes)}
     return {**by_number, **named}
 
@@ -162,10 +162,10 @@ def _numbers_of_tags(rows: Dataset, tags: str, run: TokenRun) -> dict[str, int]:
 def _refuse_other_tags(
     name: str, column: str, samples: list[int], tags: list[list[str]], labels: list[list[int]], numbers: dict[str, int]
 ) -> None:
-    """Raises ValueError where the words of a sample have other tags than its tokens had labels.
+    """Raises ValueError if the tags of a sample's words differ from the labels of its tokens.
 
-    Of a sample with more labels than tagged words nothing can be said. Where the run does not know how a tag is
-    spelled, each spelling must stand for one class.
+    A sample with more labels than tagged words is not checked. If the run does not know how a tag is spelled, each
+    spelling must always stand for the same class.
     """
     pairs = [
         (sample, list(zip(own, of, strict=False)))
@@ -197,8 +197,7 @@ def read_token_texts(
     label_column: str | None = None,
     tsv_quoting: bool = False,
 ) -> TokenTexts:
-    """Opens what holds the sentences; as `texts.read_texts`, with lists of words and of tags in place of texts and
-    labels."""
+    """As `texts.read_texts`, with lists of words and of tags in place of texts and labels."""
     if isinstance(dataset, (Dataset, DatasetDict)):
         file = open_data_set(dataset, "The data set of the texts")
     else:

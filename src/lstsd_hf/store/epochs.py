@@ -1,4 +1,4 @@
-"""The sealed epochs of a store: read by sample id, and dropped."""
+"""The sealed epochs of a store: reading them by sample id, and dropping them."""
 
 import os
 from collections.abc import Iterable
@@ -19,14 +19,14 @@ from .rows import VALUES, FixedRows
 
 
 class SealedEpochs(PerSampleFiles):
-    """The part of `LogitsStore` that reads.
+    """The part of `LogitsStore` that reads predictions.
 
     Attributes:
-        row_shape: The shape of a row: `(classes,)` for a classifier or a tagger, `(k,)` where rows keep the k largest.
+        row_shape: The shape of a row: `(classes,)` for a classifier or a tagger, `(k,)` if rows keep the k largest.
         dtype: "float16" or "float32".
-        is_ragged: Whether a sample has any number of rows.
-        vocabulary: How many classes the k largest are of; None: rows keep all.
-        fingerprint: Names the data set that the ids belong to.
+        is_ragged: Whether a sample may have any number of rows.
+        vocabulary: The number of classes, if rows keep only the k largest; None if they keep all.
+        fingerprint: Identifies the data set that the ids belong to.
     """
 
     def __init__(self, path: str | os.PathLike[str], manifest: Manifest, index: SampleIndex) -> None:
@@ -45,10 +45,10 @@ class SealedEpochs(PerSampleFiles):
         self._maps: dict[int, dict[str, npt.NDArray[Any]]] = {}
 
     def read(self, epoch: int, sample_ids: npt.ArrayLike) -> npt.NDArray[Any]:
-        """The predictions of a sealed epoch: (B, *row_shape) in the store's dtype, a copy, for (B,) sample ids.
+        """A copy of a sealed epoch's predictions for (B,) sample ids: (B, *row_shape), in the store's dtype.
 
         Raises:
-            StoreError: the epoch is not sealed, an id is none of the store's, or samples have any number of rows.
+            StoreError: the epoch is not sealed, the store has no row for an id, or its rows are ragged.
             StoreCorruptionError: the epoch's file is missing, cut off, or not of the store's shape and dtype.
         """
         if self.is_ragged:
@@ -56,18 +56,18 @@ class SealedEpochs(PerSampleFiles):
         return np.take(self.epoch_rows(epoch), self.index.rows_of(sample_ids, self.path), axis=0)
 
     def read_rows(self, epoch: int, sample_ids: npt.ArrayLike) -> Rows:
-        """The rows of (B,) samples in a sealed epoch of a store of ragged rows; raises as `read`."""
+        """The rows of (B,) samples in a sealed epoch, of a store with ragged rows; raises as `read`."""
         if not isinstance(self._rows, RaggedRows):
             raise StoreError(f"Every sample of the store at {self.path} has one row: use read.")
         samples = self.index.rows_of(sample_ids, self.path)
         return self._rows.read(self.epoch_parts(epoch), samples)
 
     def epoch_rows(self, epoch: int) -> npt.NDArray[Any]:
-        """All predictions of a sealed epoch, (rows, *row_shape), mapped from the disk; raises as `read`."""
+        """All predictions of a sealed epoch, (rows, *row_shape), memory-mapped; raises as `read`."""
         return self.epoch_parts(epoch)[VALUES]
 
     def epoch_parts(self, epoch: int) -> dict[str, npt.NDArray[Any]]:
-        """All files of a sealed epoch, mapped from the disk: "values", and of ragged rows "offsets" and what else."""
+        """All files of a sealed epoch, memory-mapped, by part: "values", and for ragged rows the parts in `ragged`."""
         if epoch not in self._maps:
             sealed = self.sealed_epochs
             if epoch not in sealed:
@@ -76,15 +76,15 @@ class SealedEpochs(PerSampleFiles):
         return self._maps[epoch]
 
     def part_paths(self, epoch: int) -> dict[str, Path]:
-        """The files of a sealed epoch, by what they hold of a row."""
+        """The paths of a sealed epoch's files, by part of a row."""
         return {part: self.part_path(part, epoch) for part in self._rows.files}
 
     def checksum_of_epochs(self, epochs: Iterable[int]) -> str:
-        """Names the content of sealed epochs: a hash of the checksums of their files."""
+        """A hash that identifies the content of sealed epochs, made from the checksums of their files."""
         return xxhash.xxh3_128_hexdigest("\n".join(self._checksums(epochs).values()).encode())
 
     def verify_epochs(self, epochs: Iterable[int]) -> None:
-        """As `LogitsStore.verify`, of the files of some sealed epochs alone."""
+        """Like `LogitsStore.verify`, but compares only the files of these sealed epochs with their checksums."""
         for path, checksum in self._checksums(epochs).items():
             check_file(path, checksum)
 
@@ -94,10 +94,10 @@ class SealedEpochs(PerSampleFiles):
         return {path: known[path] for path in paths}
 
     def drop(self, epoch: int) -> None:
-        """Removes a sealed epoch for good."""
+        """Deletes a sealed epoch."""
         manifest = read_manifest(self.path)
         self._maps.pop(epoch, None)
-        # The manifest first: a file that it does not name is nobody's, but a name without a file is damage.
+        # The manifest first: a file that it does not name is ignored, but a name without its file is damage.
         if manifest["sealed"].pop(str(epoch), None) is not None:
             for part in self._rows.files:
                 manifest["parts"].pop(f"{part} {epoch}", None)

@@ -1,8 +1,8 @@
-"""What can be wrong with a store."""
+"""The errors of a store."""
 
 
 class StoreError(Exception):
-    """The logits store cannot do what was asked of it."""
+    """The logits store cannot do what was asked."""
 
 
 class StoreMismatchError(StoreError):
@@ -10,4 +10,4 @@ class StoreMismatchError(StoreError):
 
 
 class StoreCorruptionError(StoreError):
-    """A file of the store is damaged, or is not one of ours."""
+    """A file of the store is missing or damaged, or was not written by this package."""

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and what is optional on file systems that lack it.
+"""Files that appear whole or not at all, also on file systems that lack some operations.
 
-A file is written under a temporary name, flushed to disk, and renamed. Hard links, locks, read-only files and the
-flush of a folder's entry are not everywhere to be had: each is done without, with one warning in a run.
+A file is written under a temporary name, flushed to disk, and renamed. Some file systems have no hard links, locks or
+read-only files, or cannot flush a folder's entry. Each of these is optional: if it fails, the run warns once.
 """
 
 import errno
@@ -18,7 +18,7 @@ import xxhash
 
 from .errors import StoreError
 
-CHUNK_BYTES = 1 << 20  # from 32 MB on glibc would keep what it took
+CHUNK_BYTES = 1 << 20  # glibc would keep the memory of buffers from 32 MB on
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNKNOWN_TO_THE_FILE_SYSTEM = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -26,12 +26,12 @@ _warned: set[str] = set()
 
 
 def warn_anew() -> None:
-    """Begins a run, or a store: what the file system lacks is warned of again."""
+    """Forgets earlier warnings, at the start of a run or a new store, so that `warn_once` warns again."""
     _warned.clear()
 
 
 def warn_once(kind: str, message: str) -> None:
-    """Warns of something that the file system lacks, once for each kind of it in a run."""
+    """Warns of something that the file system lacks, once for each kind in a run."""
     if kind not in _warned:
         _warned.add(kind)
         warnings.warn(message, stacklevel=3)
@@ -39,7 +39,7 @@ def warn_once(kind: str, message: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into a StoreError that names the file that could not be written, and the cause."""
+    """Turns an OSError into a StoreError that names the file that could not be written and the cause."""
     try:
         yield
     except OSError as error:
@@ -54,10 +54,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file to read it.
+    """Opens a regular file for reading.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file: opening a FIFO would wait, and a device has no end.
+        OSError: it cannot be opened, or is not a regular file: a FIFO would block, and a device has no end.
     """
     wait_for_nobody = getattr(os, "O_NONBLOCK", 0)
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait_for_nobody))  # noqa: SIM115
@@ -68,7 +68,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a file of at most `limit` bytes. Raises OSError: see `open_regular`; or it is larger."""
+    """The content of a file of at most `limit` bytes. Raises OSError if it is larger, or as `open_regular`."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size <= limit and len(content := file.read(limit + 1)) <= limit:
             return content
@@ -76,7 +76,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def checksum_of(path: Path) -> str:
-    """xxh3 of a file's content, 128 bits, in hexadecimal. Raises OSError: see `open_regular`."""
+    """The 128-bit xxh3 of a file's content, in hexadecimal. Raises OSError as `open_regular`."""
     digest = xxhash.xxh3_128()
     with open_regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -89,15 +89,15 @@ def checksum_of(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name to write a file under, and publishes it as `path`; after an error nothing of it stays.
+    """Yields a temporary name to write a file under, then publishes it as `path`. After an error nothing of it stays.
 
     Raises:
-        StoreError: it could not be written; what was there under that name is as it was.
+        StoreError: it could not be written; an earlier file at `path` is unchanged.
     """
     temporary = temporary_name(path)
     with writing(path):
         try:
-            temporary.unlink(missing_ok=True)  # left by a crash; or a link, which would be written through
+            temporary.unlink(missing_ok=True)  # left by a crash, or a link, whose target would be overwritten
             yield temporary
             publish(temporary, path)
         except BaseException:
@@ -106,12 +106,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """What a file is called while it is written."""
+    """The name of a file while it is written."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Gives a finished file its name: on disk, in one instant, over an earlier file of that name."""
+    """Flushes a finished file and renames it in one atomic step, replacing an earlier file of that name."""
     with temporary.open("rb") as file:
         flush(file.fileno())
     os.replace(temporary, final)
@@ -124,20 +124,20 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def flush(file: int) -> None:
-    """Has a file's content written to disk."""
+    """Flushes a file's content to disk."""
     with _done_without("to flush a file", "A power cut may lose what was written last.", _is_unknown):
         os.fsync(file)
 
 
 def protect(path: Path) -> None:
-    """Makes a file read-only, where the file system knows that."""
+    """Makes a file read-only, if the file system can."""
     with _done_without(f"to make {path} read-only", "Leave it as it is all the same."):
         path.chmod(0o444)
 
 
 def link(source: Path, target: Path) -> None:
-    """Makes a hard link, or a copy where there can be none."""
-    source = source.resolve()  # of a link, as in huggingface_hub's cache, it would make another link
+    """Makes a hard link, or a copy if the file system refuses links."""
+    source = source.resolve()  # else a symbolic link, as in huggingface_hub's cache, would be linked itself
     try:
         os.link(source, target)
         return
@@ -161,7 +161,7 @@ def copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link, or a folder with all that is in it; nothing where there is none."""
+    """Removes a file, a link, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -173,7 +173,7 @@ def _is_unknown(error: OSError) -> bool:
 
 
 def _is_no_fault(error: OSError) -> bool:
-    """Whether an error tells of what is not supported or allowed, not of a failing or a full disk."""
+    """Whether an operation is merely unsupported or not allowed, rather than the disk failing or full."""
     return error.errno not in _FULL | {errno.EIO}
 
 
@@ -181,7 +181,7 @@ def _is_no_fault(error: OSError) -> bool:
 def _done_without(
     what: str, consequence: str, is_optional: Callable[[OSError], bool] = _is_no_fault
 ) -> Iterator[None]:
-    """Warns, in place of an OSError, that something optional was refused."""
+    """Warns that an optional operation was refused, instead of raising OSError."""
     try:
         yield
     except OSError as error:

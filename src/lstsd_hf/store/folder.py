@@ -1,4 +1,4 @@
-"""The folder of a store: the names of its files, their check, and copies of the whole."""
+"""The folder of a store: the names of its files, checking them, and copying the whole."""
 
 import os
 import re
@@ -20,12 +20,12 @@ _JOURNAL_NAME = re.compile(r"epoch-([0-9]{4,10})\.rank-([0-9]{5,10})\.journal")
 
 
 class StoreFolder:
-    """A store's files.
+    """The files of a store.
 
     Attributes:
         path: The folder.
         index: Which row of a file belongs to which sample id.
-        row_bytes: The size of one sample's prediction.
+        row_bytes: The size in bytes of one row in a journal.
     """
 
     def __init__(self, path: str | os.PathLike[str], index: SampleIndex, row_bytes: int) -> None:
@@ -45,35 +45,35 @@ class StoreFolder:
 
     @property
     def is_aside(self) -> bool:
-        """Whether this was a run's store, and was moved aside by the next one."""
+        """Whether this store of an earlier run was moved aside by a later run."""
         return read_manifest(self.path)["aside"]
 
     def mark_aside(self) -> None:
-        """Notes that the store was moved aside, so that nothing needs it where it is."""
+        """Notes that the store was moved aside, and that nothing needs it at its present path."""
         manifest = read_manifest(self.path)
         manifest["aside"] = True
         write_manifest(self.path, manifest)
 
     @property
     def note(self) -> dict[str, Any]:
-        """What the last `LogitsStore.copy` was told to note; empty in a store that is no copy."""
+        """The note given to the `LogitsStore.copy` that made this store; empty in a store that is not a copy."""
         return read_manifest(self.path)["note"]
 
     @property
     def source(self) -> dict[str, Any]:
-        """What made the predictions, in a store of `record_predictions`; empty in a run's. By name:
+        """What made the predictions, in a store of `record_predictions`; empty in a run's store. By name:
 
         - model: its class, and a hash of its weights
-        - inputs: the columns that it was given; the statistic "inputs" has a hash of each, (rows, columns)
-        - tokenizer, max_length: what is known of how the inputs were made, or None
-        - classes: what the model calls its classes, in their order, or None
+        - inputs: the names of its input columns; the statistic "inputs" has a hash of each value, (rows, columns)
+        - tokenizer, max_length: how the inputs were made, each None if not known
+        - classes: the model's names of its classes, in order, or None
         - batch_size: how many samples were predicted at once
         """
         return read_manifest(self.path)["source"]
 
     @property
     def sealed_epochs(self) -> list[int]:
-        """The epochs that can be read, ascending; read from the manifest, since another process may seal."""
+        """The epochs that can be read, ascending. Read from the manifest, as another process may seal one."""
         return sorted(self.epoch_checksums)
 
     @property
@@ -83,7 +83,7 @@ class StoreFolder:
 
     @property
     def open_epochs(self) -> list[int]:
-        """The epochs that have journals, of any process, ascending."""
+        """The epochs that have a journal of any process, ascending."""
         return sorted({journal.epoch for journal in self.journals()})
 
     # ---- the names of files
@@ -93,11 +93,11 @@ class StoreFolder:
         return self.path / f"epoch-{epoch:04d}.npy"
 
     def part_path(self, part: str, epoch: int) -> Path:
-        """The file of a part of a sealed epoch's rows: its values, or what else a row layout keeps."""
+        """The file of one part of a sealed epoch's rows: its values, or another part that the row layout keeps."""
         return self.epoch_path(epoch) if part == VALUES else self.path / f"epoch-{epoch:04d}.{part}.npy"
 
     def journal_path(self, epoch: int, rank: int) -> Path:
-        """Where one process records an open epoch."""
+        """The file in which one process records an open epoch."""
         return self.path / "open" / f"epoch-{epoch:04d}.rank-{rank:05d}.journal"
 
     def statistic_path(self, name: str, epoch: int) -> Path:
@@ -111,15 +111,15 @@ class StoreFolder:
 
     @property
     def label_offsets_path(self) -> Path:
-        """Where each sample's labels begin, in a store with a label for each row of a sample."""
+        """The file that says where each sample's labels begin, in a store with a label for each row."""
         return self.path / "labels.offsets.npy"
 
     def log_path(self, entries: int) -> Path:
-        """The file of the run's log, when it has so many entries."""
+        """The file of the run's log with this number of entries."""
         return self.path / f"log-{entries:06d}.json"
 
     def unchanging_files(self, manifest: Manifest) -> dict[Path, str]:
-        """The files that never change again, with the checksums that the manifest has of them."""
+        """The files that never change again, with their checksums from the manifest."""
         files = {self.epoch_path(int(epoch)): checksum for epoch, checksum in manifest["sealed"].items()}
         for key, checksum in manifest["parts"].items():
             part, epoch = key.split()
@@ -137,20 +137,20 @@ class StoreFolder:
         return files
 
     def journals(self, epoch: int | None = None) -> list[Journal]:
-        """The journals of one epoch, or of all.
+        """The journals of one epoch, or of all epochs.
 
         Raises:
-            StoreCorruptionError: a file is called like a journal, and no epoch and process have that name.
+            StoreCorruptionError: a file has a journal's suffix, but not the name of any epoch's journal.
         """
         manifest = read_manifest(self.path)
         journals = []
-        # There may be no such folder: the Hub keeps no empty ones.
+        # The folder may be missing, because the Hub keeps no empty folders.
         for path in sorted((self.path / "open").glob("*.journal")):
             match = _JOURNAL_NAME.fullmatch(path.name)
             numbers = (0, 0) if match is None else (int(match[1]), int(match[2]))
             if self.journal_path(*numbers).name != path.name or max(numbers) >= 2**32:
                 raise StoreCorruptionError(f"{path} is no journal of this store: wrong name. Move it aside.")
-            # A copy names its journals; others were left by an earlier copy, in a folder on the Hub.
+            # A copy names its journals. In a folder on the Hub, others may be left from an earlier copy.
             if epoch in (None, numbers[0]) and (not manifest["note"] or "{} {}".format(*numbers) in manifest["open"]):
                 journals.append(Journal(path, *numbers, self.row_bytes))
         return journals
@@ -158,11 +158,11 @@ class StoreFolder:
     # ---- the whole folder
 
     def _verify_files(self) -> None:
-        """Compares every file with its checksum. Raises StoreCorruptionError, naming the first that differs."""
+        """Compares every file with its checksum. Raises StoreCorruptionError that names the first bad file."""
         manifest = read_manifest(self.path)
         parts = (key.split() for key in manifest["parts"])
         epochs = {self.epoch_path(int(epoch)) for epoch in manifest["sealed"]}
-        epochs |= {self.part_path(part, int(epoch)) for part, epoch in parts}  # their rows are their layout's business
+        epochs |= {self.part_path(part, int(epoch)) for part, epoch in parts}  # the row layout checks their rows
         if manifest["label_offsets"] is not None:
             epochs |= {self.labels_path, self.label_offsets_path}  # see `read_row_labels`
         for path, checksum in self.unchanging_files(manifest).items():
@@ -173,11 +173,11 @@ class StoreFolder:
                 raise StoreCorruptionError(f"{path} is missing or cut off: expected {size} bytes.")
 
     def _copy_files(self, path: Path, note: dict[str, Any]) -> None:
-        """Makes a folder with what this one holds now, and a note, in place of what is there."""
+        """Copies the present content of this folder to `path`, with a note, replacing what is there."""
         temporary = path.with_name(f"{path.name}.tmp")
         manifest = read_manifest(self.path)
         journals = self.journals()
-        # Up to the last complete block: what a crash cut off is not part of the copy, whose size is exact.
+        # Only up to the last complete block. The manifest gives the exact size, so nothing cut off may follow.
         ends = [journal.end() for journal in journals]
         manifest["open"] = {
             f"{journal.epoch} {journal.rank}": end for journal, end in zip(journals, ends, strict=True)
@@ -202,9 +202,9 @@ class StoreFolder:
 
 
 def check_file(path: Path, checksum: str, rows: int | None = None) -> None:
-    """Raises StoreCorruptionError where a file is missing, or not what its checksum and its number of rows say."""
+    """Raises StoreCorruptionError if a file is missing, or does not match its checksum or its number of rows."""
     try:
-        # First, so that no more is read than what the header says.
+        # The header first, so that a file that is larger than it says is not read.
         if path.suffix == ".npy":
             _ = map_array(path) if rows is None else map_rows(path, rows)
         found = checksum_of(path)

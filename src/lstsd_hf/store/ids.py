@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 from .errors import StoreError
 
-_SPARSE = 4  # ids are mapped where they leave more than three of four rows empty
+_SPARSE = 4  # the ids are kept if without them more than three of four rows would be empty
 _FEW = 5
 
 
 class SampleIndex:
-    """The rows of N samples: row i is id i, or, where a store keeps its ids, row i is `ids[i]`.
+    """The rows of N samples: row i is sample id i, or `ids[i]` in a store that keeps its ids.
 
     Attributes:
         num_samples: The largest sample id plus 1.
@@ -21,7 +21,7 @@ class SampleIndex:
     """
 
     def __init__(self, num_samples: int, ids: npt.NDArray[np.int64] | None = None) -> None:
-        """Raises ValueError where the ids are not different integers from 0 to num_samples - 1, ascending."""
+        """Raises ValueError unless the ids are distinct integers from 0 to num_samples - 1, ascending."""
         if ids is not None and (
             ids.dtype != np.int64
             or ids.ndim != 1
@@ -37,11 +37,11 @@ class SampleIndex:
 
     @classmethod
     def of(cls, num_samples: int, sample_ids: npt.ArrayLike | None) -> "SampleIndex":
-        """The index of a new store: it keeps the ids where they are far apart.
+        """The index of a new store. It keeps the ids if they are far apart.
 
         Args:
             num_samples: The largest sample id plus 1.
-            sample_ids: (N,) in any order; None: they are not known ahead, and row i is id i.
+            sample_ids: (N,) in any order; None if they are not known in advance, and row i is id i.
 
         Raises:
             ValueError: see `__init__`.
@@ -61,7 +61,7 @@ class SampleIndex:
 
     @property
     def expected(self) -> str:
-        """Which ids there are, in words."""
+        """The ids that the store has, in words, for a message."""
         if self.ids is None:
             return f"0 to {self.num_samples - 1}"
         return f"one of {self.num_rows} from {self.ids[0]} to {self.ids[-1]}"
@@ -71,10 +71,10 @@ class SampleIndex:
 
         Args:
             sample_ids: Integers.
-            path: The store's, for the message.
+            path: The store's path, for the message.
 
         Raises:
-            StoreError: there are ids that the store has no row for.
+            StoreError: the store has no row for some of the ids, or they are not integers of shape (B,).
         """
         ids = np.asarray(sample_ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
@@ -82,11 +82,11 @@ class SampleIndex:
         if not ids.size:
             return ids.astype(np.int64)
         if self.ids is None:
-            # Both ends in one pass: without its sign, a negative number is a huge one.
+            # Checks both ends in one pass: read as unsigned, a negative number is huge.
             if ids.astype(np.int64, copy=False).view(np.uint64).max() < self.num_samples:
                 return ids
         else:
-            numbers = ids.astype(np.int64, copy=False)  # one from 2^63 on becomes negative, which no id is
+            numbers = ids.astype(np.int64, copy=False)  # 2^63 and above become negative, as no id is
             rows = np.minimum(np.searchsorted(self.ids, numbers), self.num_rows - 1)
             if (self.ids[rows] == numbers).all():
                 return rows

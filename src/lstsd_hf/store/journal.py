@@ -1,13 +1,13 @@
 """The journal of an open epoch: what one process has recorded, in the order of recording.
 
-A journal is a head and then blocks, one for each recorded batch, little-endian throughout:
+A journal is a head followed by blocks, one for each recorded batch, little-endian throughout:
 
     head    8s magic | u32 epoch | u32 rank | u64 bytes per row | u64 xxh3 of the head so far
     block   i64 step | u64 rows | u64 clipped values | u64 xxh3 of ids and rows | u64 xxh3 of the block's head so far
             i64 id, for each row | the rows in the store's dtype
 
-A block that ends after its file does was cut off by a crash and was never recorded. A block that is all there and
-fails its checksum is damage.
+A block that reaches beyond the end of the file was cut off by a crash and counts as never recorded. A complete block
+that fails its checksum is damage.
 """
 
 import errno
@@ -34,7 +34,7 @@ _HASH = struct.Struct("<Q")
 
 
 class Block(NamedTuple):
-    """One recorded batch; `offset` is that of its ids, in bytes from the start of the journal."""
+    """One recorded batch. `offset` is the position of its ids, in bytes from the start of the journal."""
 
     step: int
     rows: int
@@ -57,7 +57,7 @@ class Journal:
         self._row_bytes = row_bytes
 
     def blocks(self) -> Iterator[Block]:
-        """The complete blocks in the order of writing. Raises StoreCorruptionError where a head is damaged."""
+        """The complete blocks in the order of writing. Raises StoreCorruptionError if a head is damaged."""
         data = self._data
         if len(data) < len(self._head):  # cut off by a crash before anything was recorded
             return
@@ -76,21 +76,21 @@ class Journal:
             yield block
 
     def end(self) -> int:
-        """Where the next block goes: after the last complete one, or 0 in a journal without a head."""
+        """The byte at which the next block starts: after the last complete one, or 0 in a journal without a head."""
         end = len(self._head) if len(self._data) >= len(self._head) else 0
         for block in self.blocks():
             end = self._end_of(block)
         return end
 
     def ids(self, block: Block) -> npt.NDArray[Any]:
-        """A block's ids. Raises StoreCorruptionError where the ids or the rows fail their checksum."""
+        """A block's ids. Raises StoreCorruptionError if its ids and rows fail their checksum."""
         payload = self._data[block.offset : self._end_of(block)]
         if xxhash.xxh3_64_intdigest(payload.data) != block.checksum:
             raise StoreCorruptionError(f"{self.path} is damaged: wrong checksum of the block at byte {block.offset}.")
         return payload[: block.rows * ID.itemsize].view(ID)
 
     def rows_at(self, offsets: npt.NDArray[np.int64], size: int | None = None) -> npt.NDArray[Any]:
-        """The rows at these bytes of the journal, as raw bytes (`numpy.void`); or `size` bytes of each."""
+        """The rows that start at these bytes of the journal, or the first `size` bytes of each, as `numpy.void`."""
         row = np.dtype((np.void, self._row_bytes if size is None else size))
         count = len(self._data) - row.itemsize + 1
         return np.ndarray((max(count, 0),), row, self._data.data, strides=(1,))[offsets]
@@ -102,7 +102,7 @@ class Journal:
     def _data(self) -> npt.NDArray[np.uint8]:
         try:
             with open_regular(self.path) as file:
-                if not file.seek(0, os.SEEK_END):  # cannot be mapped
+                if not file.seek(0, os.SEEK_END):  # an empty file cannot be mapped
                     return np.empty(0, np.uint8)
                 return np.asarray(np.memmap(file, np.uint8, mode="r"))
         except OSError as error:
@@ -110,20 +110,20 @@ class Journal:
 
 
 class JournalWriter:
-    """Appends whole blocks to a journal, or nothing."""
+    """Appends blocks to a journal, each as a whole or not at all."""
 
     def __init__(self, path: Path, end: int, head: bytes) -> None:
         self._path = path
         with writing(path):
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-            self._file.truncate(end)  # what a crash cut off
+            self._file.truncate(end)  # removes a block that a crash cut off
             self._file.seek(end)
         self._end = end
         if not end:
             self._write(head)
 
     def append(self, step: int, rows: int, clipped: int, ids: bytes, payload: bytes) -> None:
-        """Appends a batch. Raises StoreError where the disk is full; the journal is then as it was before."""
+        """Appends a batch. Raises StoreError if the write fails, as on a full disk; the journal is then unchanged."""
         checksum = xxhash.xxh3_64(ids)
         checksum.update(payload)
         head = _BLOCK_HEAD.pack(step, rows, clipped, checksum.intdigest())

@@ -2,18 +2,18 @@
 
     <path>/
       store.json            the manifest: see `manifest`
-      ids.npy               where ids are far apart: int64 (rows,), ascending; row i is sample ids[i], else sample i
+      ids.npy               if ids are far apart: int64 (rows,), ascending; row i is sample ids[i], otherwise sample i
       labels.npy            optional: the training labels, by row
-      labels.offsets.npy    where samples have any number of rows: labels.npy has one for each row, and this says, as
-                            epoch-0000.offsets.npy does, where those of each sample begin
-      epoch-0000.npy        sealed: (rows, *row_shape), plain .npy, NaN: no prediction
+      labels.offsets.npy    if samples have any number of rows: labels.npy then has a label for each row, and this file
+                            says where those of each sample begin, as epoch-0000.offsets.npy does for rows
+      epoch-0000.npy        sealed: (rows, *row_shape), plain .npy; NaN means no prediction
       margin-0000.npy       optional: a statistic of the epochs up to this one, by row
-      log-000037.json       the log of the run that fills it: see `training_log`
+      log-000037.json       the log of the run that fills the store: see `training_log`
       open/
         epoch-0001.rank-00000.journal    the epoch under way, appended to by one process: see `journal`
 
 Sealed files and the manifest are written under a temporary name, flushed and renamed, so a crash leaves the old state
-or the new one. Needs numpy and a hash; knows nothing of torch.
+or the new one. The store needs numpy and a hash, not torch.
 """
 
 import operator
@@ -39,7 +39,7 @@ from .rows import VALUES
 
 
 class LogitsStore(SealedEpochs):
-    """Predictions by epoch and sample id; one open epoch that is appended to, and sealed ones that are read.
+    """Predictions by epoch and sample id. An open epoch is appended to; sealed epochs are read.
 
     ```python
     store = LogitsStore.create("out/_logits", num_samples=4, row_shape=(3,), dtype="float16", fingerprint="mine")
@@ -51,7 +51,7 @@ class LogitsStore(SealedEpochs):
     Attributes:
         path: The store's folder.
         num_samples: The largest sample id plus 1.
-        sample_ids: int64 (rows,): the id of each row of the files, ascending; 0 to num_samples - 1, if dense.
+        sample_ids: int64 (rows,): the id of each row of the files, ascending; 0 to num_samples - 1 if no ids are kept.
         row_shape, dtype, is_ragged, vocabulary, fingerprint: see `SealedEpochs`.
     """
 
@@ -74,24 +74,24 @@ class LogitsStore(SealedEpochs):
         vocabulary: int | None = None,
         source: dict[str, Any] | None = None,
     ) -> "LogitsStore":
-        """Makes an empty store in a folder that does not exist yet, or is empty.
+        """Creates an empty store in a folder that does not exist yet or is empty.
 
         Args:
             path: The folder.
             num_samples: The largest sample id plus 1.
-            row_shape: The shape of one sample's prediction.
+            row_shape: The shape of one row of predictions.
             dtype: "float16" or "float32".
-            fingerprint: Names the data set: printable text, at most 1,000 characters.
-            ids: (N,) the sample ids, where they are known ahead. Where num_samples is more than 4 N, the store keeps
-                them in ids.npy, and files have N rows; else a file has num_samples rows, and row i is id i.
-            ragged: Whether a sample has any number of rows: see `ragged`.
-            vocabulary: Rows keep the `row_shape = (k,)` largest of so many classes, and samples are ragged.
-            source: What makes the predictions, where that is not a run: see the property.
+            fingerprint: Identifies the data set: printable text of at most 1,000 characters.
+            ids: (N,) the sample ids, if they are known in advance. If num_samples is more than 4 N, the store keeps
+                them in ids.npy, and files have N rows. Otherwise files have num_samples rows, and row i is id i.
+            ragged: Whether a sample may have any number of rows: see `ragged`.
+            vocabulary: The number of classes, of which rows keep the `row_shape = (k,)` largest. Implies `ragged`.
+            source: What makes the predictions, if it is not a run: see the property `source`.
 
         Raises:
-            ValueError: a size is below 1 or too large, the dtype or the fingerprint is not one of these, or an id is
-                negative, repeated, or not below num_samples.
-            StoreError: the folder holds something.
+            ValueError: a size is below 1 or too large; the dtype, fingerprint, vocabulary or source is not allowed; or
+                the ids are not distinct integers from 0 to num_samples - 1.
+            StoreError: the folder is not empty, or could not be written.
         """
         sizes = [operator.index(size) for size in (num_samples, *row_shape)]
         if min(sizes) < 1:
@@ -119,8 +119,8 @@ class LogitsStore(SealedEpochs):
         """Opens an existing store.
 
         Raises:
-            StoreError: there is none, or it cannot be read.
-            StoreCorruptionError: its manifest or its ids are damaged, of another version, or not ours.
+            StoreError: there is no store, or it cannot be read.
+            StoreCorruptionError: its manifest or ids are damaged, of another version, or not those of a logits store.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -132,7 +132,7 @@ class LogitsStore(SealedEpochs):
         return cls(path, manifest, index)
 
     def expect(self, *, num_samples: int, row_shape: tuple[int, ...], dtype: str, fingerprint: str) -> None:
-        """Raises StoreMismatchError where this store was made for something else than what is expected."""
+        """Raises StoreMismatchError if this store was made for anything other than what is expected."""
         expected = {"num_samples": num_samples, "row_shape": row_shape, "dtype": dtype, "fingerprint": fingerprint}
         wrong = [
             f"{name} {value!r}, found {getattr(self, name)!r}"
@@ -165,20 +165,20 @@ class LogitsStore(SealedEpochs):
         Args:
             epoch: The epoch under way, from 0.
             sample_ids: Integers of shape (B,).
-            logits: Numbers of shape (B, *row_shape), or (R, *row_shape) of ragged rows, sample by sample. Those beyond
-                the dtype's range are clipped to it, and counted. A row with a value that is not finite is recorded as
-                NaN: no prediction.
-            counts: (B,) how many of R ragged rows each sample has.
+            logits: Numbers of shape (B, *row_shape), or (R, *row_shape) for ragged rows, sample by sample. Values
+                beyond the dtype's range are clipped to it and counted. A row with a value that is not finite is
+                recorded as NaN, which means no prediction.
+            counts: (B,) the number of ragged rows of each sample, R in all.
             labels: Integers (R,), the label of each ragged row: see `read_row_labels`.
-            step: The training step. Where an epoch has a sample twice, the lower step wins, then the lower rank, then
+            step: The training step. If an epoch has a sample twice, the lower step wins, then the lower rank, then
                 the earlier record.
-            rank: The process that records. One process writes a rank's journal.
-            **parts: Of rows that keep the k largest: `classes` (R, k) and `rest` (R,).
+            rank: The recording process. Only one process may write a rank's journal.
+            **parts: For rows that keep the k largest: `classes` (R, k) and `rest` (R,).
 
         Raises:
-            StoreError: an id is none of the store's, the epoch is sealed, or the disk is full (the batch is then not
-                recorded; all earlier ones are).
-            StoreMismatchError: the logits' shape is not the store's.
+            StoreError: the store has no row for an id, the epoch is sealed, or the disk is full. The batch is then not
+                recorded; all earlier batches are.
+            StoreMismatchError: the shape of the logits or of another part does not fit the store.
         """
         ids = np.asarray(sample_ids)
         self.index.rows_of(ids, self.path)
@@ -205,9 +205,10 @@ class LogitsStore(SealedEpochs):
         writer.append(step, len(ids), clipped, ids.astype(ID, copy=False).tobytes(), payload)
 
     def seal(self, epoch: int) -> None:
-        """Turns an epoch's journals, of all ranks, into one read-only file. Does nothing where that is done already.
+        """Turns the journals of all ranks of an epoch into read-only files, unless that has been done already.
 
-        Call it in one process, when no other one records the epoch any more. A sample that was not recorded gets NaN.
+        Call it in one process, when no process records the epoch any more. A sample that was not recorded gets NaN, or
+        no rows if the store is ragged.
 
         Raises:
             StoreCorruptionError: a journal is damaged.
@@ -246,7 +247,7 @@ class LogitsStore(SealedEpochs):
         """Reads every file in full and compares it with its checksum.
 
         Raises:
-            StoreCorruptionError: naming the first file that is missing, damaged, or not what the manifest says.
+            StoreCorruptionError: a file is missing, damaged, or not what the manifest says; the first one is named.
         """
         self._verify_files()
         self.read_row_labels()
@@ -258,20 +259,20 @@ class LogitsStore(SealedEpochs):
                 self._rows.rows_of(journal, block)
 
     def copy(self, path: str | os.PathLike[str], note: dict[str, Any]) -> "LogitsStore":
-        """Makes a store elsewhere that holds what this one does now, with a note; replaces what is there.
+        """Copies the store, as it is now, to another folder, with a note; replaces what is there.
 
-        Sealed files never change again, so they are hard links, or copies where the file system has none; what is
-        written is as much as the open epoch. No other process may record meanwhile.
+        Sealed files never change again, so they become hard links, or copies if the file system has none. With links,
+        only the open epoch is written. No other process may record meanwhile.
 
         Args:
             path: The new store's folder.
-            note: Plain values that `LogitsStore.note` gives back.
+            note: Plain values, which the copy's `note` returns.
         """
         self._copy_files(Path(path), note)
         return LogitsStore.open(path)
 
     def close(self) -> None:
-        """Closes the journals that this process writes, and the epochs that it reads. The store can be used on."""
+        """Closes the journals that this process writes and the epochs that it reads. The store can still be used."""
         self._maps.clear()
         while self._writers:
             self._writers.popitem()[1].close()

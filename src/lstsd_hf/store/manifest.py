@@ -1,24 +1,24 @@
 """The manifest of a store, `store.json`: what the store is for, and a checksum of each file that never changes again.
 
-format, version   what wrote it
+format, version   the name and the version of the file format
 num_samples, row_shape, dtype, fingerprint      see `LogitsStore`
-ids               where the store has it: the checksum of ids.npy
+ids               if the store has ids.npy: its checksum
 labels            the checksum of labels.npy, or null
-label_offsets     where labels.npy has a label for each row of a sample: the checksum of labels.offsets.npy
-label_changes     where there are any: the labels that were corrected, oldest first: see `LogitsStore.relabel`
-layout            where samples have any number of rows: see `ragged`
-source            in a store of another model's predictions: what made them: see `LogitsStore.source`
+label_offsets     if labels.npy has a label for each row of a sample: the checksum of labels.offsets.npy
+label_changes     if labels were corrected: the corrections, oldest first, see `LogitsStore.relabel`
+layout            if samples have any number of rows: the kind of rows, see `ragged`
+source            in a store of `record_predictions`: what made the predictions, see `LogitsStore.source`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
 statistics        by "<name> <epoch>": the checksum of <name>-<epoch>.npy
-log               by its number of entries: the checksum of log-<entries>.json; at most one
+log               by the number of entries: the checksum of log-<entries>.json; at most one
 open              in a copy, by "<epoch> <rank>": the size of each journal
-note              in a copy: what `LogitsStore.copy` was told
+note              in a copy: the note given to `LogitsStore.copy`
 aside             in a store that was moved aside: true
-checksum          of all the rest
+checksum          the checksum of all other fields
 
-A checksum finds damage, and keeps nobody out: whoever writes a manifest can write a checksum that fits. So everything
-is checked on reading: `_EXPECTED` says what it must be.
+A checksum finds damage but does not protect against attack: whoever writes a manifest can also write a fitting
+checksum. So every field is checked on reading, against `_EXPECTED`.
 """
 
 import copy
@@ -42,7 +42,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dt
 
 _LARGEST = 4 << 20  # bytes; 10,000 epochs take a tenth of it
 _LONGEST_TEXT = 1000
-_MOST_VALUES = 1 << 28  # in a row: a limit of numpy's
+_MOST_VALUES = 1 << 28  # in a row; a limit of numpy
 _MOST_DIMENSIONS = 31
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _CHECKSUM = re.compile("[0-9a-f]{32}")
@@ -59,7 +59,7 @@ _OPTIONAL: dict[str, Any] = {
 
 
 class Manifest(TypedDict):
-    """What `store.json` holds, apart from format, version and checksum."""
+    """The content of `store.json`, without format, version and checksum."""
 
     num_samples: int
     row_shape: list[int]
@@ -88,10 +88,10 @@ def new_manifest(
     layout: dict[str, Any],
     source: dict[str, Any],
 ) -> Manifest:
-    """The manifest of a store that holds nothing yet.
+    """The manifest of an empty store.
 
     Raises:
-        ValueError: a value is not what a manifest may hold.
+        ValueError: a value is not allowed in a manifest.
     """
     manifest = Manifest(
         num_samples=num_samples,
@@ -119,8 +119,8 @@ def new_manifest(
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes the manifest of the store in the folder `path`. Raises StoreError where it could not be written."""
-    # Without what most stores do not have, so that their manifests are what they were before there was such a thing.
+    """Writes the manifest of the store in the folder `path`. Raises StoreError if it could not be written."""
+    # Empty optional fields are left out, so that manifests stay the same when such a field is added to the format.
     held = {key: value for key, value in manifest.items() if key not in _OPTIONAL or value}
     content = {"format": FORMAT, "version": VERSION, **held}
     text = json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n"
@@ -132,8 +132,8 @@ def read_manifest(path: Path) -> Manifest:
     """Reads the manifest of the store in the folder `path`.
 
     Raises:
-        StoreError: there is none, or it cannot be read.
-        StoreCorruptionError: it is damaged, of another version, or not ours.
+        StoreError: there is no manifest, or it cannot be read.
+        StoreCorruptionError: it is damaged, of another version, or not a manifest of a logits store.
     """
     file = path / NAME
     try:
@@ -144,7 +144,7 @@ def read_manifest(path: Path) -> Manifest:
         raise StoreError(f"{path} holds no logits store: {file.name} is missing.") from error
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or nested too deep
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
         raise StoreCorruptionError(f"{file} is damaged: {error}.") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise StoreCorruptionError(f"{file} is no manifest of a logits store: expected format {FORMAT!r}.")
@@ -155,7 +155,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     if checksum != found:
         raise StoreCorruptionError(f"{file} is damaged: its content does not fit its checksum {shortened(checksum)}.")
-    manifest = {**copy.deepcopy(_OPTIONAL), "statistics": {}, **content}  # stores of before 0.2 have no statistics
+    manifest = {**copy.deepcopy(_OPTIONAL), "statistics": {}, **content}  # stores from before 0.2 have no statistics
     wrong = _first_wrong(manifest)
     if wrong is not None:
         raise StoreCorruptionError(f"{file} is damaged: {wrong}")
@@ -170,7 +170,7 @@ def _checksum(content: Any) -> str:
 
 
 def shortened(value: Any) -> str:
-    """A value of unknown origin as a few printable characters, for a message."""
+    """A value of unknown origin as at most 100 printable characters, for a message."""
     try:
         text = repr(value)
     except RecursionError:
@@ -180,12 +180,12 @@ def shortened(value: Any) -> str:
 
 
 def is_whole(value: Any, low: int = 0, high: int = 2**63) -> bool:
-    """Whether a value is an integer from `low` to `high`: not True, not 20.0."""
+    """Whether a value is an integer from `low` to `high`; True and 20.0 are not."""
     return type(value) is int and low <= value <= high
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is text that a terminal shows as it is, of a length that fits a message."""
+    """Whether a value is printable text, short enough for a message."""
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()
 
 
@@ -236,7 +236,7 @@ def _is_change(value: Any) -> bool:
 
 
 def _is_table(key: str, is_kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A check of a dictionary whose keys match a pattern, with numbers below 2^32, and values are of a kind."""
+    """A check of a dictionary: keys match a pattern, with numbers below 2^32, and values are of a kind."""
     pattern = re.compile(key)
 
     def check(value: Any) -> bool:
@@ -278,7 +278,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _first_wrong(manifest: dict[str, Any]) -> str | None:
-    """What is wrong with a manifest, in a sentence; None: nothing."""
+    """The first error in a manifest, as a sentence; None if there is none."""
     unknown = sorted(manifest.keys() - _EXPECTED.keys())
     if unknown:
         return f"{shortened(unknown[0])} is unknown here. Use the lstsd_hf that wrote it."

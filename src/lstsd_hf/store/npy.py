@@ -1,4 +1,4 @@
-"""Plain .npy files: written in one sweep, and mapped after a check of what a stranger could have put there."""
+"""Plain .npy files: written sequentially, and mapped only after checks, because a stranger may have made them."""
 
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +16,7 @@ from .files import flush, open_regular, replacing
 _FLUSH_BYTES = 16 << 20
 _MOST_IN_A_ROW = 1 << 20  # numbers for each sample: more than labels or a statistic ever have
 
-# What numpy writes for numbers of the kinds that a store holds, in version 1.0 of the format.
+# The header that numpy writes in version 1.0 of the format, for the dtypes that a store holds.
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
     rb"\{'descr': '([<|](?:b1|[iu][1248]|f[248]))', 'fortran_order': (False|True), "
@@ -25,18 +25,18 @@ _HEADER = re.compile(
 
 
 def write_array(path: Path, array: npt.NDArray[Any]) -> str:
-    """Writes numbers as a plain .npy file.
+    """Writes an array of numbers as a plain .npy file.
 
     Returns:
         The file's checksum.
 
     Raises:
-        ValueError: the array holds something else than numbers, or is a single one.
+        ValueError: the array holds anything but numbers, or has no dimension.
         StoreError: the file could not be written.
     """
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or not array.ndim:
         raise ValueError(f"{path.name}: an array of {array.dtype} and shape {array.shape}: expected rows of numbers.")
-    # Not `numpy.save`, which does not tell the cause where the disk is full.
+    # Not `numpy.save`, whose error does not give the cause when the disk is full.
     dtype = array.dtype.newbyteorder("<")
     with replacing(path) as temporary, NpyWriter(temporary, dtype, array.shape) as file:
         file.write(np.ascontiguousarray(array, dtype))
@@ -44,11 +44,11 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> str:
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
-    """Maps a file that `write_array` or a row layout wrote; nothing of its content is read.
+    """Maps a file that `write_array` or a row layout wrote; only its header is read.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
-        ValueError: it is no .npy file of numbers, or its size is not what its header says.
+        OSError: it cannot be opened, or is not a regular file.
+        ValueError: it is not a .npy file of numbers, or its size is not what its header says.
     """
     with open_regular(path) as file:
         head = file.read(10)
@@ -65,14 +65,14 @@ def map_array(path: Path) -> npt.NDArray[Any]:
         found = file.seek(0, 2)
         if found != expected:
             raise ValueError(f"expected {expected} bytes for shape {shape} of {dtype}, found {found}")
-        if expected == offset:  # which cannot be mapped
+        if expected == offset:  # an empty array cannot be mapped
             return np.empty(shape, dtype)
-        # A view: `take` on a plain array costs half of that on a memmap.
+        # A plain array: `take` costs half of what it does on a memmap.
         return np.asarray(np.memmap(file, dtype, "r", offset, shape, "F" if fortran_order == b"True" else "C"))
 
 
 def map_rows(path: Path, rows: int) -> npt.NDArray[Any]:
-    """Maps a file that has a row for each sample; raises as `map_array`, and ValueError where it has other rows."""
+    """Maps a file with a row for each sample. Raises as `map_array`, and ValueError for any other number of rows."""
     array = map_array(path)
     if len(array) != rows:
         raise ValueError(f"expected {rows} rows, found {len(array)}")
@@ -87,9 +87,9 @@ def reason_of(error: Exception) -> str:
 
 
 class NpyWriter:
-    """Writes a .npy file of a shape that is known ahead; the disk follows at once, in a thread of its own.
+    """Writes a .npy file of a shape known in advance, sequentially, while a thread flushes it to disk.
 
-    Written to where rows belong in the order of recording, 2.6 GB took ten times as long.
+    Writing 2.6 GB row by row in the order of recording, each row to its place, took ten times as long.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -102,7 +102,7 @@ class NpyWriter:
         self._write(head.getbuffer())
 
     def write(self, rows: npt.NDArray[Any]) -> None:
-        """Appends an array, contiguous, of the file's dtype or of as many raw bytes."""
+        """Appends a contiguous array of the file's dtype, or of raw bytes (`numpy.void`)."""
         if rows.size:
             self._write(rows.view(np.uint8).reshape(-1).data if rows.dtype.kind == "V" else rows.data.cast("B"))
 
@@ -116,7 +116,7 @@ class NpyWriter:
             self._unflushed = 0
 
     def finish(self) -> str:
-        """Waits for the disk, and returns the checksum of the file."""
+        """Waits for the flushes, and returns the file's checksum."""
         self._file.flush()
         for flushed in self._flushes:
             flushed.result()

@@ -1,4 +1,4 @@
-"""What a store holds for each sample beside its predictions: the training label, and statistics of the epochs."""
+"""What a store holds for each sample besides its predictions: the training label, and statistics of the epochs."""
 
 import re
 from collections.abc import Collection
@@ -16,33 +16,33 @@ from .npy import map_rows, reason_of, write_array
 from .ragged import RaggedRows, RowLabels, open_labels
 from .training_log import TrainingLog
 
-_NO_LABEL = -100  # which losses ignore
+_NO_LABEL = -100  # ignored by losses
 _STATISTIC_NAME = re.compile(r"(?!epoch$)[a-z_]+")
 
 
 class PerSampleFiles(TrainingLog):
-    """The files with a row for each sample that are not an epoch's predictions."""
+    """The files with a row for each sample, other than an epoch's predictions."""
 
     # ---- labels
 
     @property
     def label_changes(self) -> list[dict[str, Any]]:
-        """The corrections of the labels, oldest first; each with
+        """The corrections of the labels, oldest first, each with
 
-        - epoch, step: of the run, when it went on with the new labels; what was predicted until then, by models that
-          had learnt from the old ones, is in the store as it was
-        - samples: how many labels changed; None: the store did not know them
-        - before: the fingerprint that the store had
+        - epoch, step: when the run went on with the new labels. Earlier predictions, from models that had learnt the
+          old labels, are unchanged.
+        - samples: how many labels changed; None if the store did not know the labels
+        - before: the fingerprint that the store had before
         """
         return read_manifest(self.path)["label_changes"]
 
     def write_labels(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike | None = None) -> None:
-        """Stores the training labels, for whoever reads the predictions.
+        """Stores the training labels beside the predictions.
 
         Args:
             labels: Numbers (N, ...).
-            sample_ids: (N,) whose they are; the other samples get -100, or NaN among floating-point numbers. None:
-                there is a label for each row of a sealed file, in the order of `self.sample_ids`.
+            sample_ids: (N,) the samples of these labels; other samples get -100, or NaN if labels are floating-point.
+                None: the labels are of all rows of a sealed file, in the order of `self.sample_ids`.
 
         Raises:
             StoreMismatchError: there is not one label for each row or sample id.
@@ -53,9 +53,9 @@ class PerSampleFiles(TrainingLog):
         write_manifest(self.path, manifest)
 
     def read_labels(self) -> npt.NDArray[Any] | None:
-        """The training labels, (rows, ...), mapped from the disk; None where the manifest names none.
+        """The training labels, (rows, ...), memory-mapped; None if the manifest names none.
 
-        Samples with any number of rows have labels of rows: see `read_row_labels`.
+        A store with ragged rows has a label for each row instead: see `read_row_labels`.
 
         Raises:
             StoreCorruptionError: the file is missing or damaged, or has another number of labels.
@@ -66,10 +66,11 @@ class PerSampleFiles(TrainingLog):
         return self._intact(self.labels_path)
 
     def read_row_labels(self) -> RowLabels | None:
-        """The label of each row of samples with any number of rows, mapped from the disk; None: there are none.
+        """The label of each row in a store with ragged rows, memory-mapped; None if there are none.
 
-        They were recorded with the rows of each sample's first epoch: the class of a labelled token; the token that
-        a language model should have predicted; of a position in a feature 1 for its start, 2 for its end, 3 for both.
+        They were recorded with the rows of each sample's first epoch: the class of a labelled token; the token that a
+        language model should have predicted; or, for a position in question answering, 1 if the answer starts there,
+        2 if it ends there, 3 for both, 0 for neither.
 
         Raises:
             StoreCorruptionError: a file is missing or damaged.
@@ -79,19 +80,19 @@ class PerSampleFiles(TrainingLog):
         return open_labels(self.labels_path, self.label_offsets_path, self.index.num_rows)
 
     def take_row_labels(self, rows: RaggedRows, journals: list[Journal], manifest: Manifest) -> None:
-        """Publishes the labels that an epoch's journals have of samples that have none yet.
+        """Publishes an epoch's recorded labels of the samples that have none yet.
 
         Args:
-            rows: How the rows lie in the journals.
-            journals: Of the epoch.
-            manifest: Gets the checksums; whoever calls writes it.
+            rows: The row layout of the journals.
+            journals: The journals of the epoch.
+            manifest: Gets the checksums; the caller writes it.
         """
         known, changes = self.read_row_labels(), manifest["label_changes"]
         found = rows.find_new_labels(journals, known, changes[-1]["step"] if changes else 0)
         if found is None:
             return
         if known is not None:
-            # After a crash between the two files the labels are not known, and taken from a later epoch.
+            # If a crash comes between the two files, the labels count as unknown and are taken from a later epoch.
             on_disk = read_manifest(self.path)
             on_disk["labels"] = on_disk["label_offsets"] = None
             write_manifest(self.path, on_disk)
@@ -100,7 +101,7 @@ class PerSampleFiles(TrainingLog):
         manifest["labels"], manifest["label_offsets"] = checksums
 
     def changed_labels(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """The sample ids, ascending, whose stored labels are not these: (N, ...) labels of (N,) samples."""
+        """The ids, ascending, of samples whose stored labels differ from these (N, ...) labels of (N,) samples."""
         before, after = self.read_labels(), self._labels_by_row(labels, sample_ids)
         if before is None or before.shape != after.shape:
             return np.sort(np.asarray(sample_ids, np.int64))
@@ -117,18 +118,18 @@ class PerSampleFiles(TrainingLog):
         step: int,
         kept: Collection[str] = (),
     ) -> None:
-        """Goes on with corrected labels, and notes it in `label_changes`. Predictions stay as they are.
+        """Replaces the labels by corrected ones, and notes it in `label_changes`. Predictions stay as they are.
 
-        Statistics that were folded with the old labels are dropped.
+        Statistics that depend on labels are dropped.
 
         Args:
-            labels: As for `write_labels`; None: the store has no labels any more. Those of rows are taken from what
-                is recorded from now on.
-            sample_ids: Whose they are.
-            fingerprint: That of the data set with the new labels.
+            labels: As for `write_labels`; None: the store no longer has labels. With ragged rows they are not used:
+                labels are taken from what is recorded from now on.
+            sample_ids: The samples of these labels.
+            fingerprint: The fingerprint of the data set with the new labels.
             epoch: The epoch in which the run goes on.
-            step: The training step after which it does.
-            kept: The names of the statistics in which labels have no part.
+            step: The training step after which it goes on.
+            kept: The names of the statistics that do not depend on labels.
         """
         manifest = read_manifest(self.path)
         changed = None
@@ -164,11 +165,11 @@ class PerSampleFiles(TrainingLog):
     # ---- statistics
 
     def write_statistic(self, name: str, epoch: int, values: npt.ArrayLike) -> None:
-        """Publishes a statistic of the epochs up to `epoch`, which replaces that of the epochs up to an earlier one.
+        """Publishes a statistic of the epochs up to `epoch`, replacing its values for any other epoch.
 
         Args:
-            name: In small letters; not "epoch".
-            epoch: The last epoch that it is of.
+            name: Lower-case letters and underscores; not "epoch".
+            epoch: The last epoch that the statistic includes.
             values: Numbers (rows, ...), in the order of `self.sample_ids`.
         """
         if not _STATISTIC_NAME.fullmatch(name):
@@ -185,10 +186,10 @@ class PerSampleFiles(TrainingLog):
             self.statistic_path(name, old).unlink(missing_ok=True)
 
     def read_statistic(self, name: str) -> tuple[int, npt.NDArray[Any]] | None:
-        """The last epoch that a statistic is of, and its values, (rows, ...), mapped from the disk.
+        """The last epoch that a statistic includes, and its values, (rows, ...), memory-mapped.
 
         Returns:
-            None where the store has no statistic of that name.
+            None if the store has no statistic of that name.
 
         Raises:
             StoreCorruptionError: the file is missing or damaged, or has another number of rows.

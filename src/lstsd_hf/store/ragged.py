@@ -3,13 +3,13 @@
     epoch-0000.npy           (R, *row_shape): all rows of the epoch, sample by sample
     epoch-0000.offsets.npy   (N + 1,) int64: sample i has the rows from offsets[i] to offsets[i + 1]; none: no record
 
-and, where a row keeps the k largest of many classes, `TopKRows`:
+and, if a row keeps the k largest of many classes (`TopKRows`):
 
     epoch-0000.npy           (R, k): log probabilities under the whole vocabulary, the largest first
-    epoch-0000.classes.npy   (R, k) uint16, or uint32 for a vocabulary of more than 65,536: the classes they are of
+    epoch-0000.classes.npy   (R, k) uint16, or uint32 for a vocabulary of more than 65,536: their classes
     epoch-0000.rest.npy      (R,): the logarithm of the mass of all other classes
 
-In a journal a row is one record of all its parts and of its label, and the id of its sample stands beside each row.
+In a journal, a row is one record of all its parts and its label, and each row has the id of its sample.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,17 +41,17 @@ class Rows(NamedTuple):
     """The rows of B samples.
 
     Attributes:
-        parts: By name, each (R, ...): "values", and what else the layout keeps of a row.
-        counts: int64 (B,): how many of the R rows each sample has, in order.
+        parts: By name, each (R, ...): "values", and the other parts that the layout keeps of a row.
+        counts: int64 (B,): the number of rows of each sample, in order, R in all.
     """
 
     parts: dict[str, Array]
     counts: Array
 
     def aligned(self, counts: Array) -> dict[str, Array]:
-        """The parts for samples with `counts` (B,) rows: NaN, or 0 among integers, where a sample has another number.
+        """The parts for samples that should have `counts` (B,) rows: NaN, or 0 in integers, for samples that have not.
 
-        Rows are never moved to other places: a sample has all its rows or none.
+        Rows are never realigned: a sample has all its rows or none.
         """
         if np.array_equal(self.counts, counts):
             return self.parts
@@ -66,15 +66,15 @@ class Rows(NamedTuple):
 
 
 def each_once(ids: Array, counts: Array, parts: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Leaves of a batch the first of equal samples, which an evenly padded batch may hold twice.
+    """Keeps only the first occurrence of each sample, because an evenly padded batch may hold a sample twice.
 
     Args:
         ids: (B,) sample ids.
-        counts: (B,) how many rows each has.
-        parts: Of the R rows.
+        counts: (B,) the number of rows of each sample.
+        parts: The parts of the R rows.
 
     Returns:
-        The sample id of each row that is left, and the parts of these rows.
+        The sample id of each row that is kept, and the parts of these rows.
     """
     by_row = np.repeat(ids, counts)
     _, first = np.unique(ids, return_index=True)
@@ -87,11 +87,11 @@ def each_once(ids: Array, counts: Array, parts: Mapping[str, Array]) -> tuple[Ar
 
 
 class RowLabels(NamedTuple):
-    """The label of each row, of N samples.
+    """The label of each row of N samples.
 
     Attributes:
         labels: int32 (R,), sample by sample.
-        offsets: int64 (N + 1,): sample i has those from offsets[i] to offsets[i + 1]; none: its labels are not known.
+        offsets: int64 (N + 1,): sample i has those from offsets[i] to offsets[i + 1]; none if its labels are unknown.
     """
 
     labels: Array
@@ -99,7 +99,7 @@ class RowLabels(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Where the rows of each sample lie in the journals: from byte `first` of the journal number `owners` on."""
+    """Where the rows of each sample are in the journals: from byte `first` on in journal number `owners`."""
 
     first: Array
     counts: Array
@@ -113,13 +113,13 @@ class _Found(NamedTuple):
 
 
 class RaggedRows:
-    """Any number of rows of one shape for each of N samples.
+    """The row layout for any number of rows of one shape for each of N samples.
 
     Attributes:
         index: Which of the N samples, in the order of the files, has which id.
         row: The structured dtype of a row, with a field for each part.
-        record: The same with the row's label, as it lies in a journal.
-        row_bytes: The size of a record.
+        record: The same with the row's label, as stored in a journal.
+        row_bytes: The size of a record in bytes.
         limit: The largest finite number of the values' dtype.
     """
 
@@ -135,7 +135,7 @@ class RaggedRows:
 
     @property
     def files(self) -> dict[str, str]:
-        """By part: what its file's name has behind `epoch-0000`."""
+        """For each part, the suffix of its file's name after `epoch-0000`."""
         return {VALUES: ".npy"} | {name: f".{name}.npy" for name in (*self._names, OFFSETS) if name != VALUES}
 
     @property
@@ -143,13 +143,13 @@ class RaggedRows:
         return self.row.names or ()
 
     def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each part of so many rows."""
+        """The shape of each part, for a number of rows."""
         return {name: (rows, *self.row[name].shape) for name in self._names} | {LABELS: (rows,)}
 
     def encode(self, parts: Mapping[str, Array]) -> tuple[bytes, int]:
-        """The bytes of R rows, and how many values were clipped to the dtype's range; labels may be left out.
+        """The bytes of R rows, and how many values were clipped to the dtype's range. Labels may be left out.
 
-        A row with a value that is not finite becomes NaN in all its values.
+        A part of a row with a value that is not finite becomes all NaN.
         """
         rows = np.empty(len(parts[VALUES]), self.record)
         rows[LABELS] = parts.get(LABELS, NO_LABEL)
@@ -165,10 +165,10 @@ class RaggedRows:
     def write_sealed(self, paths: Mapping[str, Path], journals: list[Journal]) -> tuple[int, dict[str, str]]:
         """Writes the content of an epoch's sealed files, by part.
 
-        A sample that was recorded more than once has the rows of its first record, by step and then by rank.
+        A sample that was recorded more than once keeps the rows of its first record, by step and then by rank.
 
         Returns:
-            How many values were clipped, and the checksum of each file.
+            The number of clipped values, and the checksum of each file by part.
         """
         found = self._find(journals)
         offsets = np.concatenate([[0], np.cumsum(found.counts)])
@@ -188,12 +188,12 @@ class RaggedRows:
             return found.clipped, {name: writer.finish() for name, writer in writers.items()}
 
     def _find(self, journals: list[Journal]) -> "_Found":
-        """Where the rows of each sample lie: those of its first record, by step and then by rank."""
+        """Finds the rows of each sample: those of its first record, by step and then by rank."""
         blocks, clipped = blocks_in_order(journals)
         samples = self.index.num_rows
         first, counts, owners, steps = (np.zeros(samples, kind) for kind in ("i8", "i8", "u2", "i8"))
         found = _Found(first, counts, owners, steps, clipped)
-        for owner, block in blocks:  # the first record comes last, and stays
+        for owner, block in blocks:  # the first record comes last and overwrites the others
             rows = self.rows_of(journals[owner], block)
             starts = np.flatnonzero(np.diff(rows, prepend=-1))
             named = rows[starts][::-1]
@@ -204,12 +204,12 @@ class RaggedRows:
         return found
 
     def find_new_labels(self, journals: list[Journal], known: "RowLabels | None", since: int) -> "_Found | None":
-        """The rows of the samples whose labels an epoch's journals have, and are not known yet; None: there are none.
+        """The rows of samples whose labels are in an epoch's journals but not known yet; None if there are none.
 
         Args:
-            journals: Of the epoch.
+            journals: The journals of the epoch.
             known: The labels so far.
-            since: The step from which on recorded labels count.
+            since: The first step whose recorded labels count.
         """
         is_new = np.ones(self.index.num_rows, np.bool_) if known is None else np.diff(known.offsets) == 0
         if not is_new.any():
@@ -224,7 +224,7 @@ class RaggedRows:
     def write_labels(
         self, labels: Path, offsets: Path, journals: list[Journal], found: "_Found", known: "RowLabels | None"
     ) -> tuple[str, str]:
-        """Writes the labels so far and those that `find_new_labels` found; the checksums of both files."""
+        """Writes the labels so far and those that `find_new_labels` found. Returns the checksums of both files."""
         before = 0 if known is None else np.diff(known.offsets)
         counts = before + found.counts
         ends = np.concatenate([[0], np.cumsum(counts)])
@@ -247,7 +247,7 @@ class RaggedRows:
         return self._gather(journals, found, _LABEL.itemsize, self.row.itemsize).view(_LABEL)
 
     def _chunks(self, offsets: Array) -> Iterator[tuple[int, int]]:
-        """Ranges of samples whose rows take about a chunk's bytes."""
+        """Ranges of samples whose rows take about `CHUNK_BYTES`."""
         rows_at_once, at = max(1, CHUNK_BYTES // self.row_bytes), 0
         while at < self.index.num_rows:
             end = max(at + 1, int(np.searchsorted(offsets, offsets[at] + rows_at_once, "right")) - 1)
@@ -255,11 +255,11 @@ class RaggedRows:
             at = end
 
     def rows_of(self, journal: Journal, block: Block) -> Array:
-        """Where, among the N samples, the sample of each of a block's rows is; raises as `FixedRows.rows_of`."""
+        """For each row of a block, the position of its sample among the N samples; raises as `samples_of`."""
         return samples_of(self.index, journal, block)
 
     def _gather(self, journals: list[Journal], found: "_Found", size: int, at: int = 0) -> Array:
-        """Of the rows of some samples, in order, `size` bytes from byte `at` of each on, from the journals."""
+        """Reads `size` bytes, from byte `at` on, of each row of the found samples, in order, as `numpy.void`."""
         within = np.arange(found.counts.sum()) - np.repeat(np.cumsum(found.counts) - found.counts, found.counts)
         places = np.repeat(found.first, found.counts) + within * self.row_bytes + at
         owner = np.repeat(found.owners, found.counts)
@@ -273,7 +273,7 @@ class RaggedRows:
         """Maps the sealed files of an epoch, by part.
 
         Raises:
-            StoreCorruptionError: one is missing, cut off, or of another shape or dtype.
+            StoreCorruptionError: a file is missing, cut off, or of another shape or dtype.
         """
         found: dict[str, Array] = {}
         for name, path in paths.items():
@@ -293,7 +293,7 @@ class RaggedRows:
         return found
 
     def read(self, sealed: Mapping[str, Array], positions: Array) -> Rows:
-        """The rows of the samples at these positions in the files, copied from what `open_sealed` mapped."""
+        """A copy of the rows of the samples at these positions, from what `open_sealed` mapped."""
         offsets = sealed[OFFSETS]
         begin = offsets[positions]
         counts = offsets[positions + 1] - begin
@@ -308,7 +308,7 @@ def _check_offsets(offsets: Array, samples: int, path: Path) -> None:
 
 
 def open_labels(labels: Path, offsets: Path, samples: int) -> RowLabels:
-    """Maps the labels of the rows of so many samples.
+    """Maps the labels of the rows of `samples` samples.
 
     Raises:
         StoreCorruptionError: a file is missing, cut off, or of another shape or dtype.

@@ -1,7 +1,8 @@
-"""How the rows of a sample lie in files: here, every sample has one row of one shape.
+"""The row layout of stores in which every sample has one row of one shape.
 
-A row layout owns what depends on that: how a batch is encoded for a journal, and how the journals of an epoch become
-its sealed file. Rows of variable number, and rows that keep the `k` largest of many classes, are layouts of their own.
+A row layout defines how a batch is encoded for a journal, and how the journals of an epoch become its sealed file.
+Samples with a variable number of rows, and rows that keep the `k` largest of many classes, have layouts of their own:
+see `ragged`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,17 +24,17 @@ Parts = Mapping[str, npt.NDArray[Any]]  # of rows, by name
 
 VALUES = "values"
 
-# The dtype that shows the bits of a number, and those of infinity.
+# For each dtype, the integer dtype of the same size, and the bits of infinity.
 _BITS = {dtype: np.dtype(f"<u{dtype.itemsize}") for dtype in DTYPES.values()}
 _INFINITY = {dtype: np.array(np.inf, dtype).view(bits) for dtype, bits in _BITS.items()}
-_INDEXED = 1 << 24  # rows that are looked for at once, at 10 bytes for each
+_INDEXED = 1 << 24  # how many rows are located at once, at 10 bytes each
 
 
 def clip(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
-    """Rows (B, ...) in a dtype, and how many values were clipped to its range; NaN: not finite."""
+    """Rows (B, ...) in a dtype, and how many values were clipped to its range; rows that are not finite become NaN."""
     with np.errstate(over="ignore"):
         rounded = rows.astype(dtype, copy=False)
-    # Infinite or NaN: all bits of the exponent are set. Numpy's own float16 arithmetic takes 20 times as long.
+    # Infinity and NaN have all exponent bits set. Numpy's own float16 arithmetic takes 20 times as long.
     if not rows.size or (rounded.view(_BITS[dtype]) & _INFINITY[dtype]).max() != _INFINITY[dtype]:
         return rounded, 0
     limit = float(np.finfo(dtype).max)
@@ -45,10 +46,10 @@ def clip(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any]
 
 
 def blocks_in_order(journals: list[Journal]) -> tuple[list[tuple[int, Block]], int]:
-    """All blocks, each with the position of its journal, and how many values were clipped in all.
+    """All blocks, each with the position of its journal in the list, and the total number of clipped values.
 
-    The last record comes first: by step, then by rank, then by place. Written in this order, the first record of a
-    sample is the one that stays.
+    They are in reverse order of step, then rank, then place. Written in this order, the first record of a sample
+    overwrites its later ones.
     """
     tables = [np.fromiter(journal.blocks(), BLOCK_TABLE) for journal in journals]
     table = np.concatenate([np.empty(0, BLOCK_TABLE), *tables])
@@ -59,10 +60,10 @@ def blocks_in_order(journals: list[Journal]) -> tuple[list[tuple[int, Block]], i
 
 
 def samples_of(index: SampleIndex, journal: Journal, block: Block) -> npt.NDArray[Any]:
-    """Where, among the samples of a sealed file, the sample of each of a block's rows is.
+    """For each row of a block, the position of its sample among the samples of a sealed file.
 
     Raises:
-        StoreCorruptionError: the block is damaged, or has ids that are none of the store's.
+        StoreCorruptionError: the block is damaged, or has ids that the store does not know.
     """
     ids = journal.ids(block)
     wrong = index.unknown(ids)
@@ -72,13 +73,13 @@ def samples_of(index: SampleIndex, journal: Journal, block: Block) -> npt.NDArra
 
 
 class FixedRows:
-    """One row of a fixed shape for each sample; a sealed file is (N, *row_shape).
+    """One row of a fixed shape for each sample. A sealed file is (N, *row_shape).
 
     Attributes:
         index: Which of the N rows belongs to which sample id.
         row_shape: The shape of a row.
-        dtype: Its numpy dtype, little-endian.
-        row_bytes: The size of a row.
+        dtype: The numpy dtype of a row, little-endian.
+        row_bytes: The size of a row in bytes.
         limit: The largest finite number of the dtype.
     """
 
@@ -91,17 +92,17 @@ class FixedRows:
 
     @property
     def files(self) -> dict[str, str]:
-        """By part of a row: what its file's name has behind `epoch-0000`."""
+        """For each part of a row, the suffix of its file's name after `epoch-0000`."""
         return {VALUES: ".npy"}
 
     def shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each part of so many rows."""
+        """The shape of each part, for a number of rows."""
         return {VALUES: (rows, *self.row_shape)}
 
     def encode(self, parts: Parts) -> tuple[bytes, int]:
         """The bytes of (B, *row_shape) rows, and how many values were clipped to the dtype's range.
 
-        A row with a value that is not finite becomes NaN throughout.
+        A row with a value that is not finite becomes all NaN.
         """
         rounded, clipped = clip(parts[VALUES], self.dtype)
         return rounded.tobytes(), clipped
@@ -110,7 +111,7 @@ class FixedRows:
         """Maps the sealed file of an epoch, (N, *row_shape).
 
         Raises:
-            StoreCorruptionError: it is missing, cut off, or of another shape or dtype.
+            StoreCorruptionError: the file is missing, cut off, or of another shape or dtype.
         """
         path = paths[VALUES]
         try:
@@ -128,11 +129,11 @@ class FixedRows:
     def write_sealed(self, paths: Mapping[str, Path], journals: list[Journal]) -> tuple[int, dict[str, str]]:
         """Writes the content of an epoch's sealed file.
 
-        The rows are gathered by id and written in one sweep, which the disk follows at once. Written to where they
-        belong in the order of the journals, 2.6 GB took ten times as long.
+        The rows are gathered by id and written sequentially while the disk is flushed. Writing 2.6 GB in the order of
+        the journals, each row to its place, took ten times as long.
 
         Returns:
-            How many values were clipped, and the checksum of each file.
+            The number of clipped values, and the checksum of each file by part.
         """
         blocks, clipped = blocks_in_order(journals)
         with NpyWriter(paths[VALUES], self.dtype, (self.index.num_rows, *self.row_shape)) as file:
@@ -141,18 +142,18 @@ class FixedRows:
             return clipped, {VALUES: file.finish()}
 
     def _rows_by_id(self, journals: list[Journal], blocks: list[tuple[int, Block]]) -> Iterator[npt.NDArray[Any]]:
-        """The sealed file's rows as raw bytes (`numpy.void`), some at a time.
+        """The sealed file's rows as raw bytes (`numpy.void`), in chunks.
 
         Args:
-            journals: Of all ranks.
-            blocks: Each with the position of its journal; where a sample is in several, the last one counts, and
+            journals: The journals of all ranks.
+            blocks: Each with the position of its journal. If a sample is in several blocks, the last one counts, and
                 within a block its first row.
         """
-        row = np.dtype((np.void, self.row_bytes))  # moved as it is: numpy copies float16 one number at a time
+        row = np.dtype((np.void, self.row_bytes))  # raw bytes, because numpy copies float16 one number at a time
         nothing = np.full(self.row_shape, np.nan, self.dtype).reshape(-1).view(row)
         rows_at_once = max(1, CHUNK_BYTES // self.row_bytes)
         for first in range(0, self.index.num_rows, _INDEXED):
-            offsets = np.zeros(min(_INDEXED, self.index.num_rows - first), np.int64)  # in its journal; 0: nowhere
+            offsets = np.zeros(min(_INDEXED, self.index.num_rows - first), np.int64)  # in its journal; 0: not recorded
             owners = np.zeros(len(offsets), np.uint16)
             for owner, block in blocks:
                 sample_rows = self.rows_of(journals[owner], block)
@@ -171,5 +172,5 @@ class FixedRows:
                 yield rows
 
     def rows_of(self, journal: Journal, block: Block) -> npt.NDArray[Any]:
-        """The rows that a block's samples have in a sealed file; raises as `samples_of`."""
+        """The positions of a block's samples in a sealed file; raises as `samples_of`."""
         return samples_of(self.index, journal, block)

@@ -1,6 +1,7 @@
 """The log of the run that fills a store: `log-<entries>.json`, a list of objects, each with numbers by name.
 
-A number that is not finite is null there. Of a long log each kind of entry, by its names, is thinned out evenly.
+A number that is not finite is stored as null. A long log is thinned: of each kind of entry, which is the set of its
+names, evenly spaced entries are kept.
 """
 
 import json
@@ -15,22 +16,22 @@ from .manifest import is_text, read_manifest, shortened, write_manifest
 
 _MOST_ENTRIES = 10_000
 _LARGEST_LOG = 64 << 20  # bytes
-_LARGEST_NUMBER = 1e300  # of integers too, which have no limit in JSON
+_LARGEST_NUMBER = 1e300  # for integers too, which JSON does not limit
 
 LogEntry = dict[str, float]
 
 
 class TrainingLog(StoreFolder):
-    """The part of a store that keeps the log."""
+    """The part of a store that keeps the run's log."""
 
     def write_log(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Publishes a run's log in place of what was known of it; the same number of entries is the same log.
+        """Publishes a run's log, replacing an earlier one. Does nothing if the number of entries is the same.
 
         Args:
-            entries: As in the Trainer's state, oldest first. What is no number is left out.
+            entries: As in the Trainer's state, oldest first. Values that are not numbers are left out.
 
         Raises:
-            StoreError: it could not be written.
+            StoreError: the log could not be written.
         """
         manifest, count = read_manifest(self.path), len(entries)
         earlier = [int(number) for number in manifest["log"]]
@@ -51,7 +52,7 @@ class TrainingLog(StoreFolder):
             self.log_path(number).unlink(missing_ok=True)
 
     def read_log(self) -> list[LogEntry] | None:
-        """The log, oldest entry first; a number that is not finite is NaN. None where the store keeps none.
+        """The log, oldest entry first, with NaN for numbers that are not finite. None if the store has no log.
 
         Raises:
             StoreCorruptionError: the file is missing or damaged.
@@ -70,13 +71,13 @@ class TrainingLog(StoreFolder):
 
 
 def _numbers(entry: Mapping[str, Any]) -> LogEntry:
-    # Numbers of numpy's are floats too.
+    # `float` converts numpy's float64, which is a subclass of float.
     plain = {name: float(value) if isinstance(value, float) else value for name, value in entry.items()}
     return {name: value for name, value in plain.items() if is_number(name, value)}
 
 
 def is_number(name: Any, value: Any) -> bool:
-    """Whether a value of a log is a number, and its name one that can be shown."""
+    """Whether a value of a log is a number, and its name printable."""
     is_endless = type(value) is float and not math.isfinite(value)
     return is_text(name) and (is_endless or (type(value) in (int, float) and abs(value) <= _LARGEST_NUMBER))
 
@@ -93,7 +94,7 @@ def _as_json(entries: list[LogEntry]) -> str:
 
 
 def _thinned(entries: list[LogEntry], most: int) -> list[LogEntry]:
-    """About `most` of the entries: of each kind, by its names, as many, evenly spaced."""
+    """About `most` of the entries, evenly spaced, with an equal share for each kind (set of names)."""
     if len(entries) <= most:
         return entries
     kinds: dict[frozenset[str], list[int]] = {}

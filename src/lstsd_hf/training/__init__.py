@@ -1,1 +1,1 @@
-"""What needs a Trainer: the mixin, the data on its way to a batch, the store during a run, the Hub."""
+"""All that needs a Trainer: the mixin, the data loader, the store during a run, the Hub."""

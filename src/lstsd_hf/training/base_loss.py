@@ -17,16 +17,17 @@ from .overrides import count_own_items, items_in, taught
 
 
 class BaseLossMixin(LoaderMixin):
-    """The part of `LSTSDMixin` that asks the parent for the loss of a micro-batch.
+    """The part of `LSTSDMixin` that gets the base loss of a micro-batch from the parent.
 
     Attributes:
         is_computing_base_loss: Whether the base loss of a training batch is being computed.
-        batch_sample_ids: int64 (B,), on the device: whose the rows of the batch are, while its base loss is computed;
-            else None. A `compute_loss_func` may weigh samples by them, one by one.
-        batch_teachers: Meanwhile what each teacher predicted for them, by its name: logits (B, C), NaN where it has no
-            prediction; (R, C) or (R, k) where samples have many rows. Empty in epochs without teachers.
-        _plain_items: Of a language model: what the plain Trainer counts in the group of micro-batches under way. It
-            may be more than what is predicted, and the sum over tokens is divided by it.
+        batch_sample_ids: int64 (B,), on the device: the sample ids of the batch while its base loss is computed; else
+            None. A `compute_loss_func` may use them to weigh single samples.
+        batch_teachers: During that time, what each teacher predicted for these samples, by the teacher's name: logits
+            (B, C), NaN where it has no prediction; (R, C) or (R, k) if samples have many rows. Empty in epochs without
+            teachers.
+        _plain_items: For a language model: what the plain Trainer counts in the current group of micro-batches. The
+            sum over tokens is divided by this count, which may be larger than the number of predicted tokens.
     """
 
     is_computing_base_loss = False
@@ -36,7 +37,7 @@ class BaseLossMixin(LoaderMixin):
 
     @contextmanager
     def _shown(self, added: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Shows what was added to a batch to whoever computes its base loss."""
+        """Shows what was added to a batch while its base loss is computed."""
         keys = {teacher.name: teacher_key(teacher.name) for teacher in self._teachers}
         self.is_computing_base_loss, self.batch_sample_ids = True, added[SAMPLE_IDS]
         self.batch_teachers = {name: added[key] for name, key in keys.items() if key in added}
@@ -46,12 +47,12 @@ class BaseLossMixin(LoaderMixin):
             self.is_computing_base_loss, self.batch_sample_ids, self.batch_teachers = False, None, MappingProxyType({})
 
     def _prepare_loss(self) -> None:
-        # What `compute_loss` returns is a part of the mean over all samples of the step already, whatever a subclass
-        # says of the loss that it computes.
+        # `compute_loss` already returns this micro-batch's part of the mean over all samples of the step, whatever a
+        # subclass says about the loss that it computes.
         self.loss_is_scaled_for_ga = True
 
     def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None) -> Any:
-        """The count of items that the loss of a micro-batch is given."""
+        """The count of items that is passed to the loss of a micro-batch."""
         if isinstance(self._head, Vocabulary):
             return self._plain_count(inputs)
         return items_in(labels) if self._has_own_loss else None
@@ -59,7 +60,7 @@ class BaseLossMixin(LoaderMixin):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         """The number of items in a group of training micro-batches over all processes: samples, or predicted tokens.
 
-        The plain Trainer counts labels here, of which a multi-label row has many and a masked one none.
+        The plain Trainer counts labels here: a multi-label row has many, and a masked one none.
         """
         if not batch_samples or SAMPLE_IDS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
@@ -75,7 +76,7 @@ class BaseLossMixin(LoaderMixin):
         return samples if self._head is None else self._head.items(samples, len(batch.get(POSITIONS, ())))
 
     def _plain_count(self, inputs: Any) -> torch.Tensor | None:
-        """What the plain Trainer counts in a batch of a language model: of some models one more than are predicted."""
+        """What the plain Trainer counts in a batch of a language model; for some models, more than is predicted."""
         labels = inputs.get("shift_labels", inputs["labels"])
         shifts = "shift_labels" not in inputs and getattr(self, "_loss_shifts_labels", False)
         return items_in(labels[..., 1:] if shifts else labels)
@@ -84,16 +85,16 @@ class BaseLossMixin(LoaderMixin):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The parent's loss of a micro-batch: its mean, of which `teach` makes the loss of a training batch."""
+        """The parent's loss of a micro-batch, a mean. For a training batch, `teach` adds the teachers to it."""
         if self.compute_loss_func is not None:  # given to the trainer, or assigned to it since
             shifts = isinstance(self._head, Vocabulary) and getattr(self, "_loss_shifts_labels", False)
             self.compute_loss_func = count_own_items(self.compute_loss_func, shifts)
         if not model.training or not isinstance(self._head, Vocabulary):
-            # Without a count of items, which would multiply the loss by the number of processes; and with a copy, from
-            # which the plain Trainer may take the labels while the caller computes another loss of the same batch.
+            # No count of items: given one, the plain Trainer multiplies the loss by the number of processes. And a
+            # copy, because it may pop the labels, and the caller may compute another loss of the same batch.
             return super().compute_loss(model, copy.copy(inputs), return_outputs=return_outputs)
-        # Language models divide a sum by the plain Trainer's count; without one they take a mean, which is another.
-        # The plain Trainer's loss, because TRL's SFTTrainer makes no logits with gradient.
+        # Language models divide a sum by the plain Trainer's count. Without a count they take a mean, which differs.
+        # This is the plain Trainer's method, because TRL's SFTTrainer makes no logits with gradient.
         loss, outputs = Trainer.compute_loss(
             cast(Trainer, self), model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )

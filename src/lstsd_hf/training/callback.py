@@ -14,15 +14,17 @@ class RecorderCallback(TrainerCallback):
     """Begins a recorder when a run begins, and tells it when epochs begin and end.
 
     Attributes:
-        recorder: That of the run under way, or of the last one; None before the first.
-        listens: Whether a run is under way.
-        taught: Whether a loss of this run was computed in a way that records and teaches.
+        recorder: The recorder of the current run, or of the last one; None before the first.
+        listens: Whether a run is in progress.
+        taught: Whether a loss of this run went through `LSTSDMixin.teach`, which records and teaches.
     """
 
     def __init__(self, trainer: str, begin: Callable[[TrainerState, Any], Recorder]) -> None:
-        """Args:
-        trainer: The name of the trainer's class.
-        begin: Makes a recorder from the Trainer's state and the training loader.
+        """Starts without a recorder.
+
+        Args:
+            trainer: The name of the trainer's class, for messages.
+            begin: Makes a recorder from the Trainer's state and the training loader.
         """
         self.recorder: Recorder | None = None
         self.listens = self.taught = False
@@ -30,9 +32,9 @@ class RecorderCallback(TrainerCallback):
 
     @contextmanager
     def listening(self, handler: CallbackHandler) -> Iterator[None]:
-        """Gets a run's events, each before the user's callbacks, which find an epoch sealed at its end.
+        """Gets a run's events before the user's callbacks do, so that these find an epoch sealed at its end.
 
-        Outside of a run a trainer has the callbacks that the plain Trainer would have.
+        Outside of a run, the trainer has only the callbacks that the plain Trainer would have.
         """
         handler.callbacks.insert(0, self)
         self.listens = True
@@ -45,14 +47,14 @@ class RecorderCallback(TrainerCallback):
             self.release()
 
     def release(self) -> None:
-        """Ends the run: another may use the store's folder."""
+        """Ends the run, so that another may use the store's folder."""
         if self.recorder is not None:
             self.recorder.release()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.release()  # of a try with a batch that was too large (auto_find_batch_size)
+        self.release()  # after a try with a batch that was too large (auto_find_batch_size)
         self.taught = False
         self.recorder = self._begin(state, kwargs["train_dataloader"])
 

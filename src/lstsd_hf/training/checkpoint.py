@@ -1,4 +1,4 @@
-"""Checkpoints: the newest that is complete, and the store in it."""
+"""Finds the newest complete checkpoint, and checks the store in a checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 _LARGEST_STATE = 256 << 20  # bytes; a log of a million entries
 _FEW = 5
 
-# What a recorder and the trainer note in a checkpoint; all of it, where it is there at all, is of these kinds.
+# What the recorder and the trainer note in a checkpoint: a check of each value, if it is there, and what is expected.
 _NOTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps_per_epoch": (lambda value: value is None or is_whole(value, 1), "a number of steps, or null"),
     "epoch": (lambda value: is_whole(value, -1), "an epoch"),
@@ -39,12 +39,12 @@ _NOTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def last_complete_checkpoint(output_dir: str) -> str:
-    """The newest `checkpoint-*` with a readable trainer state, which is the last file of a checkpoint to be written.
+    """The newest `checkpoint-*` with a readable trainer state, the last file that is written to a checkpoint.
 
     The plain Trainer takes the newest folder, even one that a crash left half written.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no complete checkpoint.
     """
     for path in checkpoints_of(output_dir):
         try:
@@ -55,7 +55,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
             logger.warning(f"{path} was not saved completely, so an earlier checkpoint is resumed from: {error}")
             continue
         return str(path)
-    # In the plain Trainer's own words, here and below: scripts look for them.
+    # The plain Trainer's own words, here and below, because scripts look for them.
     raise ValueError(
         f"No valid checkpoint found in output directory ({output_dir}): expected a folder checkpoint-N that was saved "
         "completely."
@@ -66,8 +66,8 @@ def read_state(checkpoint: Path) -> TrainerState:
     """The Trainer's state in a checkpoint's folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        FileNotFoundError: there is no state.
+        ValueError: the state is damaged.
     """
     path = checkpoint / TRAINER_STATE_FILE
     try:
@@ -76,7 +76,7 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, RecursionError) as error:  # no UTF-8, no JSON, no object, or an unknown key
+    except (ValueError, TypeError, RecursionError) as error:  # not UTF-8, not JSON, not an object, or an unknown key
         raise ValueError(f"{path} is damaged: {shortened(str(error))}.") from error
     entries = state.log_history
     wrong = [name for name in ("global_step", "max_steps", "num_train_epochs") if not is_whole(getattr(state, name))]
@@ -97,21 +97,21 @@ def saved_store(
 
     Args:
         checkpoint: The checkpoint's folder.
-        columns: How many columns the model's rows have, where that is known.
-        resumes_without_logits: Whether to return None where there is no store.
-        top: Of a language model: how many classes the run records, and of how many, where that is known.
+        columns: How many columns the model's rows have; None if not known.
+        resumes_without_logits: Whether to return None if there is no store.
+        top: For a language model: how many classes the run records, and the size of the vocabulary, if it is known.
 
     Raises:
         ValueError: there is no such folder, or the Trainer's state in it is damaged.
         StoreError: the checkpoint has no store.
         StoreCorruptionError: the store is damaged.
-        StoreMismatchError: its store is for another head.
+        StoreMismatchError: the store is for another head.
     """
     if not Path(checkpoint).is_dir():
         raise ValueError(
             f"Can't find a valid checkpoint at {checkpoint}: no such folder. Expected a folder checkpoint-N."
         )
-    with suppress(FileNotFoundError):  # the plain Trainer begins anew with the weights that are there
+    with suppress(FileNotFoundError):  # the plain Trainer then starts anew with the checkpoint's weights
         read_state(Path(checkpoint))
     path = Path(checkpoint, LOGITS_FOLDER)
     if not path.exists():
@@ -135,7 +135,7 @@ def saved_store(
 
 
 def _refuse_other_vocabulary(store: LogitsStore, k: int, vocabulary: int | None) -> None:
-    """Raises StoreMismatchError where a store's rows are not the k largest of so many classes."""
+    """Raises StoreMismatchError if a store's rows are not the k largest of `vocabulary` classes."""
     if store.vocabulary is None or store.row_shape != (k,):
         found = f"the {store.row_shape[0]} largest" if store.vocabulary is not None else f"rows of {store.row_shape}"
         advice = f"Set logits_top_k={store.row_shape[0]}, as" if store.vocabulary is not None else "Resume with what"
@@ -152,7 +152,7 @@ def _refuse_other_vocabulary(store: LogitsStore, k: int, vocabulary: int | None)
 
 
 def _check_note(store: LogitsStore) -> None:
-    """Raises StoreCorruptionError where a checkpoint's note holds what no run noted."""
+    """Raises StoreCorruptionError if a checkpoint's note holds a value that no run writes."""
     note = store.note
     for name, (is_right, expected) in _NOTED.items():
         if name in note and not is_right(note[name]):
@@ -170,14 +170,14 @@ def refuse_other(
     epoch: int,
     accepts_new_labels: bool,
 ) -> bool:
-    """Raises StoreMismatchError where a checkpoint's store does not go with a run, before anything changes.
+    """Raises StoreMismatchError if a checkpoint's store does not fit a run, before anything changes.
 
     Args:
         saved: The checkpoint's store.
         training_set: What the run trains on.
-        dtype: The dtype that the run stores.
+        dtype: The dtype in which the run stores logits.
         steps_per_epoch: The run's; None for a stream.
-        epoch: The epoch before the one in which the run goes on.
+        epoch: The epoch before the one in which the run continues.
         accepts_new_labels: Whether the labels may have changed.
 
     Returns:
@@ -217,10 +217,10 @@ def refuse_other(
 
 
 def refuse_live(saved: LogitsStore, live: Path) -> None:
-    """Raises StoreMismatchError where a run would resume from a store that no checkpoint saved.
+    """Raises StoreMismatchError if a run would resume from a store that was not saved in a checkpoint.
 
     Args:
-        saved: The store beside the state that is resumed from.
+        saved: The store in the folder that the run resumes from.
         live: The folder of the run's store.
     """
     if saved.path.resolve() == live or "steps_per_epoch" not in saved.note:

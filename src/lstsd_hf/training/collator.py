@@ -1,4 +1,4 @@
-"""A batch on its way to the trainer: sample ids go around the user's collator, and the teachers' predictions join."""
+"""Makes batches with the user's collator, and adds the sample ids and the teachers' predictions to them."""
 
 import operator
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -16,7 +16,7 @@ from ..store.rows import VALUES
 from .sample_ids import SampleIdError
 from .teacher_reader import TeacherReader
 
-# What the collator adds to a batch, and the trainer takes out before the model sees it, begins so.
+# The prefix of what the collator adds to a batch. The trainer takes it out again before the model sees the batch.
 ADDED = "lstsd_"
 SAMPLE_IDS = f"{ADDED}sample_ids"
 POSITIONS = f"{ADDED}positions"
@@ -25,17 +25,17 @@ ROW_LABELS = f"{ADDED}row_labels"
 
 
 def teacher_key(name: str, part: str = VALUES) -> str:
-    """Where what the teacher of that name predicted stands in a batch; by part of a row."""
+    """The key in a batch of a part of the named teacher's predictions."""
     return f"{ADDED}{name}_{'logits' if part == VALUES else part}"
 
 
 def teacher_parts(added: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What the teachers of these names predicted, by part of a row, with an axis for the teachers in front."""
+    """The predictions of the named teachers, by part of a row, with an axis for the teachers in front."""
     if not names:
         return {}
     parts = [part for part in (VALUES, *EXTRA_PARTS) if teacher_key(names[0], part) in added]
     found = [{part: added[teacher_key(name, part)] for part in parts} for name in names]
-    if len(parts) > 1 and len({teacher[VALUES].shape[-1] for teacher in found}) > 1:  # another k, of an outside store
+    if len(parts) > 1 and len({teacher[VALUES].shape[-1] for teacher in found}) > 1:  # an outside store has another k
         fewest = min(teacher[VALUES].shape[-1] for teacher in found)
         found = [fewer_classes(teacher, fewest) for teacher in found]
     if len({teacher[VALUES].dtype for teacher in found}) > 1:
@@ -44,12 +44,12 @@ def teacher_parts(added: Mapping[str, torch.Tensor], names: Sequence[str]) -> di
 
 
 class TeachingEpochs:
-    """Which epoch each teacher's predictions are read from, now: one object in a run, shared by all its loaders.
+    """The epoch that each teacher's predictions are read from now: one object in a run, shared by all its loaders.
 
     The numbers lie in shared memory, so worker processes see them change, forked or spawned, persistent or not.
 
     Attributes:
-        sources: For each teacher: its name, the folder of its store (None: the run's own), its track, its columns.
+        sources: For each teacher: its name, the folder of its store (None for the run's own), its track, its columns.
     """
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
@@ -57,26 +57,26 @@ class TeachingEpochs:
         self._epochs = torch.full((len(self.sources),), -1, dtype=torch.int64).share_memory_()
 
     def set(self, epochs: Sequence[int | None]) -> None:
-        """Says, at the start of an epoch and before a batch of it is fetched, which epoch each teacher is at."""
+        """Sets the epoch of each teacher, before the first batch of an epoch is fetched; None if it does not teach."""
         self._epochs.copy_(torch.tensor([-1 if epoch is None else epoch for epoch in epochs]))
 
     def get(self) -> list[int]:
-        """The epoch of each teacher; -1: it does not teach now."""
+        """The epoch of each teacher; -1 if it does not teach now."""
         return self._epochs.tolist()
 
 
 class IdentifiedRow(NamedTuple):
-    """An item of a map-style data set, and its position there, or its id where that is known; None: no position."""
+    """An item of a map-style data set, with its id, or its position if ids are not known; None if it has neither."""
 
     position: int | None
     row: Any
 
 
 class IdentifiedDataset(torch.utils.data.Dataset[Any]):
-    """Names the items of a map-style data set for the data loader, without a copy.
+    """Gives the data loader each item of a map-style data set with its id, without a copy.
 
-    The data loader fetches a batch's items at once, and gets each beside its id. For everybody else this is the data
-    set that it wraps: its items, its attributes (`set_epoch`, `column_names` ...), and what is assigned to them.
+    The data loader fetches a batch's items at once, by `__getitems__`, which adds the ids. Everything else goes to the
+    wrapped data set: its items, its attributes (`set_epoch`, `column_names` ...), and what is assigned to them.
     """
 
     def __init__(self, wrapped: Any, wrapped_ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
@@ -99,7 +99,7 @@ class IdentifiedDataset(torch.utils.data.Dataset[Any]):
     def _position(self, index: Any) -> int | None:
         try:
             return int(self.wrapped_ids[operator.index(index)])
-        except TypeError:  # a sampler may draw what else the data set understands
+        except TypeError:  # a sampler may draw other indices that the data set understands
             return None
 
     def __getattr__(self, name: str) -> Any:
@@ -110,14 +110,14 @@ class IdentifiedDataset(torch.utils.data.Dataset[Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("wrapped", "wrapped_ids"):
             super().__setattr__(name, value)
-        else:  # a callback may move a curriculum on
+        else:  # a callback may advance a curriculum
             setattr(self.wrapped, name, value)
 
 
 class SentByValue(torch.Tensor):
-    """A tensor that arrives in another process as a plain one, sent by value.
+    """A tensor that is sent to another process by value, and arrives as a plain one.
 
-    PyTorch sends a file descriptor for each tensor instead, which costs the training process half a millisecond per
+    Otherwise PyTorch sends a file descriptor for each tensor, which costs the training process half a millisecond per
     tensor, however small.
     """
 
@@ -132,8 +132,8 @@ class SentByValue(torch.Tensor):
 class TeacherCollator:
     """Takes the sample ids out, lets another collator make the batch, and adds the ids and the teachers to it.
 
-    It may run in worker processes: it carries the store's path, and opens the store where and when it first reads. Its
-    other attributes are those of the collator that it wraps.
+    It may run in worker processes. So it carries only the path of the store, and opens the store when it first reads.
+    Its other attributes are those of the wrapped collator.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class TeacherCollator:
         teaching: TeachingEpochs,
         head: ManyRows | None = None,
     ) -> None:
-        """Wraps `collator`; `head` says which rows a batch has, where that is not one for each sample."""
+        """Wraps `collator`. `head` says which rows a batch has; None if each sample has one."""
         self.collator = collator
         self._head = head
         self._column = column
@@ -168,7 +168,7 @@ class TeacherCollator:
         """Makes a batch of B rows.
 
         Raises:
-            SampleIdError: a row has no id, or one that is no integer in [0, num_samples), or that of another row.
+            SampleIdError: a row has no id, an id that is not an integer in [0, num_samples), or that of another row.
             TypeError: the wrapped collator did not return a mapping.
         """
         identified = isinstance(features[0], IdentifiedRow)
@@ -194,7 +194,7 @@ class TeacherCollator:
             batch[ROW_LABELS] = to_tensor(labels)
         batch[SAMPLE_IDS] = to_tensor(sample_ids)
         epochs = self._teaching.get()
-        if epochs != self._opened_for:  # anew: the maps of epochs that were dropped would hold on to their disk space
+        if epochs != self._opened_for:  # memory maps of dropped epochs would hold on to their disk space
             self._readers, self._opened_for = self._open(epochs), epochs
         for name, reader in self._readers.items():
             for part, values in reader.read(sample_ids, counts).items():
@@ -202,7 +202,7 @@ class TeacherCollator:
         return batch
 
     def _open(self, epochs: list[int]) -> dict[str, TeacherReader]:
-        """The teachers that teach now, by name."""
+        """Readers of the teachers that teach now, by name."""
         readers = {}
         for (name, store, track, columns), epoch in zip(self._teaching.sources, epochs, strict=True):
             if epoch >= 0:
@@ -242,7 +242,7 @@ class TeacherCollator:
         return feature.position
 
     def _refuse_shared_ids(self, ids: list[int], features: list[IdentifiedRow]) -> None:
-        # A sampler may well draw one row twice; two rows of one name are an error.
+        # A sampler may draw one row twice, but two rows with one id are an error.
         owner: dict[int, int | None] = {}
         for sample_id, feature in zip(ids, features, strict=True):
             if owner.setdefault(sample_id, feature.position) != feature.position:

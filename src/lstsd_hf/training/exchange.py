@@ -1,4 +1,4 @@
-"""The processes of a run: who owns the store, waiting for each other, and journals for nodes that share no disk."""
+"""The processes of a run: which owns the store, how they wait, and how nodes without a shared disk copy journals."""
 
 import os
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ class Processes:
     """The processes of a run, seen from one of them.
 
     Attributes:
-        owns_store: Whether this process makes, seals and copies the store: one does, or one on each node.
+        owns_store: Whether this process creates, seals and copies the store. One process does, or one on each node.
         nodes_share_no_disk: Whether each node has a store of its own (`save_on_each_node`).
     """
 
@@ -44,13 +44,13 @@ class Processes:
         self.accelerator.wait_for_everyone()
 
     def first_says(self, answer: bool) -> bool:
-        """What the first process answers; all processes call this together."""
+        """The answer of the first process. All processes call this together."""
         if self.count == 1:
             return answer
         return bool(broadcast(torch.tensor(answer, device=self.accelerator.device).int(), 0).item())
 
     def sum(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The sums over all processes, which call it together."""
+        """The sums over all processes, which call this together."""
         if self.count == 1:
             return numbers.copy()
         total = self.accelerator.reduce(torch.from_numpy(numbers.copy()).to(self.accelerator.device), "sum")
@@ -58,12 +58,12 @@ class Processes:
         return found
 
     def gather_journals(self, store: LogitsStore, epoch: int) -> None:
-        """Waits for all processes; where nodes share no disk, gives each node the journals of all."""
+        """Waits for all processes. If nodes share no disk, copies the journals of all processes to each node."""
         self.wait()
         if not self.nodes_share_no_disk or self.count == 1:
             return
         device = self.accelerator.device
-        node = self.rank - self.accelerator.local_process_index  # its first process names a node
+        node = self.rank - self.accelerator.local_process_index  # a node is named by the rank of its first process
         for source in range(self.count):
             journal = store.journal_path(epoch, source)
             size = journal.stat().st_size if source == self.rank and journal.exists() else 0
@@ -74,10 +74,10 @@ class Processes:
         self.wait()
 
     def _hand_on(self, journal: Path, source: int, size: int, receives: bool) -> None:
-        """Gives the journal of one process to those that receive it; all processes call this together.
+        """Copies the journal of one process to those that receive it. All processes call this together.
 
         Raises:
-            StoreError: it could not be written; nothing of it stays.
+            StoreError: the journal could not be written. No part of it stays on the disk.
         """
         temporary = journal.parent.with_name(f".{journal.name}.tmp")
         opened: Any = nullcontext()

@@ -21,14 +21,14 @@ def fingerprint(
 ) -> str:
     """A hash over (id, label, model inputs) of all rows that does not depend on the order of the rows.
 
-    Each row is hashed with xxh3, and the sum of the hashes modulo 2^64 is taken; so the rows need not be sorted, and
-    nothing is held in memory but one batch.
+    Each row is hashed with xxh3, and the hashes are summed modulo 2^64. So the rows need not be sorted, and only one
+    batch is in memory.
 
     Args:
         dataset: The training set.
-        ids: (N,) the id of each row.
-        columns: Labels and inputs.
-        labels: Those of them that are labels. A second hash leaves them out, so that `differ_in_labels` can tell.
+        ids: int64 (N,): the id of each row.
+        columns: The columns to hash, labels and inputs.
+        labels: Which of these are labels. A second hash leaves them out, for `differ_in_labels`.
     """
     names = sorted(columns)
     inputs = [name for name in names if name not in set(labels)]
@@ -46,14 +46,14 @@ def fingerprint(
 
 
 def input_hashes(dataset: datasets.Dataset, columns: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """(N, columns): a hash of each cell of some columns, equal for equal cells on every machine."""
+    """uint64 (N, columns): a hash of each cell of these columns, equal for equal cells on every machine."""
     batches = dataset.with_format("arrow").select_columns(list(columns)).iter(_ROWS_AT_ONCE)
     found = [np.column_stack([_row_hashes(table[name].combine_chunks()) for name in columns]) for table in batches]
     return np.concatenate(found)
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two fingerprints are of equal rows; stores of before 0.2 have no hash of the inputs."""
+    """Whether two fingerprints are of equal rows. Stores from before 0.2 have no hash of the inputs to compare."""
     return _hashes(one)[0] == _hashes(other)[0]
 
 
@@ -72,7 +72,7 @@ def same_inputs(one: str, other: str) -> bool:
 
 
 def _hashes(name: str) -> tuple[str, tuple[str, str] | None]:
-    """What a fingerprint says of all columns, and of the number of rows and the inputs."""
+    """A fingerprint's part on all columns; and its number of rows with the hash of the inputs, if it has that hash."""
     whole, found, inputs = name.partition(", inputs ")
     return whole, (whole.partition(",")[0], inputs) if found else None
 
@@ -88,7 +88,7 @@ def _row_hashes(array: Any) -> npt.NDArray[np.uint64]:
     kind = array.type
     if pa.types.is_struct(kind):
         parts = dict(zip((field.name for field in kind), array.flatten(), strict=True))
-        if parts.keys() == {"bytes", "path"}:  # an image or a sound: where it lies differs between machines
+        if parts.keys() == {"bytes", "path"}:  # an image or a sound: its folder differs between machines
             names = [path and os.path.basename(path) for path in parts["path"].to_pylist()]
             parts["path"] = pa.array(names, pa.string())
         hashes = _hash_rows(np.column_stack([_row_hashes(part) for part in parts.values()]))

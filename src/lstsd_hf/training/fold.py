@@ -1,4 +1,4 @@
-"""Folds the statistics of a run at the end of an epoch."""
+"""Folds the statistics of a run at the end of an epoch: see `method.statistics`."""
 
 import math
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ _VALUES_AT_ONCE = 4 << 20
 
 
 def fold_statistics(store: LogitsStore, epoch: int, head: Head, teachers: Iterable[Teacher] = ()) -> None:
-    """Publishes what is kept of the epochs up to this one, the last that was sealed; in chunks of samples.
+    """Adds the epoch that was just sealed to the run's statistics, in chunks of samples, and writes them.
 
     Args:
-        store: The run's.
+        store: The run's store.
         epoch: The epoch.
-        head: It keeps what the report is made of, where there are labels.
-        teachers: Those of the run's own past may be read from a statistic.
+        head: Names the statistics that the report needs, if there are labels.
+        teachers: The run's teachers. One of the run's own past may be read from a statistic.
     """
     labels = store.read_labels()
     kept = () if labels is None else head.statistics(labels)
@@ -33,7 +33,7 @@ def fold_statistics(store: LogitsStore, epoch: int, head: Head, teachers: Iterab
         found = store.read_statistic(statistic.name)
         last, values = (-1, None) if found is None else found
         if found is None and store.label_changes:
-            # Dropped with the old labels: folded anew, over the epochs that the store still has.
+            # It was dropped with the old labels, so it is folded anew over the epochs that the store still has.
             epochs = [sealed for sealed in store.sealed_epochs if sealed <= epoch]
         elif last == epoch - 1 or statistic.teaches:
             epochs = [epoch]

@@ -1,4 +1,4 @@
-"""How much disk a run's store will take: what of it to keep, and what to do where that is too much."""
+"""How much disk a run's store will take: whether to keep every epoch, and what to do if the disk is too small."""
 
 import math
 import shutil
@@ -18,17 +18,17 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is known of a run's store before it is filled.
+    """What is known about a run's store before it is filled.
 
     Attributes:
         path: The store's folder.
         rows: The number of rows of an epoch.
         row_shape: The shape of a row.
-        vocabulary: How many classes a row keeps the `row_shape[0]` largest of; None: it keeps all.
+        vocabulary: The number of classes of which a row keeps the `row_shape[0]` largest; None if it keeps all.
         dtype: "float16" or "float32".
-        epochs: How many the run has; None: a stream does not tell.
+        epochs: The number of epochs of the run; None for a stream, which does not tell.
         sealed: The number of epochs that are on disk already, in the checkpoint that the run resumes from.
-        names: What the user calls the folder, the dtype and the number of classes that are kept.
+        names: The user's names for the folder, the dtype and the number of classes that are kept, for messages.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Forecast:
     names: tuple[str, str, str] = ("logits_dir", "logits_dtype", "logits_top_k")
 
     def keeps_all(self, budget: int) -> bool:
-        """Whether to keep every epoch: all of them take at most `budget` bytes, and fit on the disk."""
+        """Whether to keep every epoch: if all of them take at most `budget` bytes, and fit on the disk."""
         if self.epochs is None:
             return False
         size = self.epochs * self.rows * self._row_bytes(math.prod(self.row_shape))
@@ -57,7 +57,7 @@ class Forecast:
         return keeps_all
 
     def refuse_full_disk(self, keeps_all: bool) -> None:
-        """Raises StoreError where the disk has less room than the store will still take, with a journal's copy."""
+        """Raises StoreError if the disk has less room than the store will still take, with a journal and its copy."""
         free = self._free
         if self._needed(keeps_all) <= free:
             return
@@ -82,11 +82,11 @@ class Forecast:
         itemsize = np.dtype(self.dtype).itemsize
         if self.vocabulary is None:
             return values * itemsize
-        # Beside each value its class, and the mass of the rest.
+        # Each value comes with its class, and each row with the mass of the other classes.
         return values * (itemsize + (2 if self.vocabulary <= 1 << 16 else 4)) + itemsize
 
     def _needed(self, keeps_all: bool, values: int | None = None) -> int:
-        """The bytes that the store will still take, with so many values in a row."""
+        """The bytes that the store will still take, with `values` values in a row; None for those of `row_shape`."""
         kept = _EPOCHS_AT_ONCE
         if self.epochs is not None:
             kept = self.epochs if keeps_all else min(self.epochs, _EPOCHS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""The head of a run: assumed while its loader is made, chosen at the first batch, kept in checkpoints."""
+"""The head of a run: assumed while its loader is made, chosen at the first batch, noted in checkpoints."""
 
 import warnings
 from dataclasses import replace
@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 
 class HeadMixin(HubMixin):
-    """The part of `LSTSDMixin` that says what the logits stand for, and with it which settings are in force."""
+    """The part of `LSTSDMixin` that decides what the logits stand for, and so which settings are in force."""
 
     _has_own_loss: bool
     _teachers: tuple[Teacher, ...]
@@ -37,10 +37,10 @@ class HeadMixin(HubMixin):
     _described_problem: ProblemType | None = None
 
     def _problem_type(self) -> ProblemType | None:
-        """What the user or the model's config says that the logits stand for.
+        """The problem type that the user has set, or else the model's config.
 
-        A model may write it into its config when it first computes its own loss, which says nothing about another
-        loss that is computed beside it.
+        A model may write one into its config when it first computes its own loss. That says nothing about a user's own
+        loss, for which only the config as it was before counts.
         """
         said = getattr(getattr(self.model, "config", None), "problem_type", None)
         if self._described_model is not self.model:  # before its first loss
@@ -49,12 +49,12 @@ class HeadMixin(HubMixin):
         return self.distillation.problem_type or (self._described_problem if computes_own else said)
 
     def _many_rows_head(self) -> ManyRows | None:
-        """The head of a model whose samples have any number of rows; None: one row for each sample."""
+        """The head of a model whose samples have any number of rows; None if each sample has one row."""
         said = self.distillation.problem_type or many_rows_problem(self.model)
         return many_rows_head(said, self.distillation.logits_top_k)
 
     def _refuse_drawn_mask(self) -> None:
-        """Raises ValueError where the mask of a masked language model is another one in each epoch."""
+        """Raises ValueError if the collator draws another mask for a language model in each epoch."""
         if isinstance(self._many_rows_head(), Vocabulary) and getattr(self.data_collator, "mlm", False):
             raise ValueError(
                 "The data collator draws another mask in each epoch, and past predictions are of other tokens: "
@@ -63,18 +63,18 @@ class HeadMixin(HubMixin):
             )
 
     def _known_columns(self) -> int | None:
-        """How many columns the rows will have; None: it cannot be told, as of a loss that makes rows of its own."""
+        """How many columns the rows will have; None if not known, as with a loss that makes its own rows."""
         return None if self._has_own_loss else known_columns(self.model)
 
     def _known_top(self) -> tuple[int, int | None] | None:
-        """Of a language model: how many classes are recorded, and of how many; None: another head, or not known."""
+        """For a language model: how many classes are recorded, and of how many, if known; None for another head."""
         head = self._many_rows_head()
         return (head.k, known_vocabulary(self.model)) if isinstance(head, Vocabulary) else None
 
     def _assume_head(self, labels: npt.NDArray[Any] | None) -> None:
-        """Takes settings and teachers for a head that is not sure before the first batch, given the training labels.
+        """Sets settings and teachers for the likely head, given the training labels.
 
-        Weights are not used before it either.
+        Only the first batch shows a head with one row for sure. Weights are not used before it.
         """
         many = self._many_rows_head()
         if many is not None:
@@ -99,7 +99,7 @@ class HeadMixin(HubMixin):
         self._settle(head)
 
     def _choose_head(self, rows: Rows, labels: Any) -> Head:
-        """Chooses the head by the first batch of a run: its rows, and its labels, a tensor where there are any."""
+        """Chooses the head from the first batch of a run: its rows, and its labels, a tensor if there are any."""
         columns = rows.logits.shape[-1]
         said = self._problem_type()
         if rows.paired and not self.distillation.problem_type:
@@ -118,7 +118,7 @@ class HeadMixin(HubMixin):
         return choice.head
 
     def _open_outside(self, dataset: Any, training_set: TrainingSet) -> None:
-        """Opens the outside teacher, where there is one, and refuses one that does not go with the run."""
+        """Opens the outside teacher, if there is one, and refuses it if it does not fit the run."""
         self._outside, given = None, self.distillation
         if given.outside_teacher is None:
             return
@@ -131,7 +131,13 @@ class HeadMixin(HubMixin):
         outside.refuse_inputs(training_set, dataset, self.processing_class)
         self._outside = outside
 
-    def _warn_of_few_epochs(self, num_train_epochs: int) -> None:
+    def _check_epochs(self, num_train_epochs: int, steps_per_epoch: int | None) -> None:
+        """Warns if the run is too short for the long-term teacher.
+
+        Raises:
+            ValueError: the schedule is linear, and an outside teacher teaches in the first epoch of a stream, when the
+                number of epochs is not known.
+        """
         k, is_epoch = self.settings.mini_generation_epochs, self.settings.long_term_teacher == "epoch"
         waits = is_epoch and self.settings.long_term_weight and num_train_epochs <= k
         if waits and self.accelerator.is_main_process:
@@ -141,21 +147,28 @@ class HeadMixin(HubMixin):
                 "mini_generation_epochs lower.",
                 stacklevel=3,
             )
+        is_taught = self._outside is not None and self.settings.outside_weight > 0
+        if steps_per_epoch is None and is_taught and self.settings.weight_schedule == "linear":
+            raise ValueError(
+                "weight_schedule='linear' needs the number of epochs. For a stream it is known only after the first "
+                "epoch, and the outside teacher teaches in the first one: expected weight_schedule='constant', or a "
+                "training set that has a length."
+            )
 
     def _honesty(
         self, labels: npt.NDArray[Any] | None, memory: MemoryLog, saved: LogitsStore | None
     ) -> Honesty | None:
-        """What takes memory out of the teachers of a run which begins; None: nothing does.
+        """Makes the `Honesty` of a run that begins; None if the run does not use trust by honesty.
 
         Raises:
-            ValueError: the user asks for this trust, and the run has no such measures, or labels or a head for which
-                there is no rule; or the checkpoint that is resumed from was not saved with this trust.
+            ValueError: the user asks for this trust, and the run has no measures of what is memorised, or has labels
+                or a head for which there is no rule; or the checkpoint was not saved with this trust.
         """
         settings, asked_for = self.settings, self.distillation.teacher_trust
         if asked_for not in (None, "honest") or not (settings.long_term_weight or settings.short_term_weight):
             return None
         if asked_for is None and self._outside is not None:
-            return None  # whom to believe beside another model was not measured
+            return None  # trust by honesty beside another model was not measured
         first = None if labels is None else torch.from_numpy(labels[:1])
         head = self._head or choose_head(self._problem_type(), first, self._known_columns() or 2).head
         reason = why_not(head, labels, settings, memory)
@@ -170,19 +183,19 @@ class HeadMixin(HubMixin):
         return honesty
 
     def _head_note(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the head, and of an outside teacher."""
+        """What a checkpoint notes about the head, and about an outside teacher."""
         note: dict[str, Any] = {} if self._outside is None else {"outside": self._outside.note}
         return note | {"problem_type": next((name for name, head in HEADS.items() if head is self._head), None)}
 
     def _restore_head(self, saved: LogitsStore) -> None:
-        """Takes the head that a checkpoint was saved with, unless the user says another.
+        """Takes the head that a checkpoint was saved with, unless the user has set another.
 
         Raises:
-            StoreMismatchError: it was saved by a run with another outside teacher.
+            StoreMismatchError: the checkpoint was saved by a run with another outside teacher.
         """
         refuse_other_teacher(saved.note.get("outside"), self._outside, saved.path)
         if self._many_rows_head() is not None:
-            return  # known by the model's class
+            return  # known already
         said = self.distillation.problem_type
         noted = HEADS.get(cast(ProblemType, saved.note.get("problem_type")))
         head = noted if said is None else choose_head(said, None, saved.row_shape[-1]).head

@@ -1,4 +1,4 @@
-"""The honest past during a run: what is taken out of the teachers, and how far the gate is open; `method.honest`."""
+"""Trust by honesty during a run: takes memory out of the teachers, sets gate and smoothing; see `method.honest`."""
 
 import math
 from collections.abc import Sequence
@@ -35,39 +35,41 @@ from .memory_log import MemoryLog
 
 logger = logging.get_logger(__name__)
 
-# The name in the log of what then teaches: the past, with its memory taken out, and the label.
+# The log's name for the target made of the label and of past predictions with their memory taken out.
 HONEST_PAST = "honest_past"
 _ADVICE = "Set teacher_trust='confidence' or 'constant'"
 
 
 class Honesty:
-    """Corrects the teachers of each epoch, and opens the gate; the same in all processes, and after a resume.
+    """Corrects the teachers of each epoch, and sets the gate: the same in all processes, and after a resume.
 
     Attributes:
-        gate: From 0, believe the label as with trust by confidence, to 1, believe what it and the honest past say
-            together. It changes between epochs alone.
-        smoothing: How far the labels of this epoch are smoothed, from 0 to 1.
+        gate: From 0 (the loss with trust by confidence) to 1 (the label and the honest past together teach in its
+            place). It changes between epochs only.
+        smoothing: How far this epoch's labels are smoothed, from 0 to 1.
     """
 
     def __init__(
         self, teachers: Sequence[Teacher], memory: MemoryLog, accelerator: Accelerator, is_asked_for: bool
     ) -> None:
-        """Args:
-        teachers: Those of the run.
-        memory: Its measures of what is memorised.
-        accelerator: That of the run.
-        is_asked_for: Whether the user has set this trust. It then need not wait for `SINCE_STEP`, and where its
-            measures end, that is told.
+        """Starts with the gate shut, and without smoothing.
+
+        Args:
+            teachers: The run's teachers.
+            memory: The run's measures of what is memorised.
+            accelerator: The run's.
+            is_asked_for: Whether the user has set this trust by name. Then it does not wait for `SINCE_STEP`, and a
+                warning tells if the measures end.
         """
         self._teachers = [teacher.store is None and teacher.track == PREDICTIONS for teacher in teachers]
         self._names = [teacher.name for teacher in teachers]
         self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
         self._is_asked_for = is_asked_for
         steps = 0 if is_asked_for else SINCE_STEP
-        # The first epoch whose predictions may say that labels are wrong.
+        # The first epoch whose predictions may count against labels.
         self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
-        self._contradicted: dict[int, float] = {}  # how many of the surest predictions are against labels, by epoch
+        self._contradicted: dict[int, float] = {}  # the share of the surest predictions that are against labels
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
@@ -75,17 +77,17 @@ class Honesty:
         self.gate = self.smoothing = 0.0
 
     def begin_epoch(self, epoch: int, store: LogitsStore | None, teaching: Sequence[int]) -> None:
-        """Sets the gate and the smoothing by the teachers' epochs, each read once; where the gate is open, twice.
+        """Sets the gate and the smoothing. Reads each epoch that teaches once, and twice more if the gate is open.
 
         Args:
-            epoch: The one that begins.
-            store: The run's; None: nothing was recorded yet.
-            teaching: The epoch of each teacher; -1: it does not teach.
+            epoch: The epoch that begins.
+            store: The run's store; None if nothing was recorded yet.
+            teaching: The epoch of each teacher; -1 if it does not teach.
         """
         self._corrections, self.gate = None, 0.0
         if not epoch or store is None:
             return
-        if self._memory.left_out is not None:  # an epoch was cut short; the log says so as well
+        if self._memory.left_out is not None:  # for instance because an epoch was cut short; the log says why
             if self._is_asked_for and not self._gave_up and self._is_main:
                 logger.warning("teacher_trust='honest' is trust by confidence for the rest of this run.")
             self._gave_up, self.smoothing = True, 0.0
@@ -110,14 +112,14 @@ class Honesty:
             self._contradicted[e] = found.contradicted
             if e >= self._since:
                 self.smoothing = smoothing_after(self.smoothing, found.claimed, self._honest[e], len(priors.shares))
-        # The largest doubt so far: that wrong labels are by heart by now, and hide, makes them no better.
+        # The largest doubt so far: wrong labels that the model has learnt by heart since then are still wrong.
         doubts = (label_doubt(share, len(labels)) for e, share in self._contradicted.items() if e >= self._since)
         self.gate = max(doubts, default=0.0)
         if self.gate:
             self._correct(own, store, labels, priors)
 
     def _correct(self, own: dict[str, int], store: LogitsStore, labels: npt.NDArray[Any], priors: LabelShares) -> None:
-        """Takes the memory out of these epochs, by the names of the teachers that have them."""
+        """Takes the memory out of the epochs that teach: `own` has the epoch of each teacher by its name."""
         for epoch in set(own.values()) - self._witnesses.keys():
             found = witness(store.epoch_rows(epoch), labels, priors, self._honest[epoch])
             if found is not None:
@@ -135,20 +137,20 @@ class Honesty:
     def join(
         self, compared: Compared, past: torch.Tensor | None, names: tuple[str, ...], labels: torch.Tensor | None
     ) -> tuple[Compared, tuple[str, ...]]:
-        """Adds the honest past to the teachers of a batch of B samples, as the last.
+        """Adds the honest past to a batch of B samples, as the last teacher, if the gate is open.
 
         Args:
-            compared: The student beside its teachers, of one row of logits for each sample.
-            past: What the T teachers of these names recorded, (T, B, C); None: there are none.
-            names: Theirs.
-            labels: The batch's, integers (B,); None: they are something else.
+            compared: The student beside its teachers, with one row of logits for each sample.
+            past: What the T teachers recorded, (T, B, C); None if there are none.
+            names: The names of the T teachers.
+            labels: The batch's labels, integers (B,); None if they are something else.
 
         Returns:
-            The student beside T + 1 teachers, and the names of these.
+            The student beside T + 1 teachers, and their names; without the honest past, what was given.
 
         Raises:
-            ValueError: the labels are not one class for each sample, and the user has set this trust, or the gate is
-                open by the labels of other batches.
+            ValueError: the labels are not one class for each sample, and the user has set this trust by name or the
+                gate is open.
         """
         if labels is None and (self._is_asked_for or self._corrections is not None):
             raise ValueError(
@@ -166,11 +168,11 @@ class Honesty:
         return compared._replace(terms=terms), (*names, HONEST_PAST)
 
     def smooth(self, base_loss: torch.Tensor, compared: Compared, labels: torch.Tensor | None) -> torch.Tensor:
-        """The base loss of a batch with labels that are smoothed as far as this epoch's are.
+        """The base loss of a batch, with labels smoothed as far as this epoch's are.
 
         Args:
             base_loss: A scalar.
-            compared: The student, of one row of logits for each sample.
+            compared: The student, with one row of logits for each sample.
             labels: As for `join`.
         """
         if not self.smoothing or labels is None:
@@ -178,11 +180,11 @@ class Honesty:
         return smoothed(base_loss, compared.recorded[VALUES], labels, self.smoothing)
 
     def weigh(self, weights: torch.Tensor) -> torch.Tensor:
-        """The weights of these rows, from those of the teachers, on the device."""
+        """The weights of all that teaches, the honest past too, from those of the teachers; on the device."""
         return weights if self._corrections is None or not len(weights) else with_gate(weights, self.gate)
 
     def logged(self) -> dict[str, float]:
-        """What the log says of this epoch."""
+        """This epoch's entries for the log."""
         return {"honest_gate": self.gate, "honest_smoothing": self.smoothing}
 
     def note(self) -> dict[str, Any]:
@@ -191,7 +193,7 @@ class Honesty:
         return pairs | {"smoothing": self.smoothing}
 
     def restore(self, note: Any) -> None:
-        """Goes on from what `note` gave; the teachers are read anew. Raises ValueError where it is something else."""
+        """Continues from what `note` returned; teachers are read anew. Raises ValueError if it is something else."""
         try:
             honest, against = (
                 {epoch: float(value) for epoch, value in note[name]} for name in ("honest", "contradicted")
@@ -204,20 +206,20 @@ class Honesty:
             fits = False
         if not fits:
             raise ValueError(
-                "The checkpoint does not say whom to believe, or is damaged: was it saved with "
+                "The checkpoint has no state of trust by honesty, or a damaged one: was it saved with "
                 f"teacher_trust='honest'? Resume from another. {_ADVICE}."
             )
         self._honest, self._contradicted, self.smoothing = honest, against, smoothing
 
 
 def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, memory: MemoryLog) -> str | None:
-    """The reason why a run cannot have trust by honesty; None where it can.
+    """The reason why a run cannot have trust by honesty; None if it can.
 
     Args:
-        head: That of the run.
-        labels: The training labels by sample id; None: they are not known, as of a stream.
-        settings: Those of the run, with a weight for one of its own teachers.
-        memory: The measures of what is memorised.
+        head: The run's head.
+        labels: The training labels, one for each row; None if they are not known, as for a stream.
+        settings: The run's settings, with a weight above 0 for at least one of its own teachers.
+        memory: The run's measures of what is memorised.
     """
     if settings.long_term_teacher == "ensemble" and not settings.short_term_weight:
         return (

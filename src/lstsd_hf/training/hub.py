@@ -1,4 +1,4 @@
-"""Sharing a run: what the model card says, and what a push to the Hub takes along."""
+"""Sharing a run: what the model card says, and what a push to the Hub uploads."""
 
 import inspect
 import shutil
@@ -46,17 +46,17 @@ class HubMixin(_Trainer):
         raise NotImplementedError
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The parent's model card, with a section on the distillation; see `lstsd_hf.training.model_card`.
+        """Writes the parent's model card with a section on the distillation; see `lstsd_hf.training.model_card`.
 
         The metrics of the last evaluation go into its model-index. Takes the parent's arguments.
         """
         if not self.is_world_process_zero():
             return
         output_dir = Path(str(self.args.output_dir))
-        # By name: what stands first differs between trainers.
+        # By name, because the order of the arguments differs between trainers.
         given = inspect.signature(super().create_model_card).bind_partial(*args, **kwargs)
         if not given.arguments.get("model_name"):
-            # The name that the repo on the Hub gets, which the plain Trainer does not think of for output_dir=".".
+            # The name of the repo on the Hub. The plain Trainer does not find it if output_dir is ".".
             given.arguments["model_name"] = Path(self.hub_model_id or output_dir.absolute()).name
         super().create_model_card(*given.args, **given.kwargs)
         log_history, rows = self.state.log_history, self.train_dataset
@@ -73,7 +73,7 @@ class HubMixin(_Trainer):
         path.write_text(card, encoding="utf-8")
 
     def _looks_wrong(self) -> int | None:
-        """How many labels had, on average over the epochs, another class that was more probable; None: not known."""
+        """How many labels were, on average over the epochs, less probable than another class; None if not known."""
         path = Path(self.logits_path())
         found = LogitsStore.open(path).read_statistic(MARGIN.name) if path.is_dir() else None
         if found is None:
@@ -90,14 +90,14 @@ class HubMixin(_Trainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As `Trainer.push_to_hub`; with `push_logits=True` the logits store follows the model, into `_logits/`.
+        """As `Trainer.push_to_hub`. With `push_logits=True` it uploads the store after the model, to `_logits/`.
 
         Returns:
-            The model's commit; with `blocking=False` a future of it, which is done when the store has arrived as well.
+            The model's commit. With `blocking=False` a future of it, which is done when the store is uploaded as well.
 
         Raises:
-            StoreError: `push_logits=True`, and there is no store; or the push would take along what it must not.
-                Nothing is uploaded then.
+            StoreError: `push_logits=True`, and there is no store; or it is not set, and the push would upload
+                predictions. Nothing is uploaded then.
         """
         if self.is_world_process_zero():
             self.refuse_leak(private_folders_of_trials(Path(str(self.args.output_dir))))
@@ -108,7 +108,7 @@ class HubMixin(_Trainer):
             store = LogitsStore.open(path)
         except StoreError as error:
             raise StoreError(f"{error} push_logits=True uploads it: train first, or set push_logits=False.") from error
-        # A copy, because the upload may go on while training changes the store; of links, where the disk has them.
+        # A copy, because training may change the store during the upload. It has hard links, if the disk has them.
         folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.push-", dir=path.parent))
         try:
             snapshot = store.copy(folder / LOGITS_FOLDER, {})
@@ -127,7 +127,7 @@ class HubMixin(_Trainer):
                     commit_message=f"{commit_message}, logits",
                     token=token or self.args.hub_token,
                     revision=revision or self.args.hub_revision,
-                    delete_patterns="*",  # of an earlier push: epochs that were dropped since
+                    delete_patterns="*",  # epochs of an earlier push that were dropped since
                 )
                 return commit
             finally:
@@ -140,7 +140,7 @@ class HubMixin(_Trainer):
         return following
 
     def refuse_leak(self, paths: Sequence[Path]) -> None:
-        """Raises StoreError where there are folders that a push would take along, and `push_logits` is not set."""
+        """Raises StoreError if there are folders that a push would upload, and `push_logits` is not set."""
         if paths and not self.distillation.push_logits:
             raise StoreError(
                 f"A push of {self.args.output_dir} to the Hub would upload {paths[0]}, with what a trial of a "
@@ -157,15 +157,15 @@ class HubMixin(_Trainer):
                 push.add_done_callback(_warn_of_failed_push)
 
     def _pushes(self) -> list[Future]:
-        """The uploads of checkpoints in mid-training, whose outcome the plain Trainer does not look at."""
-        progress = getattr(self, "push_in_progress", None)  # there on the process that pushes
+        """The uploads of checkpoints during training, whose outcome the plain Trainer does not check."""
+        progress = getattr(self, "push_in_progress", None)  # only on the process that pushes
         return list(progress.jobs) if progress is not None else []
 
 
 def private_folders_of_trials(output_dir: Path) -> list[Path]:
-    """Stores and reports in the folders of a hyper-parameter search's trials.
+    """Stores and reports in the trials' folders of a hyper-parameter search, which a push would upload.
 
-    A push leaves out what has an underscore in front, or is a checkpoint, but at the top of `output_dir` only.
+    A push leaves out checkpoints, and names with a leading underscore, only at the top of `output_dir`.
     """
     patterns = (f"[!_]*/{inside}{name}" for name in PRIVATE_FOLDERS for inside in ("", f"{CHECKPOINT_PREFIX}-*/"))
     found = (path for pattern in patterns for path in output_dir.glob(pattern))
@@ -173,7 +173,7 @@ def private_folders_of_trials(output_dir: Path) -> list[Path]:
 
 
 def _warn_of_failed_push(push: Future) -> None:
-    """Says what went wrong with an upload that nobody waits for."""
+    """Warns if an upload failed that nothing waits for."""
     error = None if push.cancelled() else push.exception()
     if error is not None:
         logger.warning(

@@ -1,4 +1,4 @@
-"""The training loader: sample ids and teachers on their way into a batch, and what is refused before the first one."""
+"""The training loader: adds sample ids and teachers to batches, and refuses unfit data before the first one."""
 
 import os
 from collections.abc import Callable
@@ -25,16 +25,16 @@ logger = logging.get_logger(__name__)
 
 
 class LoaderMixin(HeadMixin):
-    """The part of `LSTSDMixin` that brings the training data."""
+    """The part of `LSTSDMixin` that makes the training loader."""
 
     _teaching: TeachingEpochs
     _plan: Plan | None
     _trial: Any
-    # The training set as the user gave it, while the parent makes a loader of the one with ids.
+    # The training set as the user gave it, while the parent makes a loader from the one with ids.
     _given_dataset: Any = None
 
     def get_train_dataloader(self) -> DataLoader:
-        """The parent's loader, whose batches carry the sample ids and the teachers' logits as well."""
+        """The parent's loader. Its batches also carry the sample ids and the teachers' logits."""
         if self.train_dataset is None:
             return super().get_train_dataloader()
         distillation, column = self.distillation, self.distillation.sample_id_column
@@ -46,7 +46,7 @@ class LoaderMixin(HeadMixin):
         parents = type(self).__mro__[type(self).__mro__.index(LoaderMixin) :]
         plain_loader = is_plain(parents, "get_train_dataloader")
         if plain_loader and isinstance(dataset, datasets.Dataset):
-            # Where the model takes none of the columns, the plain Trainer says so; with ids it would take those.
+            # If the model takes none of the columns, the plain Trainer says so here. Once there are ids, it would not.
             self._remove_unused_columns(dataset, description="training")
         taken = signature if plain_loader and self.args.remove_unused_columns else None
         label_names = (*self.label_names, *getattr(self.data_collator, "valid_label_columns", ()))
@@ -57,11 +57,11 @@ class LoaderMixin(HeadMixin):
             dataset, column, taken, distillation.num_samples, label_names, of_rows=head is not None
         )
         self._refuse_labels_outside(training_set)
-        if self._head is None:  # else another loader is made in mid-training
+        if self._head is None:  # else this is another loader, made during training
             self._open_outside(dataset, training_set)
             self._assume_head(training_set.labels)
             teaching = TeachingEpochs(self._teachers)
-            if teaching.sources != self._teaching.sources:  # else a loader that was made before shares them
+            if teaching.sources != self._teaching.sources:  # else share them with a loader that was made before
                 self._teaching = teaching
 
         collator: Any = self.data_collator
@@ -76,7 +76,7 @@ class LoaderMixin(HeadMixin):
             if plain_loader:
                 rows = self._remove_unused_columns(dataset, description="training")
                 dataset = IdentifiedDataset(rows, ids)
-            else:  # a loader of its own, which may insist on a datasets.Dataset
+            else:  # the parent makes its own loader, which may insist on a datasets.Dataset
                 dataset = dataset.add_column(column, np.asarray(ids))
         elif not isinstance(dataset, (datasets.Dataset, IterableDataset)):
             dataset = IdentifiedDataset(dataset, range(len(dataset)))
@@ -100,8 +100,8 @@ class LoaderMixin(HeadMixin):
 
         given = self.train_dataset, self.data_collator, self._signature_columns
         try:
-            # For this loader only: a save reads the user's collator, and evaluation wants the plain columns. A new
-            # list, because the plain Trainer's collators keep a reference to the old one.
+            # Only while this loader is made, because saving reads the user's collator, and evaluation needs the plain
+            # columns. A new list, because the plain Trainer's collators keep a reference to the old one.
             self.train_dataset, self.data_collator = dataset, cast(Any, teachers)
             self._signature_columns = cast(Any, [*signature, column])
             self._given_dataset = given[0]
@@ -117,7 +117,7 @@ class LoaderMixin(HeadMixin):
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
     ) -> DataLoader:
         if isinstance(dataset, IdentifiedDataset) and sampler_fn is not None:
-            # Samplers look into the rows, for their lengths or their labels: they see the user's own data set.
+            # Samplers may read lengths or labels from the rows, so they get the user's own data set.
             of_identified, sampler_fn = sampler_fn, lambda identified: self._sampler_of(of_identified, identified)
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
 
@@ -129,12 +129,12 @@ class LoaderMixin(HeadMixin):
             self.train_dataset = replaced
 
     def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # An evaluation set may have been given ids as well, which remove_unused_columns=False lets through to here.
+        # An evaluation set may have ids as well, and remove_unused_columns=False lets them through to here.
         inputs.pop(self.distillation.sample_id_column, None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def logits_path(self) -> str:
-        """The folder of the run's store, absolute, and what it is a link to; in a search each trial has one."""
+        """The folder of the run's store, absolute, with links resolved. Each trial of a search has its own."""
         default = os.path.join(str(self.args.output_dir), LOGITS_FOLDER)
         path = self.distillation.logits_dir or default
         if self._trial is not None:
@@ -143,13 +143,13 @@ class LoaderMixin(HeadMixin):
         return os.path.realpath(path)
 
     def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
-        """Raises ValueError where the model would see labels that should be classes of its, and are not."""
+        """Raises ValueError if the model would see labels outside of its classes."""
         labels, columns = training_set.labels, self._known_columns()
         if self._many_rows_head() is not None:
             return
         if labels is None or columns is None or labels.ndim != 1 or labels.dtype.kind != "i":
             return
-        # What the labels of a loss of the user's own mean is that one's business.
+        # Only the user's own loss knows what its labels mean.
         if self.compute_loss_func is not None or columns == 1:
             return
         if self._problem_type() not in (None, "single_label_classification"):
@@ -162,13 +162,13 @@ class LoaderMixin(HeadMixin):
         raise ValueError(
             f"{wrong.size} training labels are outside of the model's {columns} classes, first "
             f"{labels[few].tolist()} for sample ids {training_set.ids[few].tolist()}: expected 0 to {columns - 1}. "
-            "Give the model num_labels=..., or mend the labels."
+            "Give the model num_labels=..., or correct the labels."
         )
 
     def _sees_labels_outside(self, wrong: npt.NDArray[np.integer[Any]], columns: int) -> bool:
-        """Whether what transforms and the collator make of these rows has labels that are no classes."""
+        """Whether these rows still have labels that are not classes after transforms and the collator."""
         dataset = self._remove_unused_columns(cast(datasets.Dataset, self.train_dataset), description="training")
-        # A whole batch, because a collator may want one: these rows, and where they are few, others.
+        # A whole batch, because a collator may need one: these rows, filled up with others if they are few.
         size = self.args.train_batch_size
         few = wrong[:size]
         others = np.setdiff1d(np.arange(min(len(dataset), 2 * size)), few)
@@ -182,7 +182,7 @@ class LoaderMixin(HeadMixin):
 
 
 def _refuse_dispatched(loader: DataLoader, processes: int) -> None:
-    """Raises ValueError where one process makes the batches of all, and cuts what it added to them at any row."""
+    """Raises ValueError if one process makes the batches of all: it would cut ragged rows within a sample."""
     if processes > 1 and isinstance(loader, DataLoaderDispatcher):
         raise ValueError(
             f"The main process makes the batches of all {processes} processes (dispatch_batches), and cuts them as if "
@@ -193,7 +193,7 @@ def _refuse_dispatched(loader: DataLoader, processes: int) -> None:
 
 
 def _refuse_many(dataset: Any) -> None:
-    """Raises ValueError where several training sets are given by name."""
+    """Raises ValueError if the training set is a dictionary of several."""
     if isinstance(dataset, dict) and any(isinstance(part, (Dataset, datasets.Dataset)) for part in dataset.values()):
         raise ValueError(
             f"train_dataset is a dictionary of {sorted(map(str, dataset))}: expected one training set, because its "

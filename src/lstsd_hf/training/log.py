@@ -1,4 +1,4 @@
-"""The parts of the loss in the log: sums since the last one, kept on the device; and the log in the store."""
+"""The parts of the loss in the log, summed on the device since the last one; and the copy of the log in the store."""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from ..method.loss import TeacherTerms
 from ..store import LogitsStore
 
-# What is summed over samples for each teacher: trust times divergence, trust, agreement, presence; and in how many the
-# teacher's part of the loss was not finite, and the base loss was.
+# What is summed over samples for each teacher: trust times divergence, trust, agreement, presence, and whether the
+# teacher's part of the loss is not finite although the base loss is.
 _COLUMNS = 5
-# Micro-batches that are summed at once: to sum each would be several small operations in every step.
+# The number of micro-batches that are summed at once. To sum each would take several small operations in every step.
 _AT_ONCE = 64
 
 
@@ -26,12 +26,12 @@ class _Batch(NamedTuple):
 
 
 class LossParts:
-    """Sums of the loss's parts since the last log; reading them in a step would wait for the device."""
+    """Sums of the loss's parts since the last log. A step does not read them, because that waits for the device."""
 
     def __init__(self) -> None:
         self._samples = 0
         self._base: torch.Tensor | None = None
-        # By the names of the teachers that there were, float32 (_COLUMNS, T).
+        # float32 (_COLUMNS, T), by the names of the T teachers of a micro-batch.
         self._terms: dict[tuple[str, ...], torch.Tensor] = {}
         self._decides = True
         self._waiting: list[tuple[tuple[str, ...], _Batch]] = []  # not in the sums yet
@@ -39,7 +39,7 @@ class LossParts:
     def add(
         self, base_loss: torch.Tensor, samples: int, teachers: tuple[str, ...], terms: TeacherTerms | None
     ) -> None:
-        """Adds a micro-batch with the terms of its teachers, of these names."""
+        """Adds a micro-batch with the terms of the named teachers."""
         if terms is not None:
             terms = terms._replace(divergence=terms.divergence.detach())
         self._waiting.append((teachers, _Batch(base_loss.detach(), samples, terms)))
@@ -60,7 +60,7 @@ class LossParts:
                 self._terms[teachers] = self._terms[teachers] + sums if teachers in self._terms else sums
 
     def _sums(self, terms: list[TeacherTerms], base: torch.Tensor) -> torch.Tensor:
-        """(_COLUMNS, T): the sums over n samples with the same teachers and base losses (n,)."""
+        """(_COLUMNS, T): the sums over n samples with the same T teachers; `base` holds their base losses, (n,)."""
         present = torch.cat([batch.present for batch in terms], dim=1)
         trust = torch.cat([batch.trust for batch in terms], dim=1)
         divergence = torch.cat([batch.divergence for batch in terms], dim=1)
@@ -75,14 +75,14 @@ class LossParts:
         """The sums over all processes, as plain values for a checkpoint; waits for the device.
 
         Raises:
-            FloatingPointError: in a micro-batch the base loss was finite, and a teacher's part of the loss was not.
+            FloatingPointError: a teacher's part of the loss was not finite in a micro-batch whose base loss was.
         """
         self._sum()
         if self._base is None:
             return {}
         parts = [self._base.new_full((), self._samples), self._base, *(s.flatten() for s in self._terms.values())]
         samples, base, *rest = accelerator.reduce(torch.hstack(parts), "sum").tolist()
-        if not samples:  # of micro-batches in which no token has a label
+        if not samples:  # no token in these micro-batches has a label
             return {}
         terms = []
         for teachers in self._terms:
@@ -94,10 +94,10 @@ class LossParts:
         return {"samples": int(samples), "base": base, "terms": terms, "decides": self._decides}
 
     def restore(self, totals: dict[str, Any], device: torch.device) -> None:
-        """Goes on from what `totals` gave; call it in one process, and leave the others at nothing.
+        """Continues from what `totals` returned. Call it in one process only, because these are the sums of all.
 
         Raises:
-            ValueError: it is not what `totals` gives.
+            ValueError: the values are damaged.
         """
         if not totals:
             return
@@ -117,11 +117,11 @@ class LossParts:
         self._decides = decides
 
     def means_since_last_log(self, accelerator: Accelerator, weighted: Sequence[str]) -> dict[str, float]:
-        """The means over all processes' samples; waits for the device.
+        """The means over all processes' samples. Waits for the device, and starts new sums.
 
         Args:
             accelerator: The run's.
-            weighted: The teachers that are in use, which the log names from the first entry on.
+            weighted: The names of the teachers in use, which the log has from the first entry on.
 
         Raises:
             FloatingPointError: see `totals`.
@@ -147,7 +147,7 @@ class LossParts:
 
 
 def keep_log(store: LogitsStore, entries: Sequence[dict[str, Any]]) -> None:
-    """Keeps the Trainer's log with the predictions, but for times, which differ from node to node."""
+    """Writes the Trainer's log into the store, without times, which differ between nodes."""
     times = ("_runtime", "_per_second")
     store.write_log([{name: v for name, v in entry.items() if not name.endswith(times)} for entry in entries])
 

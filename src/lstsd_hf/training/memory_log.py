@@ -1,7 +1,7 @@
-"""What a run has learnt and what it has by heart, counted in visiting order, measured at the end of each epoch.
+"""Measures what a run has learnt and what it has by heart: counts in visiting order, estimates at each epoch's end.
 
-Predictions are on their way to the CPU anyway, to be recorded; their labels travel with them, and are compared there.
-So a step does not wait for the device, and nothing grows with the data set.
+Predictions are copied to the CPU anyway, to be recorded. Labels travel with them and are compared there, so a step
+does not wait for the device, and nothing grows with the data set.
 """
 
 import math
@@ -23,9 +23,9 @@ from .exchange import Processes
 
 logger = logging.get_logger(__name__)
 
-# Batches are compared together, because each comparison costs several small operations; up to so many values.
+# Up to this many batches or values are compared together, because each comparison costs several small operations.
 _BATCHES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 20
-# A line through an epoch needs some windows.
+# With fewer steps an epoch has too few windows for a line through them.
 _LEAST_STEPS = 4
 
 Parts = Mapping[str, npt.NDArray[Any]]
@@ -40,15 +40,15 @@ class _Batch(NamedTuple):
 
 
 class MemoryLog:
-    """The counters of the epoch under way, and the meter of the run; see `method.memory`.
+    """The counters of the current epoch, and the meter of the run; see `method.memory`.
 
-    Of decisions hits are counted, of a regression squared errors, of a multi-label head the share of a sample's labels
-    that are right. A sample that an evenly padding sampler gives twice in an epoch may count twice.
+    What is counted depends on the head: hits if it decides, squared errors for a regression, and for a multi-label
+    head the share of a sample's labels that are right. If a sampler repeats a sample for padding, it may count twice.
 
     Attributes:
-        meter: What it says of the epochs so far; None where the run is left out.
-        left_out: Why the run has no such measures; None: it has.
-        steps_per_epoch: Optimizer steps, as many as are expected.
+        meter: Measures the epochs so far; None before the end of the first one, and if the run is left out.
+        left_out: Why the run is not measured; None if it is.
+        steps_per_epoch: The expected number of optimizer steps.
     """
 
     def __init__(
@@ -58,11 +58,13 @@ class MemoryLog:
         log: Callable[[dict[str, float]], None],
         left_out: str | None = None,
     ) -> None:
-        """Args:
-        processes: The run's.
-        steps_per_epoch: As many as are expected.
-        log: Writes to the Trainer's log.
-        left_out: See `reason_to_leave_out`.
+        """Starts with no epoch counted.
+
+        Args:
+            processes: The run's processes.
+            steps_per_epoch: See the attribute.
+            log: Writes to the Trainer's log.
+            left_out: See `reason_to_leave_out`.
         """
         self.meter: MemoryMeter | None = None
         self.left_out: str | None = None
@@ -73,21 +75,21 @@ class MemoryLog:
         self._folded = 0  # epochs
         self._waiting: list[_Batch] = []
         self._values = 0
-        self._has_before: bool | None = None  # whether the store holds the epoch before; None: not known yet
+        self._has_before: bool | None = None  # whether the store holds the epoch before; None if not known yet
         if left_out is None and steps_per_epoch < _LEAST_STEPS:
             left_out = f"an epoch has {steps_per_epoch} steps, and the measures need {_LEAST_STEPS}"
         if left_out is not None:
             self.leave_out(left_out)
 
     def leave_out(self, reason: str) -> None:
-        """Measures nothing more in this run, and says why."""
+        """Stops measuring this run, and warns with the reason."""
         if self.left_out is None:
             self.left_out, self.meter, self._counters, self._waiting = reason, None, None, []
             if self._processes.accelerator.is_main_process:
                 logger.warning(f"What is memorised, and honest accuracy, are left out of the log: {reason}.")
 
     def begin_epoch(self, epoch: int) -> None:
-        """Begins to count, or goes on where a checkpoint was saved within the epoch."""
+        """Starts counting, or continues if the checkpoint was saved within the epoch."""
         if self.left_out is not None or epoch < self._folded:
             return
         if epoch > self._folded:
@@ -105,21 +107,21 @@ class MemoryLog:
         head: Head | None,
         store: LogitsStore,
     ) -> None:
-        """Adds what was recorded of a micro-batch.
+        """Adds the recorded predictions of a micro-batch.
 
         Args:
-            step: Of the epoch, from 0.
-            ids: (B,).
-            parts: What was recorded, by part of a row.
-            labels: Of the samples or of the rows; None: they are not known.
-            counts: (B,) how many rows each sample has; None: one.
-            head: What the parts stand for.
+            step: The step within the epoch, from 0.
+            ids: Sample ids, (B,).
+            parts: The predictions, by part of a row.
+            labels: Of the samples or of the rows; None if they are not known.
+            counts: (B,): how many rows each sample has; None if each has one.
+            head: What the predictions stand for; None if it is not known.
             store: Holds the predictions of the epoch before.
         """
         if self._counters is None:
             return
         if labels is None or head is None:
-            self._counters.sums[:] = np.nan  # at the end of the epoch all processes will know
+            self._counters.sums[:] = np.nan  # so that all processes know when they sum at the end of the epoch
             return
         self._head = head
         judged = {name: parts[name] for name in head.judged}
@@ -130,7 +132,7 @@ class MemoryLog:
             self.flush(store)
 
     def flush(self, store: LogitsStore) -> None:
-        """Counts what is waiting."""
+        """Counts the waiting batches."""
         if not self._waiting or self._counters is None:
             return
         assert self._head is not None
@@ -142,14 +144,14 @@ class MemoryLog:
         parts = {name: np.concatenate([batch.parts[name] for batch in batches]) for name in self._head.judged}
         found = _scores(self._head, parts, labels, counts)
         before, epoch = None, self._folded
-        if self._has_before is None:  # read from the disk, so once an epoch
+        if self._has_before is None:  # this reads the disk, so only once an epoch
             self._has_before = epoch - 1 in store.sealed_epochs
         if self._has_before:
             ids = np.concatenate([batch.ids for batch in batches])
             past: Parts = {"values": store.read(epoch - 1, ids)} if counts is None else {}
             if counts is not None:
                 past = store.read_rows(epoch - 1, ids).aligned(counts)
-            # Any number will do for a sample without one, as long as it does not depend on the position.
+            # A sample without a past prediction gets any number that does not depend on its position in the epoch.
             before = np.nan_to_num(_scores(self._head, past, labels, counts))
         position = np.repeat([batch.position for batch in batches], [len(batch.labels) for batch in batches])
         position = np.repeat(position, found.size // max(len(labels), 1))
@@ -158,17 +160,17 @@ class MemoryLog:
         self._counters.add(position[known], found[known], None if before is None else before.ravel()[known])
 
     def end_epoch(self, epoch: int, steps: int, head: Head | None) -> None:
-        """Logs what is measured of a complete epoch, once; all processes call it together.
+        """Logs the measures of a complete epoch, once. All processes call this together.
 
         Args:
             epoch: The epoch.
-            steps: How many it had.
-            head: What the predictions were.
+            steps: How many optimizer steps it had.
+            head: What the predictions stand for; None if it is not known.
         """
         if self._counters is None or epoch != self._folded or head is None:
             return
         if abs(steps - self.steps_per_epoch) * BINS > self.steps_per_epoch:
-            self.leave_out(f"an epoch had {steps} steps, where num_samples made {self.steps_per_epoch} expected")
+            self.leave_out(f"an epoch had {steps} steps, but {self.steps_per_epoch} were expected from num_samples")
             return
         counters = self._total()
         if counters is None:
@@ -183,7 +185,7 @@ class MemoryLog:
         self._log(logged(measured, head))
 
     def _total(self) -> Counters | None:
-        """The counters of all processes; None: there is one that cannot count."""
+        """The sum of all processes' counters; None if the run is not measured, or one process cannot count."""
         if self._counters is None:
             return None
         total = Counters(self._processes.sum(self._counters.sums))
@@ -193,7 +195,7 @@ class MemoryLog:
         return total
 
     def note(self) -> dict[str, Any]:
-        """Plain values for a checkpoint, when all that was recorded is counted; all processes call it together."""
+        """Plain values for a checkpoint. All processes call this together, after `flush`."""
         counters = self._total()
         return {
             "left_out": self.left_out,
@@ -203,10 +205,10 @@ class MemoryLog:
         }
 
     def restore(self, note: dict[str, Any] | None) -> None:
-        """Goes on from what `note` gave; None: the checkpoint has none.
+        """Continues from what `note` returned. None: the checkpoint has no counters.
 
         Raises:
-            ValueError: it is not what `note` gives.
+            ValueError: the values are damaged.
         """
         if self.left_out is not None:
             return
@@ -228,7 +230,7 @@ class MemoryLog:
             self.leave_out(reason)
             return
         self._folded, self.meter = folded, meter
-        # The note has the sums over all processes: one of them goes on from these.
+        # The note has the sums over all processes, so only one of them continues from it.
         if counters is not None:
             self._counters = counters if self._processes.accelerator.is_main_process else Counters()
 
@@ -242,25 +244,25 @@ def _scores(
 
 
 def _tensor(part: npt.NDArray[Any]) -> torch.Tensor:
-    # torch knows no arithmetic of unsigned integers.
+    # torch has no arithmetic for unsigned integers.
     return torch.from_numpy(part.astype(np.int64) if part.dtype.kind == "u" else part)
 
 
 def logged(measured: Measured, head: Head) -> dict[str, float]:
-    """The names in the log: shares from 0 to 1, or of a regression squared errors."""
+    """The entries for the log: shares from 0 to 1, or squared errors for a regression."""
     honest = "honest_accuracy" if head.decides else "honest_loss"
     names = (honest, f"{honest}_error", "memorised", "memorised_error")
     return dict(zip(names, map(float, measured), strict=True))
 
 
 def memory_log(trainer: Any, processes: Processes, loader: Any, saved: LogitsStore | None) -> MemoryLog:
-    """That of a run which begins.
+    """Makes the `MemoryLog` of a run that begins.
 
     Args:
         trainer: The Trainer.
-        processes: The run's.
-        loader: Its training loader.
-        saved: The store in the checkpoint that it resumes from; None: there is none.
+        processes: The run's processes.
+        loader: The training loader.
+        saved: The store in the checkpoint that the run resumes from, or None.
 
     Raises:
         ValueError: the checkpoint's counters are damaged.
@@ -277,9 +279,9 @@ def memory_log(trainer: Any, processes: Processes, loader: Any, saved: LogitsSto
     is_resumed = trainer.state.global_step > 0
     if is_resumed and reason is None:
         if not has_length(loader) and note.get("epoch"):
-            reason = "the epoch of a stream that was under way begins anew"
+            reason = "the interrupted epoch of a stream begins anew"
         elif args.ignore_data_skip:
-            reason = "ignore_data_skip begins the epoch anew that was under way"
+            reason = "ignore_data_skip begins the interrupted epoch anew"
     found = MemoryLog(processes, steps, trainer.log, reason)
     if is_resumed:
         found.restore(note.get("memory"))
@@ -287,7 +289,7 @@ def memory_log(trainer: Any, processes: Processes, loader: Any, saved: LogitsSto
 
 
 def reason_to_leave_out(loader: Any, dataset: Any) -> str | None:
-    """Why windows of an epoch cannot be compared: its order is not random. None: it is.
+    """Why the windows of an epoch cannot be compared: its order is not random. None if it is.
 
     Args:
         loader: The training loader.
@@ -299,7 +301,7 @@ def reason_to_leave_out(loader: Any, dataset: Any) -> str | None:
     while (inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)) is not None:
         sampler = inner
     if isinstance(sampler, (LengthGroupedSampler, DistributedLengthGroupedSampler)):
-        return None  # it sorts parts of an epoch, which the control variate takes out; docs/memory.md has the figures
+        return None  # it sorts parts of an epoch, which the control variate corrects for; figures: docs/memory.md
     if isinstance(sampler, RandomSampler) and not sampler.replacement:
         return None
     if isinstance(sampler, SubsetRandomSampler) or (isinstance(sampler, DistributedSampler) and sampler.shuffle):
@@ -308,7 +310,7 @@ def reason_to_leave_out(loader: Any, dataset: Any) -> str | None:
 
 
 def _is_shuffled(stream: Any) -> bool:
-    """Whether a `datasets.IterableDataset` is shuffled in a buffer; of other streams nobody knows."""
+    """Whether a stream is a `datasets.IterableDataset` with a shuffle buffer; other streams do not tell."""
     source = getattr(stream, "_ex_iterable", None)
     while source is not None:
         if type(source).__name__ == "BufferShuffledExamplesIterable":

@@ -1,4 +1,4 @@
-"""Ends a run, or says so, when further epochs only memorise."""
+"""Stops a run, or warns, when further epochs only memorise."""
 
 from typing import Any
 
@@ -17,25 +17,27 @@ class MemoryStoppingCallback(TrainerCallback):
     trainer = LSTSDTrainer(..., callbacks=[MemoryStoppingCallback(patience=2)])
     ```
 
-    At the end of an epoch it reads what the log says of it and of the epoch `patience` epochs before, see
-    `method.memory`. It stops where what was learnt in between, in `honest_accuracy` or of a regression in
-    `honest_loss`, is not above its standard error, while `memorised` has grown by more than its own.
+    At the end of an epoch it compares the log with that of `patience` epochs before; see `method.memory`. It stops if
+    `honest_accuracy`, or for a regression `honest_loss`, has improved by no more than its standard error, while
+    `memorised` has grown by more than its own.
 
-    It works with every trainer that logs `memorised`: an `LSTSDTrainer`, with weights of 0 too, and what
-    `PredictionRecorder` makes. The weights at the end are those of the last epoch; with a learning rate that decays
-    over the whole run, fewer epochs from the start are better than a run that was stopped.
+    It works with every trainer that logs `memorised`: an `LSTSDTrainer`, also with weights of 0, and the classes that
+    `PredictionRecorder` makes. The final weights are those of the last epoch. With a learning rate that decays over
+    the whole run, planning fewer epochs is better than stopping a run.
 
     Attributes:
-        stopped_at: The number of epochs after which only memory was bought; None: that was never so.
+        stopped_at: The number of epochs after which the run first met this condition; None if it never did.
     """
 
     def __init__(self, patience: int = 2, stop: bool = True) -> None:
-        """Args:
-            patience: How many epochs may go by in which nothing is learnt, at least 1.
-            stop: Whether to stop; else it only says so, once.
+        """Starts with no epoch seen.
+
+        Args:
+            patience: The number of epochs to look back, at least 1.
+            stop: Whether to stop the run; else the callback only warns, once.
 
         Raises:
-            ValueError: the patience is no such number.
+            ValueError: the patience is not a whole number of at least 1.
         """
         if not is_whole(patience, low=1):
             raise ValueError(f"patience={patience!r}: expected a whole number of epochs, at least 1.")

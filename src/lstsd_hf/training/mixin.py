@@ -1,4 +1,4 @@
-"""A Trainer that records each sample's logits and distils from those of earlier epochs: as a mixin for any Trainer."""
+"""A mixin for any Trainer: it records each sample's logits, and distils from those of earlier epochs."""
 
 import copy
 import math
@@ -50,26 +50,26 @@ class LSTSDMixin(BaseLossMixin):
     class MyConfig(DistillationArguments, SomeConfig): ...
     ```
 
-    What `compute_loss` returns, the parent's or your own, is the base loss: the mean over a micro-batch. The loss is
+    The base loss is what `compute_loss` returns, the parent's or your own: the mean over a micro-batch. The loss is
     scaled so that the gradient is that of the mean over all samples of a step, whatever the gradient accumulation and
-    the number of processes. A `compute_loss` or `compute_loss_func` of yours gets the number of items in its own
+    the number of processes. Your own `compute_loss` or `compute_loss_func` gets the number of items in its own
     micro-batch, and may return a mean, or a sum divided by that number.
 
-    `args` may also be a config without the method's settings: their defaults apply then. The training set may lack
-    sample ids: a row's position is its id then, and the set must come in the same order when a run is resumed.
+    `args` may also be a config without the method's settings; their defaults apply then. The training set may lack
+    sample ids. Then a row's position is its id, and a resumed run needs the rows in the same order.
 
     Attributes:
-        distillation: The method's settings as the user gave them; never changed.
-        settings: The same as they are in force. Weights that were left open are numbers here, those of the head that
-            the first batch shows.
-        teacher_weights: float32 (T,), on the device: the weights of the T teachers of the last batch.
+        distillation: The method's settings as the user gave them. They are never changed.
+        settings: The settings in force. Weights that the user left open are numbers here: the defaults of the head
+            that the first batch shows.
+        teacher_weights: float32 (T,), on the device: the teachers' weights in the last batch, the honest past's last.
         is_computing_base_loss, batch_sample_ids, batch_teachers: see `BaseLossMixin`; for a loss of your own.
 
     Raises:
-        TypeError: when a subclass is made: another trainer stands before the mixin.
-        ValueError: at `train()`, before the first step: sample ids that are missing, repeated or negative, labels
-            outside of the model's classes, several GPUs in one process, a head that is not supported. In the first
-            step: logits that are not one row for each sample, or have no gradient.
+        TypeError: when a subclass is defined in which another trainer stands before the mixin.
+        ValueError: at `train()`, before the first step, for sample ids that are missing, repeated or negative, labels
+            outside of the model's classes, several GPUs in one process, or a head that is not supported. In the first
+            step, for logits that are not one row for each sample, or have no gradient.
         StoreError: the store's folder holds something else, or the disk is full.
     """
 
@@ -91,7 +91,7 @@ class LSTSDMixin(BaseLossMixin):
         self._reset()
 
     def _reset(self) -> None:
-        """Forgets what an earlier run was."""
+        """Forgets an earlier run."""
         self._head, self._is_honest = None, False
         self._callback.recorder = None
         self._plan: Plan | None = None
@@ -108,7 +108,7 @@ class LSTSDMixin(BaseLossMixin):
                 f"for each. Start the script with `torchrun --nproc_per_node {self.args.n_gpu} SCRIPT ...`, or show "
                 "it one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        if not self._has_own_loss:  # such a loss may make rows of what any model returns
+        if not self._has_own_loss:  # a loss of the user's own may make rows from any model's outputs
             refuse_unsupported(self.model)
             self._refuse_drawn_mask()
         self._trial = kwargs.get("trial", args[0] if args else None)
@@ -128,7 +128,7 @@ class LSTSDMixin(BaseLossMixin):
         return self.args if isinstance(self.args, DistillationArguments) else DistillationArguments()
 
     def _begin(self, state: TrainerState, loader: Any) -> Recorder:
-        """Begins to record, when the Trainer begins to train."""
+        """Makes the recorder of a run, when the Trainer begins to train."""
         plan, self._plan = self._plan, None
         if plan is None:
             raise ValueError(
@@ -138,7 +138,7 @@ class LSTSDMixin(BaseLossMixin):
             )
         saved = self._saved if state.global_step else None
         steps = max(math.ceil(len(loader) / self.args.gradient_accumulation_steps), 1) if has_length(loader) else None
-        self._warn_of_few_epochs(state.num_train_epochs)
+        self._check_epochs(state.num_train_epochs, steps)
         self._parts, self.teacher_weights, self._weighted_for = LossParts(), torch.empty(0), None
         if saved is not None:
             if self.accelerator.is_main_process:
@@ -149,15 +149,15 @@ class LSTSDMixin(BaseLossMixin):
         honesty = self._honesty(plan.training_set.labels, memory, saved)
         recorder = Recorder(plan, self._teachers, processes, state, steps, memory, saved)
         recorder.honesty = honesty
-        recorder.head = self._head  # of the checkpoint, or of a try with a batch that was too large
+        recorder.head = self._head  # from the checkpoint, or from a try with a batch that was too large
         return recorder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # First, because the plain Trainer pushes and rotates checkpoints before it returns; and because it writes its
-        # own state last, so that a checkpoint that has one is complete.
+        # The store is saved first, because the plain Trainer pushes and rotates checkpoints before it returns. It also
+        # writes its own state last, so a checkpoint that has a state is complete.
         if not self.args.save_only_model and self._callback.recorder is not None:
             folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            if self.args.should_save:  # a folder that is written over is not complete meanwhile
+            if self.args.should_save:  # a folder that is being overwritten is not complete
                 (folder / TRAINER_STATE_FILE).unlink(missing_ok=True)
             note = {"log": self._parts.totals(self.accelerator), **self._head_note()}
             self._callback.recorder.save(folder, note)
@@ -174,23 +174,23 @@ class LSTSDMixin(BaseLossMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The loss of a training micro-batch of B samples: base loss and divergences; records the logits.
+        """Computes the loss of a training micro-batch, from base loss and divergences, and records the logits.
 
-        Outside of `train()` it is what `compute_loss` returns.
+        Outside of `train()` it only returns what `compute_loss` returns.
 
         Args:
-            compute_loss: Computes the base loss; a method, not bound.
+            compute_loss: Computes the base loss: an unbound method.
             model: The model, as it is wrapped for training.
-            inputs: A batch of `get_train_dataloader`; stays as it is.
+            inputs: A batch of `get_train_dataloader`. It is not changed.
             return_outputs: Whether to return the model's outputs as well.
             num_items_in_batch: The number of items N, samples or predicted tokens, in this step's group of
                 micro-batches on all W processes. The loss of a micro-batch of n items is multiplied by n W / N, so
-                that the sum over micro-batches, averaged over processes, is the mean over items. None: it is not.
-            **kwargs: More arguments of a `compute_loss` of the user's.
+                that the sum over micro-batches, averaged over processes, is the mean over items. None: no scaling.
+            **kwargs: More arguments for the user's own `compute_loss`.
 
         Raises:
-            ValueError: a batch without sample ids, a loss that is no scalar; logits that are not one row for each
-                sample, or have no gradient.
+            ValueError: the batch has no sample ids, the loss is not a scalar, or the logits are not one row for each
+                sample or have no gradient.
         """
         if not self._callback.listens:
             return compute_loss(self, model, plain_batch(inputs), return_outputs, num_items_in_batch, **kwargs)
@@ -202,8 +202,8 @@ class LSTSDMixin(BaseLossMixin):
         recorder = self._callback.recorder
         if recorder is None:
             raise ValueError(
-                "A training batch, and no run that records: expected train() to tell callback_handler of its begin "
-                "first, on_train_begin. A training loop of your own must do that too."
+                "A training batch came before a run began to record: expected train() to call "
+                "callback_handler.on_train_begin first. A training loop of your own must do that too."
             )
         inputs, added = take_added(inputs)
         sample_ids = added[SAMPLE_IDS]
@@ -212,7 +212,7 @@ class LSTSDMixin(BaseLossMixin):
         labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
         items, own_items = self._items_in(added), self._own_items(inputs, labels, num_items_in_batch)
         with self._shown(added), watching(model, cast(nn.Module, self.model), self._has_own_loss) as seen:
-            batch = copy.copy(inputs)  # of which a loss may take the labels out
+            batch = copy.copy(inputs)  # because a loss may pop the labels
             found = compute_loss(self, model, batch, return_outputs=True, num_items_in_batch=own_items, **kwargs)
         base_loss, outputs = found if isinstance(found, tuple) else (found, None)
         refuse_no_loss(base_loss, outputs, self._has_own_loss or self.compute_loss_func is not None)
@@ -239,7 +239,7 @@ class LSTSDMixin(BaseLossMixin):
         own_items: Any,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
-        """What the Trainer gets of a micro-batch: base loss and divergences, as a part of the mean over the step."""
+        """The loss that the Trainer gets: base loss and divergences, as this micro-batch's part of the step's mean."""
         if not items:  # no token has a label, and a mean over nothing is NaN
             base_loss, num_items_in_batch = base_loss.nan_to_num(0.0), None
         if self._plain_items is not None and num_items_in_batch is not None:
@@ -268,7 +268,7 @@ class LSTSDMixin(BaseLossMixin):
         return rows.logits
 
     def _weigh(self, recorder: Recorder, names: tuple[str, ...]) -> torch.Tensor:
-        """The weights of the teachers of these names, made once an epoch."""
+        """The weights of the named teachers, computed anew when the epoch or the names change."""
         if self._weighted_for != (recorder.epoch, names):
             epochs = recorder.num_train_epochs
             weights = [t.weight_of(recorder.epoch, epochs) for t in self._teachers if t.name in names]
@@ -281,10 +281,10 @@ class LSTSDMixin(BaseLossMixin):
         return self.teacher_weights
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        # The training log, and that of the run's end, for the steps after the last one. All processes write these. In
-        # place: the plain Trainer adds the epoch to this dictionary, which is the run's metrics as well.
+        # The training log, and the one at the run's end, for the steps since the last. All processes write these. The
+        # dictionary is changed in place, because at the run's end it is the run's metrics as well.
         if "loss" in logs or "total_flos" in logs:
-            k = self.settings.mini_generation_epochs  # from here on every teacher that is in use has its weight
+            k = self.settings.mini_generation_epochs  # from epoch k on, every teacher in use has a weight above 0
             in_use = [teacher.name for teacher in self._teachers if teacher.weight_of(k, k + 1)]
             honesty = self._callback.recorder.honesty if self._callback.recorder is not None else None
             logs.update(self._parts.means_since_last_log(self.accelerator, in_use))

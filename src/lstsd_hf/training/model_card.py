@@ -1,4 +1,4 @@
-"""The model card: the plain Trainer's, made fit for the Hub, with a section on the distillation. Pure functions."""
+"""Completes the plain Trainer's model card for the Hub, with a section on the distillation. Pure functions."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from ..paths import LOGITS_FOLDER
 TAGS = ("lstsd", "self-distillation")
 
 _SPEED = ("_runtime", "_per_second", "_time")
-# What a second run needs: the method's settings, and those of the Trainer that bear on the weights and name no path.
+# Needed to repeat a run, beside the method's settings: the Trainer's settings that affect the weights, without paths.
 _ALWAYS = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
 _WHERE_CHANGED = (
     "max_steps",
@@ -44,7 +44,7 @@ _WHERE_CHANGED = (
     "neftune_noise_alpha",
     "train_sampling_strategy",
     "dataloader_drop_last",
-    # An evaluation draws random numbers as well, and the best model is one that was saved.
+    # An evaluation draws random numbers too, and the best model is one of those that were saved.
     "eval_strategy",
     "eval_steps",
     "load_best_model_at_end",
@@ -56,9 +56,9 @@ _WHERE_CHANGED = (
 
 
 def evaluation_metrics(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The finite metrics of the last evaluation, named without `eval_`; of all data sets evaluated at that step.
+    """The finite metrics of the last evaluation, named without `eval_`, on all data sets evaluated at that step.
 
-    With `load_best_model_at_end`, evaluate once more after training: these are then the best model's.
+    With `load_best_model_at_end`, evaluate once more after training; the metrics are then the best model's.
     """
     evaluations = [entry for entry in log_history if any(name.startswith("eval_") for name in entry)]
     metrics = {}
@@ -72,14 +72,14 @@ def evaluation_metrics(log_history: Sequence[Mapping[str, Any]]) -> dict[str, fl
 
 
 def coverage(log_history: Sequence[Mapping[str, Any]], teacher: str) -> tuple[float, float] | None:
-    """The share of the samples that had a teacher, from 0 to 1: over the whole run, and in its last log.
+    """The share of the samples that had a teacher, from 0 to 1: over the whole run, and in its last log entry.
 
     Args:
-        log_history: The trainer's log; each entry speaks for the steps since the one before.
+        log_history: The trainer's log. Each entry covers the steps since the one before.
         teacher: "long_term" or "short_term".
 
     Returns:
-        None where the log does not tell.
+        The two shares; None if the log does not tell.
     """
     steps, seen, last, step = 0, 0.0, None, 0
     for entry in log_history:
@@ -92,7 +92,7 @@ def coverage(log_history: Sequence[Mapping[str, Any]], teacher: str) -> tuple[fl
 
 
 def infer_task(model_class: str) -> str:
-    """The Hub's name for what a model class does."""
+    """The Hub's name for the task of a model class."""
     tasks: Any = TASK_MAPPING  # typed as objects
     for task, names in tasks.items():
         if any(model_class in ((found,) if isinstance(found, str) else found) for found in names.values()):
@@ -106,10 +106,10 @@ def opening(num_samples: int | None, looks_wrong: int | None, model_class: type,
     """What a reader wants to know first: how many rows it was trained on, what their labels are worth, how to load it.
 
     Args:
-        num_samples: The size of the training set; None where it is not known.
-        looks_wrong: How many labels look wrong; None where that is not known.
-        model_class: The model's.
-        name: Its name on the Hub, or in the folder that it lies in.
+        num_samples: The size of the training set; None if not known.
+        looks_wrong: How many labels look wrong; None if not known.
+        model_class: The model's class.
+        name: The model's name on the Hub, or that of its folder.
     """
     lines = []
     if num_samples is not None:
@@ -136,10 +136,10 @@ def describe(
 
     Args:
         settings: The method's settings, as they are in force.
-        distillation: The same as the user gave them.
+        distillation: The settings as the user gave them.
         args: The trainer's settings.
         log_history: The trainer's log.
-        num_samples: The size of the training set; None where it is not known.
+        num_samples: The size of the training set; None if not known.
     """
     k = settings.mini_generation_epochs
     epochs = next((entry["epoch"] for entry in reversed(log_history) if "epoch" in entry), args.num_train_epochs)
@@ -198,9 +198,9 @@ def _recipe(settings: Settings, distillation: DistillationArguments, args: Train
     lines |= dataclasses.asdict(settings) | {"logits_dtype": distillation.logits_dtype}
     if distillation.outside_teacher is None:
         del lines["outside_weight"]
-    else:  # whose place is nobody else's business
+    else:  # without its local path
         lines |= {"outside_teacher": "STORE", "outside_epoch": str(distillation.outside_epoch)}
-    plain = {name: getattr(value, "value", value) for name, value in lines.items()}  # of an enumeration
+    plain = {name: getattr(value, "value", value) for name, value in lines.items()}  # the value of an enumeration
     written = [
         f"    {name}={json.dumps(value) if isinstance(value, str) else repr(value)}," for name, value in plain.items()
     ]
@@ -224,7 +224,7 @@ def _recipe(settings: Settings, distillation: DistillationArguments, args: Train
 
 
 def is_public(name: str) -> bool:
-    """Whether a model's name may be one on the Hub. A path is not: it says nothing to others, and may name a user."""
+    """Whether a model's name may be one on the Hub. A path may not: it tells others nothing, and may name a user."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -237,16 +237,16 @@ def complete(card: str, opening: str, section: str, metrics: Mapping[str, float]
 
     Args:
         card: The Trainer's card.
-        opening: What to say before the Trainer's sections.
-        section: What to append to its text.
-        metrics: Goes into the model-index, which the Hub shows; with the data set that the Trainer knows of, if any.
-        task: The Hub's name of the task, where the Trainer's card does not tell.
+        opening: Text to put before the Trainer's sections.
+        section: Text to append.
+        metrics: For the model-index, which the Hub shows, with the data set of the Trainer's card, if it names one.
+        task: The Hub's name of the task, used if the Trainer's card does not tell.
     """
     whole: Any = ModelCard(card)
     data, text = whole.data, whole.text
     if not (isinstance(data.base_model, str) and is_public(data.base_model)):
         data.base_model = None
-        # The Trainer names what it loaded even where that is a path or nothing.
+        # The Trainer names what it loaded even if that is a local path or nothing.
         origin = r"^This model (is a fine-tuned version of \[.*\]\(.*\)|was trained from scratch) on "
         text = re.sub(origin, "This model was trained on ", text, flags=re.MULTILINE)
     text = re.sub(r"^(This model .* on )the None dataset\.", r"\1an unknown dataset.", text, flags=re.MULTILINE)
@@ -261,7 +261,7 @@ def complete(card: str, opening: str, section: str, metrics: Mapping[str, float]
         )
         for metric, value in metrics.items()
     ] or None
-    if data.eval_results is None:  # else it becomes the model-index, with the name in it
+    if data.eval_results is None:  # the name is only for the model-index
         data.model_name = None
     text = text.replace("\n## ", f"\n{opening}\n\n## ", 1)
     whole.text = text.rstrip("\n") + "\n\n" + section

@@ -1,4 +1,4 @@
-"""What can be told of a model's head: ahead of the first batch by its class, then by what it returns."""
+"""What is known about a model's head: before the first batch from its class, then from its outputs."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Kinds of models as transformers' tables name them. These predict one row of logits for each sample, or may:
+# Kinds of models, named as in transformers' tables. These predict, or may predict, one row of logits for each sample:
 _SUPPORTED_KINDS = (
     "AUDIO_CLASSIFICATION",
     "AUDIO_XVECTOR",
@@ -33,7 +33,7 @@ _MANY_ROWS = {
 }
 # ... these have no head, ...
 _WITHOUT_HEAD = ("BACKBONE", "IMAGE", "TEXT_ENCODING")
-# ... and these tables repeat what others name more closely.
+# ... and these tables repeat models that others name more precisely.
 _VAGUE = ("MULTIMODAL_LM", "PRETRAINING")
 _SUPPORTED = (
     "sequence, image, audio and video classification, multiple choice, regression, multi-label, pairs (a score for "
@@ -43,7 +43,7 @@ _SUPPORTED = (
 
 @functools.cache
 def _kinds() -> dict[str, set[str]]:
-    """The names of the classes of each kind, vague kinds last."""
+    """The names of the model classes of each kind, vague kinds last."""
     pattern = re.compile("MODEL_FOR_(.*)_MAPPING_NAMES")
     tables = {found[1]: table for name, table in vars(modeling_auto).items() if (found := pattern.fullmatch(name))}
     kinds = {}
@@ -59,13 +59,13 @@ def unwrapped(model: Any) -> Any:
 
 
 def _kinds_of(model: Any) -> tuple[str, list[str]]:
-    """The name of a model's class, and the kinds that it is of."""
+    """The name of a model's class, and its kinds."""
     name = type(unwrapped(model)).__name__
     return name, [kind for kind, names in _kinds().items() if name in names]
 
 
 def many_rows_problem(model: Any) -> str | None:
-    """The problem type of a model whose class says that its samples have many rows; None: it does not say so."""
+    """The problem type of a model whose class says that its samples have many rows; None if it does not."""
     _, kinds = _kinds_of(model)
     if any(kind in _SUPPORTED_KINDS for kind in kinds):
         return None
@@ -73,7 +73,7 @@ def many_rows_problem(model: Any) -> str | None:
 
 
 def refuse_unsupported(model: Any) -> None:
-    """Raises ValueError where the model's class says that no head here fits what it predicts."""
+    """Raises ValueError if the model's class says that no head here fits its predictions."""
     name, kinds = _kinds_of(model)
     if any(kind in _SUPPORTED_KINDS or kind in _MANY_ROWS for kind in kinds):
         return
@@ -86,11 +86,11 @@ def refuse_unsupported(model: Any) -> None:
 
 
 def known_columns(model: Any) -> int | None:
-    """How many columns the model's rows will have, where that can be told; else None.
+    """How many columns the model's rows will have; None if that is not known.
 
-    Every config has `num_labels`, 2 where nobody said a number, and a model of the user's own, or a head that the user
-    put in place of transformers', may have another size. So the number counts in a class of transformers whose last
-    linear layer has as many outputs. A multiple-choice head has a column per choice.
+    Every config has `num_labels`, which is 2 by default, and a user's own model or head may have another size. So the
+    number counts only for a class of transformers whose last linear layer has as many outputs. A multiple-choice head
+    has a column for each choice, so its number is not known.
     """
     model = unwrapped(model)
     if not type(model).__module__.startswith("transformers.") or type(model).__name__ in _kinds()["MULTIPLE_CHOICE"]:
@@ -101,7 +101,7 @@ def known_columns(model: Any) -> int | None:
 
 
 def known_vocabulary(model: Any) -> int | None:
-    """How many classes a language model's logits will have, where the model tells; else None."""
+    """How many classes a language model's logits will have; None if the model does not tell."""
     find = getattr(unwrapped(model), "get_output_embeddings", None)
     weight = getattr(find() if find else None, "weight", None)
     return None if weight is None else len(weight)
@@ -112,7 +112,7 @@ class Rows(NamedTuple):
 
     Attributes:
         logits: (B, C).
-        paired: Whether a row is the scores of a pair of texts, first the chosen one's.
+        paired: Whether a row holds the scores of a pair of texts, the chosen one's first.
     """
 
     logits: torch.Tensor
@@ -120,10 +120,10 @@ class Rows(NamedTuple):
 
 
 def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None) -> Rows:
-    """The rows of logits in what a model returned for B samples.
+    """The rows of logits in a model's outputs for B samples.
 
-    One number for each sample, (B,), is one column. Where the model was given two texts for each sample, first all
-    chosen ones, then all rejected ones, and returned one score for each, the two scores are a sample's row.
+    Logits of shape (B,) become one column. If the model was given two texts for each sample, first all chosen ones,
+    then all rejected ones, and returned one score for each, a sample's row is its two scores.
 
     Args:
         outputs: A mapping with "logits", "scores", or one tensor beside "loss"; a tuple; or the logits themselves.
@@ -131,7 +131,7 @@ def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None)
         inputs: What the model was given.
 
     Raises:
-        ValueError: there are no such logits, or they are no row for each sample.
+        ValueError: there are no logits, or they are not one row for each sample.
     """
     if isinstance(outputs, Mapping):
         logits, found = _logits_in(outputs), f"outputs {', '.join(map(str, outputs)) or '{}'}"
@@ -160,7 +160,7 @@ def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None)
 
 
 def _logits_in(outputs: Mapping[str, Any]) -> Any:
-    """The logits among a model's named outputs: a model of the user's own may call its only output anything."""
+    """The logits among a model's named outputs. If there is only one output, it may have any name."""
     named = next((outputs[name] for name in ("logits", "scores") if name in outputs), None)
     if named is not None:
         return named
@@ -172,20 +172,20 @@ def _logits_in(outputs: Mapping[str, Any]) -> Any:
 
 
 def _has_rows(inputs: Mapping[str, Any], count: int) -> bool:
-    """Whether a tensor among a model's inputs has so many rows."""
+    """Whether a tensor among a model's inputs has `count` rows."""
     return any(isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == count for value in inputs.values())
 
 
 def grid_of(outputs: Any, names: Sequence[str], shape: tuple[int, ...]) -> torch.Tensor:
-    """The (B x L, C) grid of logits in what a model returned.
+    """The (B x L, C) grid of logits in a model's outputs.
 
     Args:
-        outputs: A mapping, or a tuple in which the logits are the first tensors that are no scalars.
-        names: What the logits are called; several are the columns of one grid.
-        shape: (B, L), that of the labels or of the inputs.
+        outputs: A mapping, or a tuple in which the logits are the first tensors with at least two axes.
+        names: The names of the logits. Several become the columns of one grid.
+        shape: (B, L), the shape of the labels or of the inputs.
 
     Raises:
-        ValueError: they are not there, or of another shape.
+        ValueError: the logits are missing, or have another shape.
     """
     if isinstance(outputs, Mapping):
         found: list[Any] = [outputs.get(name) for name in names]
@@ -206,20 +206,20 @@ def grid_of(outputs: Any, names: Sequence[str], shape: tuple[int, ...]) -> torch
 
 
 def grid_with_gradient(candidates: Sequence[Any], names: Sequence[str], shape: Any, trainer: str) -> torch.Tensor:
-    """The first grid, among what a loss returned and what its model did, that a teacher can reach."""
+    """The first grid with a gradient, among what a loss and then its model returned."""
     return _first_with_gradient(candidates, lambda found: grid_of(found, names, tuple(shape)), trainer)
 
 
 def rows_with_gradient(candidates: Sequence[Any], samples: int, inputs: Mapping[str, Any], trainer: str) -> Rows:
-    """The first rows of logits, among what a loss returned and what its model did, that a teacher can reach."""
+    """The first rows of logits with a gradient, among what a loss and then its model returned."""
     return _first_with_gradient(candidates, lambda found: rows_of(found, samples, inputs), trainer)
 
 
 def _first_with_gradient(candidates: Sequence[Any], read: Callable[[Any], Any], trainer: str) -> Any:
-    """What `read` finds first, among what a loss returned and what its model did, that has a gradient.
+    """The first result of `read` that has a gradient, among what a loss and then its model returned.
 
     Raises:
-        ValueError: there is nothing.
+        ValueError: there is none.
     """
     refusals = []
     for found in candidates:
@@ -240,12 +240,12 @@ def _first_with_gradient(candidates: Sequence[Any], read: Callable[[Any], Any], 
 
 
 def refuse_no_loss(loss: Any, outputs: Any, own_loss: bool) -> None:
-    """Raises ValueError where a micro-batch's loss is no scalar, or is a number of which nobody said that it is one.
+    """Raises ValueError if a micro-batch's loss is not a scalar, or if the model returned no loss but a bare tensor.
 
     Args:
         loss: The loss.
         outputs: What the model returned.
-        own_loss: Whether the user computes it; else the plain Trainer finds it in the outputs.
+        own_loss: Whether the user computes the loss; else the plain Trainer takes it from the outputs.
     """
     if isinstance(outputs, torch.Tensor) and not own_loss:
         raise ValueError(

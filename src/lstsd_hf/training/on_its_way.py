@@ -8,13 +8,13 @@ Batch = tuple[int, dict[str, torch.Tensor]]
 
 
 class OnItsWay:
-    """Batches that the device copies to the CPU when it gets there, in order; nobody waits for it in a step."""
+    """Batches that the device copies to the CPU when it gets there, in order, so that no step waits for it."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[torch.cuda.Event | None, Batch]] = []
 
     def put(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Begins to copy a batch of a step."""
+        """Starts to copy a batch of a step."""
         event = None
         if any(tensor.is_cuda for tensor in tensors.values()):
             # Into pinned memory, which the device fills when it gets there.
@@ -23,7 +23,7 @@ class OnItsWay:
         self._batches.append((event, (step, {name: tensor.cpu() for name, tensor in tensors.items()})))
 
     def arrived(self) -> Iterator[Batch]:
-        """The batches that are here."""
+        """The batches that have arrived."""
         while self._batches and (self._batches[0][0] is None or self._batches[0][0].query()):
             yield self._batches.pop(0)[1]
 

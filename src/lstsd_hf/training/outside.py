@@ -1,4 +1,4 @@
-"""An outside teacher: its store, which is only read, and whether it goes with the run."""
+"""An outside teacher: a store that is only read, and the checks that it fits the run."""
 
 import os
 from collections.abc import Collection
@@ -25,21 +25,21 @@ from .training_set import TrainingSet
 
 logger = logging.get_logger(__name__)
 
-INPUT_HASHES = "inputs"  # the statistic of a recorded store: uint64 (rows, columns)
+INPUT_HASHES = "inputs"  # a statistic of the stores that `record_predictions` makes: uint64 (rows, columns)
 _FEW = 5
 _SECONDARY = {"attention_mask", "token_type_ids", "position_ids", "special_tokens_mask"}
 
 
 @dataclass(frozen=True)
 class OutsideTeacher:
-    """A store that teaches.
+    """A store whose predictions teach.
 
     Attributes:
-        store: Its store.
-        epochs: The epochs that teach: one, or those that the mean is of.
-        source: What the teacher is read from.
-        checksum: Names what is in these epochs.
-        tells: Whether this process warns; of several one does.
+        store: The store.
+        epochs: The epochs that teach: one, or all that are averaged.
+        source: Where the predictions are read from.
+        checksum: A hash of the contents of these epochs.
+        tells: Whether this process logs warnings; only one of several does.
     """
 
     store: LogitsStore
@@ -50,17 +50,17 @@ class OutsideTeacher:
 
     @classmethod
     def open(cls, path: str, epoch: str, *, tells: bool = True) -> "OutsideTeacher":
-        """Opens the store at `path`, of which `epoch` teaches: a number, "last" or "mean".
+        """Opens the store at `path`. `epoch` says which epoch teaches: a number, "last", or "mean" of all.
 
         Raises:
-            StoreError: there is no store, or it does not have the epoch.
+            StoreError: there is no store, it does not have the epoch, or its epochs have no mean (language models).
         """
         place = os.path.realpath(path)
         try:
             store = LogitsStore.open(place)
             sealed = store.sealed_epochs
         except StoreError as error:
-            if type(error) is not StoreError:  # damage, which has its own words
+            if type(error) is not StoreError:  # damage: its message says enough
                 raise
             raise StoreError(
                 f"outside_teacher={os.fspath(path)!r}: {error} Expected a store that `lstsd record` or "
@@ -87,13 +87,13 @@ class OutsideTeacher:
 
     @property
     def note(self) -> dict[str, str]:
-        """What a checkpoint keeps of it."""
+        """What a checkpoint notes about this teacher."""
         return {"path": str(self.store.path), "checksum": self.checksum}
 
-    # ---- does it go with the run?
+    # ---- checks that it fits the run
 
     def refuse_place(self, logits_dir: str, output_dir: str) -> None:
-        """Raises ValueError where the run would move, drop, overwrite or upload it."""
+        """Raises ValueError if the run would move, drop, overwrite or upload the store."""
         own, run, place = (Path(os.path.realpath(path)) for path in (logits_dir, output_dir, self.store.path))
         inside = place.relative_to(run).parts[0] if place.is_relative_to(run) and place != run else ""
         if place in (own, own.with_name(f"{own.name}.tmp"), run) or place.is_relative_to(own):
@@ -110,15 +110,15 @@ class OutsideTeacher:
         )
 
     def for_model(self, model: Any, head: ManyRows | None, columns: int | None) -> "OutsideTeacher":
-        """The same with its classes in the order of the model's.
+        """The same teacher with its classes in the order of the model's.
 
         Args:
             model: The student.
-            head: Where its samples have many rows.
-            columns: How many columns its rows have, where that is known.
+            head: The student's head if its samples have many rows, else None.
+            columns: How many columns the student's rows have; None if not known.
 
         Raises:
-            StoreMismatchError: the store is of another kind of head, or of other classes.
+            StoreMismatchError: the store is for another kind of head, or for other classes.
         """
         store = self.store
         is_top_k = isinstance(head, Vocabulary)
@@ -158,7 +158,7 @@ class OutsideTeacher:
         size = vocabulary_of(model)
         if size is None or size == self.store.vocabulary:
             return
-        # Models of one tokenizer pad their vocabulary to different sizes.
+        # Models that share a tokenizer may pad their vocabularies to different sizes.
         largest = max(int(self.store.epoch_parts(epoch)["classes"].max(initial=0)) for epoch in self.epochs)
         if largest >= size:
             raise StoreMismatchError(
@@ -167,7 +167,7 @@ class OutsideTeacher:
             )
 
     def refuse_rows(self, row_shape: tuple[int, ...]) -> None:
-        """Raises StoreMismatchError where the model's first rows have another shape."""
+        """Raises StoreMismatchError if the rows of the model's first batch have another shape than the store's."""
         if self.store.row_shape != row_shape:
             raise StoreMismatchError(
                 f"The outside teacher's store at {self.store.path} holds rows of shape {self.store.row_shape}, and "
@@ -175,12 +175,12 @@ class OutsideTeacher:
             )
 
     def refuse_inputs(self, training_set: TrainingSet, dataset: Any, tokenizer: Any) -> None:
-        """Raises StoreMismatchError where it was made on other inputs; warns of samples that it lacks.
+        """Raises StoreMismatchError if the store was made on other inputs; warns about samples that it lacks.
 
         Args:
-            training_set: What is known of the training set.
+            training_set: What is known about the training set.
             dataset: The training set.
-            tokenizer: The trainer's, for the message.
+            tokenizer: The trainer's tokenizer, for the message.
         """
         store, ids = self.store, training_set.ids
         if ids is None:
@@ -191,7 +191,9 @@ class OutsideTeacher:
                     "rows can be compared."
                 )
             if training_set.streamed:
-                self._warn("The training set is a stream: nobody looks whether the outside teacher saw its inputs.")
+                self._warn(
+                    "The training set is a stream: its inputs are not compared with what the outside teacher saw."
+                )
             return
         present = self._has(ids)
         if not present.any():
@@ -215,7 +217,7 @@ class OutsideTeacher:
             logger.warning(message)
 
     def _has(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """(N,): whether there is a prediction for each of these samples."""
+        """(N,): whether the store has a prediction for each of these samples."""
         present = np.zeros(len(ids), np.bool_)
         known = self.store.index.knows(ids)
         rows = self.store.index.rows_of(ids[known], self.store.path)
@@ -231,7 +233,7 @@ class OutsideTeacher:
     def _refuse_columns(
         self, ids: npt.NDArray[np.int64], present: npt.NDArray[np.bool_], dataset: datasets.Dataset, tokenizer: Any
     ) -> None:
-        """Compares each column of the inputs, sample by sample."""
+        """Compares the inputs column by column, sample by sample: for a store that `record_predictions` made."""
         store, source = self.store, self.store.source
         compared = [name for name in source["inputs"] if name in dataset.column_names]
         found = store.read_statistic(INPUT_HASHES)
@@ -258,7 +260,7 @@ class OutsideTeacher:
             )
 
     def _refuse_run(self, training_set: TrainingSet) -> None:
-        """Compares with the training set of an earlier run."""
+        """Compares fingerprints and labels: for a store that an earlier run made."""
         store = self.store
         if is_same(store.fingerprint, training_set.fingerprint):
             return
@@ -278,11 +280,11 @@ class OutsideTeacher:
 
 
 def refuse_other_teacher(noted: Any, outside: OutsideTeacher | None, checkpoint: Path) -> None:
-    """Raises StoreMismatchError where a run is resumed without the outside teacher that its checkpoint names.
+    """Raises StoreMismatchError if a run is resumed without the outside teacher that its checkpoint names.
 
     Args:
-        noted: What the checkpoint keeps of its outside teacher, or None.
-        outside: The run's.
+        noted: What the checkpoint notes about its outside teacher, or None.
+        outside: The run's outside teacher, or None.
         checkpoint: The store in the checkpoint.
     """
     if noted is None or (outside is not None and outside.checksum == noted["checksum"]):
@@ -296,14 +298,14 @@ def refuse_other_teacher(noted: Any, outside: OutsideTeacher | None, checkpoint:
 
 
 def is_noted(value: Any) -> bool:
-    """Whether a value is what a checkpoint keeps of an outside teacher, or None."""
+    """Whether a value has the form of `OutsideTeacher.note`, or is None."""
     return value is None or (
         isinstance(value, dict) and value.keys() == {"path", "checksum"} and all(map(is_text, value.values()))
     )
 
 
 def class_names(model: Any, columns: int) -> list[str] | None:
-    """What a model calls its classes, in their order; None: it does not name them, or not that many."""
+    """The names of a model's classes, in order; None if it does not name exactly `columns` classes."""
     found = getattr(getattr(unwrapped(model), "config", None), "id2label", None)
     if not isinstance(found, dict) or sorted(found) != list(range(columns)):
         return None
@@ -314,7 +316,7 @@ def class_names(model: Any, columns: int) -> list[str] | None:
 
 
 def vocabulary_of(model: Any) -> int | None:
-    """How many classes a language model has, where it tells."""
+    """The size of a language model's vocabulary; None if the model does not tell."""
     inner = unwrapped(model)
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
@@ -322,20 +324,20 @@ def vocabulary_of(model: Any) -> int | None:
 
 
 def tokenizer_name(tokenizer: Any) -> str | None:
-    """A tokenizer's class and size; None: there is none."""
+    """A tokenizer's class and size, in words; None if there is none."""
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return None
     return f"{type(tokenizer).__name__} of {len(tokenizer)} tokens"
 
 
 def longest_input(dataset: Any, names: Collection[str] = ("input_ids",)) -> int | None:
-    """The largest number of tokens in a row of a `datasets.Dataset`; None: its rows are not tokens."""
+    """The largest number of tokens in a row of a `datasets.Dataset`; None if its rows are not tokens."""
     lengths = input_lengths(dataset, names)
     return None if lengths is None or not len(lengths) else int(lengths.max())
 
 
 def input_lengths(dataset: Any, names: Collection[str] = ("input_ids",)) -> npt.NDArray[np.int64] | None:
-    """(N,) the number of tokens in each row; None: its rows are not tokens."""
+    """(N,): the number of tokens in each row; None if the rows are not tokens."""
     name = next((name for name in names if name in getattr(dataset, "column_names", ())), None)
     if name is None or not isinstance(dataset, datasets.Dataset):
         return None
@@ -352,8 +354,10 @@ def _rows_in_words(store: LogitsStore) -> str:
 
 
 def _new_order(store: LogitsStore, training_set: TrainingSet) -> tuple[int, int] | None:
-    """A class of the store's and the other number that most of its samples have now, if all classes only changed
-    places; None: they did not."""
+    """The old and the new number of a class, if the classes were only renumbered; None if they were not.
+
+    A class's new number is the label that most of its samples have now.
+    """
     before, now, ids = store.read_labels(), training_set.labels, training_set.ids
     if before is None or now is None or ids is None or before.ndim != 1 or now.ndim != 1 or now.dtype.kind != "i":
         return None

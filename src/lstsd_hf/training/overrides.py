@@ -1,4 +1,4 @@
-"""What users override in a subclass of Trainer, and how the distillation still gets its say."""
+"""Wraps what users override in a subclass of Trainer, so that the distillation still takes part."""
 
 import copy
 import functools
@@ -19,17 +19,17 @@ logger = logging.get_logger(__name__)
 
 
 def taught(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a `compute_loss` the base loss of a training batch, beside which the teachers have their part.
+    """Wraps a `compute_loss`: its result is the base loss of a training batch, to which the teachers add their part.
 
-    `LSTSDMixin` does it to the `compute_loss` of every subclass when the class is made, so that one without `super()`
-    is taught as well, and one with `super()` is taught once.
+    `LSTSDMixin` wraps the `compute_loss` of every subclass when the class is defined. So one that does not call
+    `super()` is taught as well, and one that does is taught only once.
     """
 
     @functools.wraps(compute_loss)
     def wrapper(self: Any, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training and not self.is_computing_base_loss:
             return self.teach(compute_loss, model, inputs, *args, **kwargs)
-        if SAMPLE_IDS in inputs:  # a training batch that someone evaluates, or mixes into another
+        if SAMPLE_IDS in inputs:  # a training batch that is evaluated, or used in another's base loss
             inputs, _ = take_added(inputs)
         return compute_loss(self, model, inputs, *args, **kwargs)
 
@@ -38,18 +38,18 @@ def taught(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_taught(compute_loss: Callable[..., Any]) -> bool:
-    """Whether `taught` made it."""
+    """Whether `taught` has wrapped it."""
     return getattr(compute_loss, "is_taught", False)
 
 
 def take_added(batch: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A batch without what the collator added to it, and that; the caller's batch stays as it is."""
+    """A copy of a batch without what the collator added, and what it added. The caller's batch is not changed."""
     rest = copy.copy(batch)
     return rest, {key: rest.pop(key) for key in batch if key.startswith(ADDED)}
 
 
 def plain_batch(batch: Any) -> Any:
-    """A batch of a training loss that is computed outside of a run, without what the collator added to it."""
+    """A batch without what the collator added, for a training loss that is computed outside of a run."""
     if SAMPLE_IDS not in batch:
         return batch
     logger.warning_once(
@@ -59,13 +59,13 @@ def plain_batch(batch: Any) -> Any:
 
 
 def is_plain(owners: tuple[type, ...], name: str) -> bool:
-    """Whether the classes that define a method are the plain Trainer and those of this package."""
+    """Whether, among these classes, only the plain Trainer and those of this package define a method."""
     package = __name__.partition(".")[0]
     return all(cls is Trainer or cls.__module__.partition(".")[0] == package for cls in owners if name in cls.__dict__)
 
 
 def refuse_wrong_order(cls: type, mixin: type) -> None:
-    """Raises TypeError where a trainer stands before the mixin in a class's bases, and so would hide it."""
+    """Raises TypeError if a trainer stands before the mixin in a class's bases, and so hides it."""
     before = cls.__mro__[: cls.__mro__.index(mixin)]
     wrong = next((base for base in before if issubclass(base, Trainer) and not issubclass(base, mixin)), None)
     if wrong is not None:
@@ -77,9 +77,9 @@ def refuse_wrong_order(cls: type, mixin: type) -> None:
 
 
 def count_own_items(compute_loss_func: Callable[..., torch.Tensor], shifts: bool) -> Callable[..., torch.Tensor]:
-    """Hands a user's loss function the number of items in its own micro-batch, in place of the whole step's.
+    """Wraps a user's loss function so that it gets the number of items in its own micro-batch, not the whole step's.
 
-    Where a loss `shifts` labels, it predicts the label at the next position, and a sequence's first label does not
+    If the loss `shifts` labels, it predicts the label at the next position, so a sequence's first label does not
     count.
     """
     if getattr(compute_loss_func, "counts_own_items", False):
@@ -95,24 +95,24 @@ def count_own_items(compute_loss_func: Callable[..., torch.Tensor], shifts: bool
 
 
 def items_in(labels: Any) -> torch.Tensor | None:
-    """How many labels count, or None where there are none that can be counted."""
+    """How many labels are not -100; None if the labels are not a tensor."""
     return labels.ne(-100).sum() if isinstance(labels, torch.Tensor) else None
 
 
 @contextmanager
 def watching(wrapped: nn.Module, model: nn.Module, wanted: bool) -> Iterator[list[Any]]:
-    """Collects what a model returns meanwhile, where `wanted`: some trainers' losses do not hand it on.
+    """Collects what a model returns, if `wanted`, because the losses of some trainers do not pass it on.
 
     Args:
         wrapped: The model as it is wrapped for training.
-        model: The same without its wrappers.
+        model: The model without its wrappers.
         wanted: Whether to collect.
     """
     seen: list[Any] = []
     if not wanted:
         yield seen
         return
-    # Of a compiled model the wrapper: a hook inside would become a part of what is compiled.
+    # For a compiled model, the hook is on the wrapper: inside, it would be compiled as well.
     watched = wrapped if hasattr(wrapped, "_orig_mod") else model
     handle = watched.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     try:
@@ -123,7 +123,7 @@ def watching(wrapped: nn.Module, model: nn.Module, wanted: bool) -> Iterator[lis
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Leaves the global random number generators as they were."""
+    """Restores the global random number generators of the CPU afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         yield

@@ -1,10 +1,10 @@
-"""The folders of a run: for one run at a time, with room for the store; what earlier runs left there goes aside.
+"""Locks the folders of a run for one run at a time, and moves the stores of earlier runs aside.
 
-Stores that were moved aside are `<name>-<number>`, the newest with the highest number, and their manifest says what
-they are: a store that the user has named so is never touched. The newest is kept, and of older ones those that hold a
-sealed epoch which is, byte for byte, in no newer store. So what was predicted in a whole epoch is never deleted; an
-epoch that was cut short is kept in the newest only, because a run that is killed again and again before its first
-checkpoint would else leave one at each start.
+A store that was moved aside is named `<name>-<number>`; the newest has the highest number. Its manifest says that it
+was moved, so a store to which the user gave such a name is never touched. A store is kept if it holds a sealed epoch
+that is not, byte for byte, in a newer store. So the predictions of a whole epoch are never deleted. The newest is also
+kept if the run starts anew. No older store is kept for an epoch that was cut short: otherwise a run that is killed
+again and again before its first checkpoint would leave one at each start.
 """
 
 import errno
@@ -21,17 +21,17 @@ from ..store.files import remove, warn_anew, warn_once, writing
 
 logger = logging.get_logger(__name__)
 
-# The file that is locked for a run's output_dir. A push to the Hub leaves out what begins with an underscore.
+# Locked for a run's output_dir. A push to the Hub leaves out names with a leading underscore.
 RUN_LOCK = "_run.lock"
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def lock(logits_dir: Path, output_dir: Path) -> list[BaseFileLock]:
-    """Takes the folders of a run, the store's and that of the checkpoints; `unlock` gives them back.
+    """Locks the folders of a run: the store's, and that of the checkpoints. `unlock` unlocks them.
 
     Raises:
-        StoreError: another run has one of them, or it cannot be written to.
+        StoreError: another run uses one of them, or it cannot be written to.
     """
     warn_anew()
     held: list[BaseFileLock] = []
@@ -45,12 +45,12 @@ def lock(logits_dir: Path, output_dir: Path) -> list[BaseFileLock]:
 
 
 def lock_file(file: Path, what: str) -> list[BaseFileLock]:
-    """A lock of the file; none where the file system has no locks. Raises StoreError where another run has it."""
+    """Locks a file; returns [] if the file system has no locks. Raises StoreError if another run holds the lock."""
     lock = FileLock(file, timeout=0)
     while True:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            # First, because the lock library takes some of what can be wrong here for a lock of another process.
+            # First, because the lock library takes some errors that can happen here for a lock of another process.
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666))
         try:
             lock.acquire()
@@ -63,7 +63,9 @@ def lock_file(file: Path, what: str) -> list[BaseFileLock]:
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise StoreError(f"{file} could not be locked: {error.strerror}.") from error
             file.unlink(missing_ok=True)
-            warn_once("locks", f"The file system of {file.parent} has no locks: see that no second run uses {what}.")
+            warn_once(
+                "locks", f"The file system of {file.parent} has no locks: make sure that no second run uses {what}."
+            )
             return []
         if os.path.exists(file):
             return [lock]
@@ -71,7 +73,7 @@ def lock_file(file: Path, what: str) -> list[BaseFileLock]:
 
 
 def unlock(held: list[BaseFileLock]) -> None:
-    """Gives a run's folders back, and leaves no file behind."""
+    """Unlocks a run's folders, and removes the lock files."""
     while held:
         lock = held.pop()
         if lock.is_locked:
@@ -83,7 +85,7 @@ def move_aside(path: Path) -> Path | None:
     """Renames an earlier run's store to `<name>-<number>`.
 
     Returns:
-        The new name, or None where there was nothing.
+        The new path; None if there was nothing to move.
 
     Raises:
         StoreError: the folder holds something that is not a store, or cannot be renamed.
@@ -99,7 +101,7 @@ def move_aside(path: Path) -> Path | None:
             )
         aside = path.with_name(f"{path.name}-{max(_asides(path), default=0) + 1}")
         os.rename(path, aside)
-        for temporary in aside.glob(".*.tmp"):  # half-written: the run was killed
+        for temporary in aside.glob(".*.tmp"):  # half-written files: the run was killed
             temporary.unlink()
     logger.warning(f"{path} holds the predictions of an earlier run: they were moved to {aside}.")
     try:
@@ -110,15 +112,15 @@ def move_aside(path: Path) -> Path | None:
 
 
 def tidy(path: Path, aside: Path, restored: LogitsStore | None, teachers: Collection[Path] = ()) -> None:
-    """Removes what a store that was just moved aside, and older ones, hold a second time.
+    """Removes duplicates: older stores of which all epochs are in newer ones, and such epochs of the one just moved.
 
-    A run that is interrupted again and again would else hold on to the disk space of all that it ever predicted.
+    Otherwise a run that is interrupted again and again would hold on to the disk space of all that it ever predicted.
 
     Args:
         path: The run's store.
-        aside: Where the one before it is now.
-        restored: The run's store, where it is a checkpoint's: what it holds need not be kept in another place.
-        teachers: Stores that teach in this run, which stay as they are.
+        aside: Where the store before it is now.
+        restored: The run's store if a checkpoint's was restored: what it holds need not be kept elsewhere. Else None.
+        teachers: Stores that teach in this run. They are not touched.
     """
     kept = set() if restored is None else set(restored.epoch_checksums.values())
     asides = _asides(path)
@@ -135,14 +137,14 @@ def tidy(path: Path, aside: Path, restored: LogitsStore | None, teachers: Collec
             elif is_newest:
                 for epoch in shared:
                     store.drop(epoch)
-        except (StoreError, OSError) as error:  # nothing depends on it: it stays for whoever wants to look
+        except (StoreError, OSError) as error:  # nothing depends on it, so it may stay
             logger.warning(f"{asides[number]} is kept as it is: {error}")
             continue
         kept |= set(checksums.values())
 
 
 def _asides(path: Path) -> dict[int, Path]:
-    """The stores that were moved aside from here, by their number."""
+    """The folders with the name of a store that was moved aside from `path`, by number."""
     pattern = re.compile(re.escape(path.name) + "-([1-9][0-9]{0,8})")
     found = ((pattern.fullmatch(folder.name), folder) for folder in path.parent.iterdir() if folder.is_dir())
     return {int(match[1]): folder for match, folder in found if match is not None}

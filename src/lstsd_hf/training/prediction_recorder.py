@@ -7,7 +7,7 @@ from transformers import Trainer
 Trainer = PredictionRecorder(Trainer)  # the one new line; all else stays
 ```
 
-The store is in `<output_dir>/_logits`, as of a run that distils, so the report, `read_history` and `clean` read it.
+The store is in `<output_dir>/_logits`, as in a run that distils, so the report, `read_history` and `clean` read it.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class RecordingMixin(LSTSDMixin):
     """`LSTSDMixin` without teachers: the loss is the parent's, computed and scaled as the parent does it.
 
     Attributes:
-        distillation: Both weights are 0 and every epoch is kept. All else is as in `args`, where those are a
-            `DistillationArguments`, or else the default. `args` itself stays as it is.
+        distillation: Both weights are 0, there is no outside teacher, and every epoch is kept. All else is as in
+            `args` if that is a `DistillationArguments`, else the default. `args` itself is not changed.
     """
 
     def _given_settings(self) -> DistillationArguments:
@@ -60,9 +60,9 @@ class RecordingMixin(LSTSDMixin):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The parent's loss; of a language model in training the plain Trainer's.
+        """The parent's loss; for a language model in training, the plain Trainer's.
 
-        TRL's SFTTrainer computes the same loss without logits.
+        TRL's SFTTrainer would compute the same loss without logits.
         """
         if model.training and isinstance(self._head, Vocabulary):
             trainer = cast(Trainer, self)
@@ -70,7 +70,7 @@ class RecordingMixin(LSTSDMixin):
         return super(BaseLossMixin, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The parent's model card: nothing was distilled."""
+        """Writes the parent's model card, because nothing was distilled."""
         super(HubMixin, self).create_model_card(*args, **kwargs)
 
 
@@ -78,20 +78,20 @@ def PredictionRecorder(trainer: type[AnyTrainer]) -> type[AnyTrainer]:  # noqa: 
     """Makes a trainer's class record what the model predicts for each training sample in each epoch.
 
     `Trainer = PredictionRecorder(Trainer)` is all that a script needs. The loss, the weights, the log and the
-    arguments are those of `trainer`, bit for bit; in each epoch the log has an entry more: what is memorised. It
-    needs a head that `LSTSDMixin` supports, and logits that the loss is made of. A batch is recorded while it is
-    trained on, so predictions are made with dropout.
+    arguments are those of `trainer`, bit for bit, except that the log has one more entry for each epoch: what is
+    memorised. It needs a head that `LSTSDMixin` supports, and logits from which the loss is computed. A batch is
+    recorded while it is trained on, so predictions are made with dropout.
 
     Args:
         trainer: `Trainer`, a subclass of yours, or that of another library. Its `args` may be an `LSTSDConfig`, for
             `logits_dir`, `logits_dtype`, `sample_id_column` and `problem_type`.
 
     Returns:
-        A subclass of it, of the same name, in the module that asks for it. So it can be pickled if it is assigned to
-        that name there.
+        A subclass with the same name, in the caller's module. So it can be pickled if it is assigned to that name
+        there.
 
     Raises:
-        TypeError: `trainer` is no subclass of `Trainer`, or records already.
+        TypeError: `trainer` is not a subclass of `Trainer`, or records already.
     """
     if not isinstance(trainer, type) or not issubclass(trainer, Trainer):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""A store of what any model predicts for a data set: a teacher for others, or a history of one epoch."""
+"""Records what any model predicts for a data set, as a store of one epoch that can teach other models."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ from .sample_ids import LABEL_COLUMNS, has_sample_ids, sample_ids_of
 
 logger = logging.get_logger(__name__)
 
-EPOCH = 0  # the only one
+EPOCH = 0  # the only epoch of such a store
 
 
 def record_predictions(
@@ -56,36 +56,38 @@ def record_predictions(
 ) -> LogitsStore:
     """Records what a model predicts for each sample, in evaluation mode, as the one epoch of a store.
 
-    The store is an `outside_teacher` for any run on the same inputs. Batches are of samples of about the same length,
-    the longest first. A call that was interrupted goes on from where it was when it is made again, and leaves the same
-    bytes as one that was not. Of several processes (`accelerate launch`), which must share the disk, each does a part.
+    The store can be the `outside_teacher` of any run on the same inputs. Each batch has samples of about the same
+    length, and the longest come first. To continue a call that was interrupted, make it again: the store then has the
+    same bytes as without the interruption. Several processes (`accelerate launch`) share the work; they must share the
+    disk.
 
     Args:
-        model: With one of the heads that `LSTSDTrainer` supports. It is moved to this process's device.
-        dataset: A `datasets.Dataset`, whose columns that `model.forward` does not take are left out, or a torch data
-            set with a length. It needs no labels, unless the head's rows are those of labelled tokens.
-        path: The store's folder: new, or that of an interrupted call.
-        collator: Makes a batch; None: the plain Trainer's, which pads with `processing_class`.
-        processing_class: The tokenizer, for padding and for the store's note of what it was made with.
-        batch_size: The samples that a process predicts at once.
+        model: A model with one of the heads that `LSTSDTrainer` supports. It is moved to this process's device.
+        dataset: A `datasets.Dataset`, or a torch data set with a length. Columns of a `datasets.Dataset` that
+            `model.forward` does not take are left out. Labels are needed only if the head's rows are those of labelled
+            tokens.
+        path: The store's folder: a new one, or that of an interrupted call.
+        collator: Makes a batch. None: the plain Trainer's, which pads with `processing_class`.
+        processing_class: The tokenizer. It pads batches, and the store notes it.
+        batch_size: How many samples a process predicts at once.
         dtype: How predictions are stored: "float16" or "float32".
-        top_k: Of a language model: how many classes of the vocabulary to keep of each predicted token.
-        problem_type: See `DistillationArguments`; None: as the model's class says.
-        sample_id_column: The column of integer ids; without it a row's position is its id.
-        disable_tqdm: Whether to show no progress bar.
+        top_k: For a language model: how many classes of the vocabulary to keep for each predicted token.
+        problem_type: See `DistillationArguments`. None: as the model's class says.
+        sample_id_column: The column of integer ids. Without it, a row's position is its id.
+        disable_tqdm: Whether to hide the progress bar.
 
     Returns:
-        The store, sealed.
+        The sealed store.
 
     Raises:
-        ValueError: the model's head is not supported, an argument is out of its range, or sample ids are missing,
+        ValueError: the model's head is not supported, an argument is out of range, or sample ids are missing,
             repeated or negative.
-        StoreMismatchError: the folder holds predictions that were made otherwise.
+        StoreMismatchError: the folder holds predictions of another model, of other inputs, or with other settings.
         StoreError: the folder holds something else, another process records into it, or the disk is too small.
     """
     _refuse_arguments(dataset, batch_size, dtype, top_k)
     refuse_unsupported(model)
-    # Without an accelerator, of several processes each would else take itself for the only one.
+    # On a machine without an accelerator, each of several processes would otherwise take itself for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     given = problem_type or many_rows_problem(model)
     recording = _Recording(
@@ -135,7 +137,7 @@ def _refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int) -> 
 
 
 class _Recording:
-    """What is recorded: a model's predictions for a data set, in batches that are the same in every call."""
+    """Predicts a data set and records it, in batches that are the same in every call."""
 
     def __init__(
         self,
@@ -148,7 +150,7 @@ class _Recording:
         column: str,
     ) -> None:
         self._model, self._head = model, head
-        self._settings = DistillationArguments().resolve(0.0)  # nobody teaches: any will do
+        self._settings = DistillationArguments().resolve(0.0)  # there are no teachers, so any weight will do
         self._batch_size, self._processing_class = batch_size, processing_class
         inner: Any = unwrapped(model)
         self._taken = inspect.signature(inner.forward).parameters
@@ -173,7 +175,7 @@ class _Recording:
         lengths = input_lengths(dataset)
         self._lengths = np.ones(len(dataset), np.int64) if lengths is None else lengths
         self._unit = "row" if lengths is None else "token"
-        # By length, so that little is padding; the longest first: what needs too much memory fails at once.
+        # Sorted by length, for little padding. The longest first, so that a batch too large for memory fails at once.
         order = np.argsort(-self._lengths, kind="stable")
         self._batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -191,10 +193,10 @@ class _Recording:
         return kept
 
     def begin(self, path: Path, dtype: str) -> LogitsStore:
-        """The store at `path`: that of an interrupted call, or a new one.
+        """The store at `path`: that of an earlier call, or a new one.
 
         Raises:
-            StoreMismatchError: its predictions were made otherwise.
+            StoreMismatchError: it holds predictions of another model, of other inputs, or with other settings.
             StoreError: the folder holds something else, or the disk is too small.
         """
         source, name = self._source(), self._fingerprint()
@@ -244,9 +246,9 @@ class _Recording:
         )
 
     def record(self, store: LogitsStore, state: PartialState, disable_tqdm: bool) -> None:
-        """Records this process's part of what the store does not have yet."""
+        """Records this process's part of the batches that the store does not have yet."""
         done = {block.step for journal in store.journals(EPOCH) for block in journal.blocks()}
-        state.wait_for_everyone()  # before anybody writes
+        state.wait_for_everyone()  # no process may write before all have read what is done
         left = [number for number in range(len(self._batches)) if number not in done]
         mine = left[state.process_index :: state.num_processes]
         sampler: Any = [self._batches[number].tolist() for number in mine]
@@ -278,7 +280,7 @@ class _Recording:
         return [self._rows[int(position)] for position in positions]
 
     def _predict(self, batch: Any) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]], npt.NDArray[Any] | None]:
-        """The sample ids of a batch, what is recorded of it, and how many rows each sample has."""
+        """The sample ids of a batch, its predictions by part of a row, and how many rows each sample has or None."""
         inputs, added = take_added(batch)
         device = self._device()
         inputs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
@@ -297,9 +299,9 @@ class _Recording:
         return ids, {name: part.cpu().numpy() for name, part in parts.items()}, counts
 
     def _is_left_out(self, name: str) -> bool:
-        """Whether the model can do without an input: a loss is not needed, and its labels may be none of the classes.
+        """Whether an input is labels that the model does not need: no loss is wanted, and labels may be out of range.
 
-        Of models with a decoder the labels are inputs as well.
+        For an encoder-decoder model, labels are inputs too.
         """
         if name not in self._label_names or name not in self._taken:
             return name in self._label_names and "labels" in self._taken
@@ -337,7 +339,7 @@ def _weights_hash(model: nn.Module) -> str:
 
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode, without gradients, and each of its modules back afterwards."""
+    """Puts a model into evaluation mode without gradients, and restores the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The store during a run: made or restored, recorded into, sealed at the end of each epoch, saved, given back."""
+"""Keeps the store of a run: creates or restores it, records into it, seals each epoch, saves it in checkpoints."""
 
 import math
 from collections.abc import Sequence
@@ -44,17 +44,17 @@ class Plan:
     """What a run records, and where.
 
     Attributes:
-        path: The store's folder, absolute, and no link.
+        path: The store's folder, absolute, with links resolved.
         output_dir: The folder of the run's checkpoints.
-        training_set: What is known of the samples.
-        dtype: "float16" or "float32".
-        retention: "all": every epoch is kept; "needed": those that can still teach; None: as before in a run that is
-            resumed, else all where they take at most `history_budget` bytes.
+        training_set: What is known about the samples.
+        dtype: The dtype of stored logits, "float16" or "float32".
+        retention: "all": keep every epoch. "needed": keep the epochs that can still teach. None: do as before the
+            checkpoint; in a new run keep all if they take at most `history_budget` bytes and fit on the disk.
         history_budget: In bytes.
-        resumes_without_logits: Whether to go on where the store lacks epochs that should teach.
-        accepts_new_labels: Whether to resume where the labels, and nothing else, have changed.
-        skips_seen_batches: Whether a resumed run passes over the batches that its checkpoint had seen.
-        teaching: Where the loaders read which epochs teach.
+        resumes_without_logits: Whether to continue if the store lacks epochs that should teach.
+        accepts_new_labels: Whether to resume if the labels, and nothing else, have changed.
+        skips_seen_batches: Whether a resumed run skips the batches that it trained on before the checkpoint.
+        teaching: Tells the loaders which epochs teach.
     """
 
     path: Path
@@ -72,16 +72,17 @@ class Plan:
 class Recorder:
     """Keeps the logits store in step with the training loop of one run.
 
-    With several processes, all record the epoch, each into its own journal; at its end all wait, one seals, all wait
-    again; then the loaders of the next epoch read what was sealed.
+    With several processes, each records into its own journal. At the end of an epoch all wait, the owner of the store
+    seals it, and all wait again. Then the loaders of the next epoch read the sealed file.
 
     Attributes:
-        epoch: The epoch under way, from 0; the one before the first while the run begins. Counted here, because
-            `int(state.epoch)` is wrong after an early end of an epoch and after a resume with another batch size.
-        steps_per_epoch: None for a stream, whose length is not known; see `StreamPasses`.
-        head: What the logits stand for, once it is known; it says which statistics are folded.
-        memory: Counts what is memorised.
-        honesty: Takes memory out of the teachers; None: nobody does.
+        epoch: The current epoch, from 0. Until the first `begin_epoch` it is the one before the run's first. Counted
+            here, because `int(state.epoch)` is wrong after an epoch that ended early, and after a resume with another
+            batch size.
+        steps_per_epoch: Optimizer steps. None for a stream, whose length is not known; see `StreamPasses`.
+        head: What the logits stand for; None until it is known. It decides which statistics are folded.
+        memory: Measures what is memorised.
+        honesty: Takes memory out of the teachers; None if the run does not use trust by honesty.
     """
 
     def __init__(
@@ -94,20 +95,20 @@ class Recorder:
         memory: MemoryLog,
         saved: LogitsStore | None = None,
     ) -> None:
-        """Takes the run's folders; an earlier store there goes aside, and what a checkpoint saved takes its place.
+        """Locks the run's folders, moves an earlier store there aside, and restores the checkpoint's, if there is one.
 
         Args:
             plan: What to record.
-            teachers: Who teaches.
-            processes: The run's.
-            state: The Trainer's, which goes on to change.
+            teachers: The run's teachers.
+            processes: The run's processes.
+            state: The Trainer's state, which the Trainer keeps changing.
             steps_per_epoch: See the attribute.
             memory: See the attribute.
-            saved: The store in the checkpoint that the run resumes from; None: the run starts anew.
+            saved: The store in the checkpoint that the run resumes from; None for a new run.
 
         Raises:
-            StoreMismatchError: the checkpoint's store does not go with this run.
-            StoreError: another run uses the folder, it holds something else, or the disk is too small.
+            StoreMismatchError: the checkpoint's store does not fit this run.
+            StoreError: another run uses the folder, the folder holds something else, or the disk is too small.
         """
         self.head: Head | None = None
         self.honesty: Honesty | None = None
@@ -117,8 +118,8 @@ class Recorder:
         self._store: LogitsStore | None = None
         self._pending, self._row_counts = OnItsWay(), RowCounts()
         self._seen: npt.NDArray[np.bool_] | None = None
-        self._is_sealed = False  # the epoch under way
-        self._keeps_all = False  # until the size of a row is known
+        self._is_sealed = False  # whether the current epoch is sealed
+        self._keeps_all = False  # decided once the size of a row is known
         self._held: list[BaseFileLock] = []
         has_new_labels = False
         if saved is not None:
@@ -159,33 +160,33 @@ class Recorder:
             place.tidy(path, aside, restored, {Path(teacher.store) for teacher in self._teachers if teacher.store})
 
     def _open_store(self) -> None:
-        # What takes memory for each row is in the store from now on.
+        # The store has the ids and labels of all rows now, so free them here.
         self._plan = replace(self._plan, training_set=self._plan.training_set.without_rows())
         self._store = LogitsStore.open(self._plan.path)
 
     def release(self) -> None:
-        """Lets another run use the folders; from now on nobody teaches."""
+        """Unlocks the folders for other runs, and turns all teachers off."""
         self._plan.teaching.set([None] * len(self._teachers))
         place.unlock(self._held)
 
     # ---- epochs
 
     def begin_epoch(self) -> None:
-        """Goes on to the next epoch, and tells the loaders who teaches in it.
+        """Moves on to the next epoch, and tells the loaders which epochs teach in it.
 
         Raises:
-            StoreError: an epoch that should teach is not in the store.
+            StoreError: an epoch that should teach is not in the store, and the plan does not allow that.
         """
         if not self._passes.repeats():
-            self._seal()  # not only at the epoch's end: that is skipped where an epoch was cut short
-            if self.steps_per_epoch and self._passes.end():  # a checkpoint was saved at its last step
+            self._seal()  # also here, because `end_epoch` leaves an epoch open that was cut short
+            if self.steps_per_epoch and self._passes.end():  # not measured yet if the run resumed at its last step
                 self.memory.end_epoch(self.epoch, self.steps_per_epoch, self.head)
             self.epoch += 1
         self.memory.begin_epoch(self.epoch)
         self._passes.begin(self.epoch)
         sealed = self._store.sealed_epochs if self._store is not None else []
         self._is_sealed = self.epoch in sealed
-        if self._is_sealed:  # a stream that the Trainer passes over once more
+        if self._is_sealed:  # a complete pass over a stream, whose batches the Trainer now skips
             self._plan.teaching.set([None] * len(self._teachers))
             return
         teaching = [teacher.teaching_epoch(self.epoch, self.num_train_epochs) for teacher in self._teachers]
@@ -203,7 +204,7 @@ class Recorder:
     @property
     def num_train_epochs(self) -> int:
         """How many epochs the whole run has."""
-        # No teacher is in epoch 0, after which the length of a stream is known.
+        # In epoch 0 the length of a stream is not known yet, and the run's own past does not teach.
         return self._passes.num_epochs(self.epoch) if self.epoch > 0 else self._state.num_train_epochs
 
     @property
@@ -211,7 +212,7 @@ class Recorder:
         return None if self.steps_per_epoch is None else self._state.num_train_epochs
 
     def end_epoch(self) -> None:
-        """Seals the epoch; one that max_steps cut short stays open, so that a resumed run can complete it."""
+        """Seals a complete epoch. One that max_steps cut short stays open, so that a resumed run can complete it."""
         if self._passes.end():
             self._seal()
             self.memory.end_epoch(self.epoch, self._passes.steps or 0, self.head)
@@ -234,20 +235,20 @@ class Recorder:
             if not self._keeps_all:
                 for old in set(self._store.sealed_epochs) - epochs_needed(self._teachers, self.epoch + 1):
                     self._store.drop(old)
-        if self._processes.owns_store:  # what was logged since the epoch was sealed as well
+        if self._processes.owns_store:  # even if the epoch was sealed before: more may have been logged since
             keep_log(self._store, self._state.log_history)
         self._processes.wait()
 
     # ---- recording
 
     def record(self, sample_ids: torch.Tensor, compared: Compared, counts: Given = None, labels: Given = None) -> None:
-        """Records a micro-batch of the epoch under way, without waiting for the device.
+        """Records a micro-batch of the current epoch, without waiting for the device.
 
         Args:
             sample_ids: int64, (B,).
-            compared: What is to be recorded, before the update of this step: (B, *row_shape), or ragged rows.
-            counts: int64, (B,): how many of the ragged rows each sample has.
-            labels: (B, ...), or int32 (R,) of ragged rows; None: none that predictions can be compared with.
+            compared: Holds what to record, predicted before this step's update: (B, *row_shape), or ragged rows.
+            counts: int64, (B,): how many ragged rows each sample has; None if rows are not ragged.
+            labels: (B, ...), or int32 (R,) for ragged rows; None if none can be compared with predictions.
 
         Raises:
             StoreError, StoreMismatchError: see `LogitsStore.record`.
@@ -280,10 +281,10 @@ class Recorder:
         self.memory.add(step - self._passes.began_at, ids, parts, labels, counts, self.head, self._store)
 
     def _create(self, compared: Compared, counts: torch.Tensor | None) -> None:
-        """Makes the store, when the first logits are seen: a config may not tell their shape, or tell it wrong."""
+        """Creates the store from the first logits, because a config may not tell their shape, or tell it wrong."""
         known, row_shape = self._plan.training_set, tuple(compared.recorded[VALUES].shape[1:])
         rows = SampleIndex.of(known.num_samples, known.ids).num_rows
-        if counts is not None:  # as many for each sample as this batch has
+        if counts is not None:  # an estimate: as many per sample as in this batch
             rows = math.ceil(rows * counts.float().mean().item())
         size = Size(rows, row_shape, compared.vocabulary)
         self._keeps_all = keeps_all(self._plan, size, self._planned_epochs, self._processes)
@@ -295,7 +296,7 @@ class Recorder:
     # ---- saving and restoring
 
     def save(self, checkpoint: Path, note: dict[str, Any]) -> None:
-        """Puts the store, as it is at this step, into a checkpoint's folder, with a note of plain values."""
+        """Copies the store, as it is at this step, into a checkpoint's folder, with a note of plain values."""
         if self._store is None:
             return
         self._flush()
@@ -320,12 +321,12 @@ def _not_there(epochs: set[int], epoch: int, path: Path) -> StoreError:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Without gradient, in a type that numpy knows."""
+    """The tensor without gradient. Floats become float32, because numpy has no bfloat16."""
     return tensor.detach().float() if tensor.is_floating_point() else tensor
 
 
 def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabulary: int | None) -> None:
-    """Makes an empty store, with the training labels where each is of one row; raises as `LogitsStore.create`."""
+    """Creates an empty store, with the training labels unless rows are ragged; raises as `LogitsStore.create`."""
     known = plan.training_set
     store = LogitsStore.create(
         plan.path,
@@ -342,7 +343,7 @@ def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabu
 
 
 class Size(NamedTuple):
-    """Of an epoch's file: its number of rows, and what a row is; see `Forecast`."""
+    """The size of an epoch's file: its number of rows, and the layout of a row; see `Forecast`."""
 
     rows: int
     row_shape: tuple[int, ...]
@@ -352,9 +353,9 @@ class Size(NamedTuple):
 def keeps_all(
     plan: Plan, size: Size, epochs: int | None, processes: Processes, saved: LogitsStore | None = None
 ) -> bool:
-    """Whether a run of so many epochs keeps every one: decided once. `saved` is the store that it goes on with.
+    """Whether a run of `epochs` epochs keeps all of them; decided once. `saved` is the store that it resumes from.
 
-    Raises StoreError where the disk is too small.
+    Raises StoreError if the disk is too small.
     """
     forecast = Forecast(plan.path, *size, plan.dtype, epochs, 0 if saved is None else len(saved.sealed_epochs))
     noted = None if saved is None else saved.note.get("keeps_all")
@@ -370,6 +371,6 @@ def keeps_all(
 
 
 def rows_in(store: LogitsStore) -> int:
-    """How many rows an epoch's file has; of ragged rows, as many as the last sealed one."""
+    """How many rows an epoch's file has; for ragged rows, how many the last sealed one has."""
     sealed = store.sealed_epochs
     return len(store.epoch_rows(sealed[-1])) if store.is_ragged and sealed else store.index.num_rows

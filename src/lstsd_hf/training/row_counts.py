@@ -1,4 +1,4 @@
-"""Samples whose number of rows changes between epochs: they have no teacher there, and a run says so once."""
+"""Warns once in a run about samples whose number of rows changes between epochs: they have no teacher there."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ _FEW = 5
 
 
 class RowCounts:
-    """Compares the numbers of rows of an epoch, when it is sealed, with those of the epochs that taught in it."""
+    """Compares the samples' numbers of rows in a sealed epoch with those in the epochs that taught in it."""
 
     def __init__(self) -> None:
         self._has_warned = False
 
     def check(self, store: LogitsStore, epoch: int, teaching: Sequence[int]) -> None:
-        """Warns, once in a run, where samples have another number of rows than their teachers.
+        """Warns, once in a run, if samples have another number of rows than their teachers.
 
         Args:
-            store: The run's; nothing is compared where each of its samples has one row.
-            epoch: One that is sealed.
-            teaching: The epochs that taught in it; those that are not sealed are passed over.
+            store: The run's store. Nothing is compared if each of its samples has one row.
+            epoch: A sealed epoch.
+            teaching: The epochs that taught in it. Those that are not sealed are left out.
         """
         sealed = set(store.sealed_epochs)
         if not store.is_ragged or self._has_warned or epoch not in sealed:

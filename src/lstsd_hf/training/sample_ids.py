@@ -18,18 +18,18 @@ _FEW = 5
 
 
 class SampleIdError(ValueError):
-    """The sample ids are missing, repeated, or no ids."""
+    """The sample ids are missing, repeated, or not valid."""
 
 
 def add_sample_ids(dataset: AnyDataset, column: str = "sample_id") -> AnyDataset:
-    """Adds an int64 column that names each row for good: 0 to N-1 in the data set's present order.
+    """Adds an int64 column that names each row for good: 0 to N-1 in the data set's current order.
 
     Later `shuffle`, `select`, `filter` and `train_test_split` keep a row's id. Each split of a dictionary is numbered
     on its own.
 
     Raises:
-        ValueError: the column exists already, or a streamed data set has several shards, whose rows each worker would
-            number from 0.
+        ValueError: the column exists already, or a streamed data set has several shards, so that each worker would
+            number its own rows from 0.
     """
     if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         splits = {name: add_sample_ids(split, column) for name, split in dataset.items()}
@@ -43,7 +43,7 @@ def add_sample_ids(dataset: AnyDataset, column: str = "sample_id") -> AnyDataset
                 "expected 1 shard. Give every row its id where the shards are written."
             )
         return dataset.map(_number, with_indices=True, batched=True, fn_kwargs={"column": column})
-    # Without the format: a transform set on the data set must not run here, nor its result be written.
+    # Without the format, because a transform of the data set must not run here, and its result must not be written.
     bare = dataset.with_format(None)
     numbered = bare.map(_number, with_indices=True, batched=True, fn_kwargs={"column": column})
     style: dict[str, Any] = dataset.format
@@ -66,11 +66,11 @@ def has_sample_ids(dataset: Any, column: str) -> bool:
 
 
 def sample_ids_of(dataset: datasets.Dataset, column: str) -> npt.NDArray[np.int64] | range:
-    """The id of each row: what its id column holds, or its position where there is no such column.
+    """The id of each row: what its id column holds, or its position if there is no such column.
 
     Raises:
-        SampleIdError: an id is missing, negative, above 2^63 - 1, repeated, or no integer; the message names the first
-            offenders.
+        SampleIdError: an id is missing, negative, above 2^63 - 1, repeated, or not an integer. The message names the
+            first such rows.
     """
     if column not in dataset.column_names:
         return range(len(dataset))

@@ -14,7 +14,7 @@ Parts = dict[str, Array]
 
 
 def holds(store: LogitsStore | None, teacher: Teacher, epoch: int, sealed: list[int]) -> bool:
-    """Whether the run's store, with these sealed epochs, has what a teacher teaches by; another store is not asked."""
+    """Whether the run's store, with these sealed epochs, has what a teacher needs; true if another store has it."""
     if teacher.store is not None or teacher.track == PREDICTIONS:
         return teacher.store is not None or epoch in sealed
     found = None if store is None else store.read_statistic(teacher.track)
@@ -32,12 +32,12 @@ class TeacherReader:
         Args:
             path: The store's folder.
             track: See `Teacher`.
-            epoch: Of the teacher.
+            epoch: The epoch that teaches.
             columns: See `Teacher`.
-            is_outside: Whether samples may be asked for that the store does not know.
+            is_outside: Whether the store may lack samples that are asked for.
 
         Raises:
-            StoreError: the store, or the statistic, is not there.
+            StoreError: the store, or the statistic, is missing.
         """
         self._store = LogitsStore.open(path)
         self._columns = None if columns is None else list(columns)
@@ -53,14 +53,14 @@ class TeacherReader:
             self._statistic = found[1][:, : self._store.row_shape[0]]
 
     def read(self, sample_ids: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None) -> Parts:
-        """What the teacher says of (B,) samples, by part of a row; NaN: nothing.
+        """The teacher's predictions for B samples, by part of a row; NaN where it has none.
 
         Args:
-            sample_ids: Of the batch.
-            counts: (B,) how many rows each sample has; None: one.
+            sample_ids: int64 (B,).
+            counts: int64 (B,): how many rows each sample has; None if each has one.
 
         Returns:
-            (B, *row_shape) each, or as many rows as `counts` say.
+            Arrays of shape (B, *row_shape), or with as many rows as `counts` add up to.
         """
         known = self._store.index.knows(sample_ids) if self._is_outside else None
         if known is None or known.all():
@@ -89,12 +89,12 @@ class TeacherReader:
         if counts is None:
             return {VALUES: self._store.read(epoch, sample_ids)}
         parts = self._store.read_rows(epoch, sample_ids).aligned(counts)
-        # torch knows no arithmetic of unsigned integers.
+        # torch has no arithmetic for unsigned integers.
         return {n: part.astype(np.int64) if part.dtype.kind == "u" else part for n, part in parts.items()}
 
 
 def _spread(rows: Array, has_row: npt.NDArray[np.bool_]) -> Array:
-    """Rows in the places that have one; NaN, or 0 among integers, in the others."""
+    """Puts the rows where `has_row` is true, and NaN, or 0 for integers, elsewhere."""
     spread = np.full((len(has_row), *rows.shape[1:]), np.nan if rows.dtype.kind == "f" else 0, rows.dtype)
     spread[has_row] = rows
     return spread

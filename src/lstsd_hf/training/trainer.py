@@ -12,8 +12,8 @@ from .mixin import LSTSDMixin
 class LSTSDTrainer(LSTSDMixin, Trainer):
     """`transformers.Trainer` with Long Short-Term Sample Distillation (Jiang et al., AAAI 2020).
 
-    Takes the arguments of `Trainer`. `args` may be an `LSTSDConfig`, or any other `TrainingArguments`: the method's
-    defaults apply then. A sample's two past predictions are its teachers; see `LSTSDMixin`, which does the work, and
+    Takes the arguments of `Trainer`. `args` may be an `LSTSDConfig`, or any other `TrainingArguments`, for which the
+    method's defaults apply. A sample's two past predictions are its teachers. `LSTSDMixin` does the work; see
     `lstsd_hf.method.loss` for the loss.
     """
 

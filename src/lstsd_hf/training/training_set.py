@@ -1,4 +1,4 @@
-"""What the store must know of a training set, read ahead of the first step."""
+"""What the store must know about a training set, read before the first step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +20,14 @@ _AT_ONCE = 1000  # rows
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What the store must know of a training set.
+    """What the store must know about a training set.
 
     Attributes:
         num_samples: The largest sample id plus 1.
         fingerprint: Equal for equal training sets, on every machine and in every order of the rows.
-        ids: (N,) the id of each row, where they are known ahead, and until the store has the labels.
-        labels: (N, ...) the label of each row, integers or floats; None where the set cannot be read ahead, or has no
-            numbers as labels.
+        ids: int64 (N,): the id of each row; None if they are not known ahead, or the store has them already.
+        labels: (N, ...): the label of each row, integers or floats; None if they cannot be read ahead, are not
+            numbers, or the store has them already.
         streamed: Whether the rows come from an iterable, so that their ids can only be checked as they come.
     """
 
@@ -38,7 +38,7 @@ class TrainingSet:
     streamed: bool = False
 
     def without_rows(self) -> "TrainingSet":
-        """The same without what takes memory for each row."""
+        """The same without ids and labels, which take memory for each row."""
         return replace(self, ids=None, labels=None)
 
 
@@ -51,21 +51,21 @@ def inspect_training_set(
     *,
     of_rows: bool = False,
 ) -> TrainingSet:
-    """Reads a training set ahead as far as that is free of side effects.
+    """Reads a training set ahead, as far as that has no side effects.
 
     Args:
         dataset: A `datasets.Dataset` is read in full, at a few seconds per million rows. Of a torch data set only the
-            length is taken: its items may cost much to make, and may be random. Of an iterable nothing is taken.
+            length is read, because its items may be slow to make, and random. Of an iterable nothing is read.
         column: The id column.
-        columns: The columns that the model takes; None: all of them.
-        num_samples: The largest id plus 1: of an iterable, or of a torch data set whose items have ids of their own.
+        columns: The columns that the model takes; None for all of them.
+        num_samples: The largest id plus 1, for an iterable, or for a torch data set whose items have their own ids.
             The store has a row for each number below it, because the ids are not known ahead.
-        label_names: What the trainer calls the labels; "labels", "label" and "label_ids" are looked for after these.
-        of_rows: Whether labels are those of a sample's rows, which are recorded with them, and not read here.
+        label_names: The trainer's names for the labels. "labels", "label" and "label_ids" are tried after these.
+        of_rows: Whether the labels are those of a sample's rows. They are recorded with the rows, and not read here.
 
     Raises:
         SampleIdError: see `sample_ids_of`.
-        ValueError: an iterable without `num_samples`, or known not to have the id column; an empty set.
+        ValueError: the set is empty, or it is an iterable without `num_samples`, or one known to lack the id column.
     """
     if isinstance(dataset, torch.utils.data.IterableDataset):
         known = dataset.column_names if isinstance(dataset, datasets.IterableDataset) else None
@@ -83,7 +83,7 @@ def inspect_training_set(
         return TrainingSet(num_samples or len(dataset), f"torch data set of {len(dataset)}")
     ids = np.asarray(sample_ids_of(dataset, column))
     kept = [name for name in dataset.column_names if columns is None or name in columns]
-    # Which columns a transform reads is not known. Where the model takes none, the Trainer says so in its own words.
+    # It is not known which columns a transform reads. If the model takes none, the Trainer says so in its own words.
     if dataset.format["type"] == "custom" or not set(kept) - {column}:
         kept = dataset.column_names
     labels = {*label_names, *LABEL_COLUMNS}.intersection(kept)
@@ -92,7 +92,7 @@ def inspect_training_set(
 
 
 def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt.NDArray[Any] | None:
-    """The label of each row; see `TrainingSet.labels`. `label_names` are looked for before the usual names."""
+    """The label of each row; see `TrainingSet.labels`. `label_names` are tried before the usual names."""
     name = next((name for name in (*label_names, *LABEL_COLUMNS) if name in dataset.column_names), None)
     if name is None:
         return None
@@ -103,9 +103,9 @@ def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt
 
 
 def refuse_no_labels(dataset: Any, label_names: Sequence[str] = ()) -> None:
-    """Raises ValueError where a data set has a label for each token, and all of them are -100, which losses ignore.
+    """Raises ValueError if a data set has a label for each token, and all of them are -100, which losses ignore.
 
-    Reads up to the first other label. What a transform makes of the rows is not known, and not looked at.
+    Reads up to the first other label. A data set with a transform is not checked.
     """
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return
@@ -124,5 +124,5 @@ def refuse_no_labels(dataset: Any, label_names: Sequence[str] = ()) -> None:
 
 
 def rows_with_labels_outside(labels: npt.NDArray[Any], num_labels: int) -> npt.NDArray[np.integer[Any]]:
-    """The positions of integer labels that are no class; -100, which losses ignore, is allowed."""
+    """The positions of integer labels that are not a class; -100, which losses ignore, is allowed."""
     return np.flatnonzero(((labels < 0) & (labels != -100)) | (labels >= num_labels))
