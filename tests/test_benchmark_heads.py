@@ -47,8 +47,9 @@ def test_a_small_grid(plan, tmp_path, monkeypatch, capsys):
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert len(lines) == 2 * 2 * 4
     assert all(set(benchmark.METRICS[line["head"]]) <= set(line) for line in lines)
-    weights = {line["method"]: line["settings"]["long_term_weight"] for line in lines}
-    assert weights == {"plain": 0, "lstsd": None}
+    weights = {(line["method"], line["head"]): line["settings"]["long_term_weight"] for line in lines}
+    defaults = {"entities": 0.2, "speech": 0.2, "spans": 0.2, "language": 0.1}
+    assert weights == {("plain", head): 0 for head in defaults} | {("lstsd", h): w for h, w in defaults.items()}
     by_run = {(line["head"], line["method"], line["seed"]): line for line in lines}
     for head in benchmark.PROBLEMS:  # the rows depend on the seed, not on the method
         assert by_run[head, "plain", 0]["train_samples"] == by_run[head, "lstsd", 0]["train_samples"] > 0
