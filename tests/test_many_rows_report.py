@@ -85,8 +85,13 @@ def train(kind: str, folder: Path, data: datasets.Dataset, **changes: Any) -> An
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tagger")
     train("tokens", folder, sentences())
-    write_report(folder, sentences().select_columns(["sample_id", "words", "tags"]))
+    page_by_ids(folder)
     return folder
+
+
+def page_by_ids(tagged: Path) -> str:
+    page = write_report(tagged, sentences().select_columns(["sample_id", "words", "tags"]))
+    return page.read_text(encoding="utf-8")
 
 
 def table(folder: Path, name: str) -> Any:
@@ -152,11 +157,6 @@ def test_a_sample_is_its_worst_token(tagged):
     flagged = by_sample["noise_score"].apply(lambda scores: (scores > 0.5).sum())
     assert (samples["flagged_tokens"].to_numpy() == flagged.to_numpy()).all()
     assert sorted(samples["noise_rank"]) == list(range(1, 61))
-
-
-def page_by_ids(tagged: Path) -> str:
-    page = write_report(tagged, sentences().select_columns(["sample_id", "words", "tags"]))
-    return page.read_text(encoding="utf-8")
 
 
 def test_words_are_found_by_tags_without_ids_and_a_cut_sentence_has_them_too(tagged, tmp_path):

@@ -289,7 +289,7 @@ def test_the_report_of_a_run_shows_what_it_has_by_heart(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text(encoding="utf-8")
     last = measured(trainer)[-1]
     can, heart = round(100 * last["honest_accuracy"]), round(100 * last["memorised"])
-    assert f"The model gets {can + heart} % of its training labels right" in page
+    assert f"Of the {can + heart} % that it gets right" in page
     error = 1.96 * max(last["honest_accuracy_error"], last["memorised_error"])
     assert f"± {100 * error:.0f} points, 95 % interval" in page
     assert 'id="plot-memory"' in page

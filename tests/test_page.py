@@ -120,7 +120,7 @@ def test_memory_is_told_where_the_log_has_it(tmp_path: Path) -> None:
     first = {"epoch": 1.0, "honest_accuracy": 0.6, "memorised": 0.05}
     last = {"epoch": 2.0, "honest_accuracy": 0.716, "memorised": 0.194}
     page = logged(folder, first, last)
-    sentence = "The model gets 91 % of its training labels right: it can do 72 %, and knows 19 % by heart."
+    sentence = "Of the 91 % that it gets right, 72 % it can do and 19 % it has by heart."
     assert words_of(page, 'p class="sentence"') == sentence
     traces = data_of(page)["figures"]["memory"]["data"]
     assert len(traces) == 2  # no error, no band
@@ -132,8 +132,7 @@ def test_memory_is_told_where_the_log_has_it(tmp_path: Path) -> None:
     assert words_of(page, 'p class="sentence"') == sentence[:-1] + " (each ± 4 points, 95 % interval)."
     assert len(data_of(page)["figures"]["memory"]["data"]) == 4
     page = logged(folder, first | {"memorised": -0.02})
-    sentence = "The model gets 58 % of its training labels right, and none of them by heart."
-    assert words_of(page, 'p class="sentence"') == sentence
+    assert words_of(page, 'p class="sentence"') == "Of the 58 % that it gets right, it has none by heart."
 
 
 def test_the_loss_of_the_honest_past_is_a_curve_of_its_own(tmp_path: Path) -> None:

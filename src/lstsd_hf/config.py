@@ -286,46 +286,8 @@ class DistillationArguments(TeacherArguments):
 class LSTSDConfig(DistillationArguments, TrainingArguments):
     """`transformers.TrainingArguments` with the settings of Long Short-Term Sample Distillation.
 
-    Takes every argument of `TrainingArguments`, and these:
-
-    Attributes:
-        mini_generation_epochs: K, the number of epochs in a mini-generation. Default: 2.
-        long_term_weight: The long-term teacher's share of the loss, from 0 to 1. None: 0.4; for tokens and spans 0.2;
-            for a regression or a language model 0.1.
-        short_term_weight: The short-term teacher's share, with the same defaults. All shares add up to at most 1.
-        temperature: Softens both sides of the divergence. Above 0. Default: 1.
-        weight_schedule: "constant", or "linear": the weights grow from epoch to epoch. Default: "constant".
-        teacher_trust: "confidence": a teacher counts by how sure it is. "constant": it counts in full. "honest": as
-            "confidence", and labels are smoothed as far as the model claims more than it can do; where labels look
-            wrong, the model learns from the label and from its own earlier predictions together, each weighted by
-            how often it is right; see `method.honest`. None: "honest" for one class for each sample, labels known
-            before training, samples in random order, and no outside teacher; otherwise "confidence".
-        lone_teacher: What gets the long-term teacher's weight until that teacher exists: the "label" (default), or
-            the short-term "teacher".
-        problem_type: "regression", "single_label_classification", "multi_label_classification",
-            "token_classification", "question_answering", "causal_lm", "seq2seq_lm", "masked_lm". None: what the
-            model's class or config says, else a guess from the labels.
-        sample_id_column: The training set's column of integer ids. Default: "sample_id".
-        logits_dir: The folder of the logits store. None: `<output_dir>/_logits`.
-        logits_dtype: "float16" (default) or "float32".
-        logits_top_k: For a language model, how many classes to keep for each predicted token. Default: 8.
-        logits_retention: "needed": keep the epochs that can still teach. "all": keep every epoch, with which the
-            report finds wrong labels better. None: "all" if the whole history takes at most `history_budget` bytes.
-        history_budget: How many bytes the history may take if `logits_retention` is None. Default: 256 MiB.
-        num_samples: The largest sample id plus 1, for a streamed training set.
-        push_logits: Whether to upload the store with the model. Default: False.
-        resume_without_logits: Whether to resume from a checkpoint that holds no store. Default: False.
-        accept_new_labels: Whether to resume after the labels, and nothing else, were corrected. Default: False.
-        long_term_teacher: "epoch" (default): one past epoch. "ensemble": the running mean of all past epochs.
-        outside_teacher: The folder of another store of predictions that also teaches, made by `record_predictions` or
-            by an earlier run. It is only read. None: no outside teacher.
-        outside_weight: The outside teacher's share of the loss, from 0 to 1. None: 0.5. With an outside teacher, the
-            default weights of the other two are multiplied by 1 minus this share.
-        outside_epoch: Which epoch of its store teaches: a number, "last" (default), or "mean", the mean logits of all.
-
-    Raises:
-        ValueError: a field is out of range, or `logits_dir` lies inside `output_dir` under a name without a leading
-            underscore, which `push_to_hub` would upload.
+    Takes every argument of `TrainingArguments`, and every attribute of `DistillationArguments`, whose docstring
+    explains them and says what is refused.
     """
 
 

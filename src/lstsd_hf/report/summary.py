@@ -106,11 +106,9 @@ def _memory_of_hits(log: list[dict[str, float]]) -> Memory | None:
     epochs, honest, memorised, error, off = logged
     # Rounded first, so that the parts add up.
     can, heart = round(100 * honest[-1]), round(100 * memorised[-1])
-    right = f"The model gets {can + heart} % of its training labels right"
+    right = f"Of the {can + heart} % that it gets right"
     sentence = (
-        f"{right}: it can do {can} %, and knows {heart} % by heart"
-        if heart > 0
-        else f"{right}, and none of them by heart"
+        f"{right}, {can} % it can do and {heart} % it has by heart" if heart > 0 else f"{right}, it has none by heart"
     )
     give_or_take = "" if np.isnan(off) else f" (each ± {100 * off:.0f} points, 95 % interval)"
     names = ("can do", "gets right, with what it knows by heart")
