@@ -349,6 +349,21 @@ def test_it_is_the_default_where_it_has_a_rule(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(weights(ours.model), weights(asked.model))
 
 
+def test_rows_of_the_store_without_a_sample_do_not_make_the_doubt_surer(tmp_path: Path) -> None:
+    """The first token is the class; an eighth of the labels are wrong, so that the gate opens in part."""
+    tokens, given = np.ones((120, 8), int), np.random.default_rng(1).integers(0, 3, 120)
+    tokens[:, 0] = 1 + given
+    given[::8] = (given[::8] + 1) % 3
+    found = []
+    for gap in (1, 3):  # with a gap of 3 the store has three rows for each sample
+        data = datasets.Dataset.from_dict({"input_ids": tokens.tolist(), "label": given.tolist()})
+        data = data.add_column("sample_id", (gap * np.arange(120)).tolist())
+        trainer = run(tmp_path / str(gap), data=data, num_train_epochs=4, optim="sgd", learning_rate=5e-2)
+        found.append((logged(trainer, "honest_gate"), logged(trainer, "honest_smoothing")))
+    assert found[0] == found[1]
+    assert 0 < found[0][0][-1] < 1
+
+
 def test_by_default_labels_are_not_doubted_after_few_steps(tmp_path: Path) -> None:
     """Six epochs of 12 steps are 72, fewer than SINCE_STEP."""
     ours = run(tmp_path / "default", teacher_trust=None)

@@ -72,17 +72,19 @@ class LabelShares(NamedTuple):
     Attributes:
         shares: float64 (C,), the share of each class.
         chance: The accuracy of guesses drawn with these shares: the sum of their squares.
+        samples: How many labels were counted.
     """
 
     shares: Array
     chance: float
+    samples: int
 
     @classmethod
     def of(cls, labels: Array, classes: int) -> "LabelShares":
         """Counts (N,) integer labels; those outside of [0, classes) are left out."""
         known = labels[(labels >= 0) & (labels < classes)]
         shares = np.bincount(known, minlength=classes) / max(len(known), 1)
-        return cls(shares, float((shares**2).sum()))
+        return cls(shares, float((shares**2).sum()), len(known))
 
 
 def witness(rows: Array, labels: Array, priors: LabelShares, honest: float) -> Witness | None:
@@ -205,7 +207,7 @@ def label_doubt(contradicted: float, samples: int) -> float:
 
     Args:
         contradicted: The share; see `Said`.
-        samples: N, of which a fifth are the surest.
+        samples: The number of samples with a label, of which a fifth are the surest.
     """
     low, high = DOUBT_FROM
     surely = contradicted - math.sqrt(contradicted * (1 - contradicted) / dynamics.surest_count(samples))

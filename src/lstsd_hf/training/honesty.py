@@ -113,7 +113,8 @@ class Honesty:
             if e >= self._since:
                 self.smoothing = smoothing_after(self.smoothing, found.claimed, self._honest[e], len(priors.shares))
         # The largest doubt so far: wrong labels that the model has learnt by heart since then are still wrong.
-        doubts = (label_doubt(share, len(labels)) for e, share in self._contradicted.items() if e >= self._since)
+        # Not len(labels): the store also has rows for ids that no sample has.
+        doubts = (label_doubt(share, priors.samples) for e, share in self._contradicted.items() if e >= self._since)
         self.gate = max(doubts, default=0.0)
         if self.gate:
             self._correct(own, store, labels, priors)
