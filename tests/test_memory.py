@@ -111,6 +111,24 @@ def as_losses(counters: Counters, unit: float) -> Counters:
     return Counters(np.stack([n, miss, squares, miss_before, before, both], axis=1))
 
 
+@pytest.mark.parametrize("of_losses", [False, True])
+def test_the_honest_part_stays_in_its_range(of_losses: bool) -> None:
+    """Of a model that gets nothing right, or whose loss is 0 in all epochs but the first."""
+    meter = MemoryMeter(of_losses)
+    values = [np.linspace(1, 0, 240), *np.zeros((4, 240))] if of_losses else np.zeros((5, 240))
+    for value in values:
+        counters = Counters()
+        counters.add(np.arange(240) / 240, value)
+        assert meter.fold(counters).honest >= 0
+    if not of_losses:
+        rises = [np.repeat([0.0, 1.0], [120 - 40 * epoch, 120 + 40 * epoch]) for epoch in range(3)]
+        meter = MemoryMeter()
+        for value in rises:
+            counters = Counters()
+            counters.add(np.arange(240) / 240, value)
+            assert meter.fold(counters).honest <= 1
+
+
 def test_the_state_is_plain_and_goes_on_where_it_was() -> None:
     epochs, _ = simulated(1000, [0.5, 0.75, 0.8, 0.81, 0.815, 0.82, 0.82], 0.4, seed=0)
     whole, parted = MemoryMeter(), MemoryMeter()

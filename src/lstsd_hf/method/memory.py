@@ -119,7 +119,8 @@ class Measured(NamedTuple):
     """The two parts of agreement at the end of an epoch; for a regression, of the loss, in its own unit.
 
     Attributes:
-        honest: An estimate of agreement on new samples with labels as noisy as these.
+        honest: An estimate of agreement on new samples with labels as noisy as these, from 0 to 1; or of their loss,
+            0 or more.
         honest_error: Its standard error.
         memorised: What the samples' own visits add to agreement, or take off the loss.
         memorised_error: Its standard error.
@@ -249,6 +250,7 @@ class MemoryMeter:
     def values(self) -> Measured:
         """What the last `fold` returned."""
         honest, memorised = self._x[:2].tolist()
+        honest = min(honest, 1.0) if self.of_losses else min(max(honest, 0.0), 1.0)  # the state itself may overshoot
         filters = MODEL_ERROR_OF_LOSSES if self.of_losses else MODEL_ERROR
         own = np.where([self.epochs > 1 or self.of_losses, self.epochs > 1], filters, 0.0)
         error, other = np.sqrt(np.maximum(np.diag(self._covariance)[:2], 0) + own**2).tolist()
