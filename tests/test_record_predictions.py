@@ -206,6 +206,7 @@ def test_a_call_that_would_mix_is_refused(tmp_path, monkeypatch):
     [
         ({"batch_size": 0}, "batch_size=0 is not allowed"),
         ({"top_k": True}, "top_k=True is not allowed"),
+        ({"problem_type": "classes"}, "problem_type='classes' is not allowed: expected None or one of 'regression'"),
         ({"dtype": "bfloat16"}, "dtype='bfloat16' is not allowed: expected 'float16' or 'float32'"),
         ({"dataset": rows(3).to_iterable_dataset()}, "expected a data set with a length"),
         ({"dataset": rows(3).select(range(0))}, "dataset is empty"),
@@ -218,6 +219,41 @@ def test_arguments_that_are_wrong(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         record_predictions(**arguments)
     assert not (tmp_path / "s").exists()
+
+
+def test_as_many_classes_as_the_vocabulary_has_are_refused_by_the_name_of_the_argument(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_embd=8, n_layer=1, n_head=2))
+    data = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3]] * 4, "labels": [[1, 2, 3]] * 4})
+    with pytest.raises(ValueError, match=r"^top_k=12 and a vocabulary of 12: .* Set top_k lower"):
+        record_predictions(model, data, tmp_path / "s", top_k=12)
+    assert record_predictions(model, data, tmp_path / "s", top_k=11).row_shape == (11,)
+
+
+class WithoutLabels(torch.nn.Module):
+    """Its loss is the user's, so its forward takes no labels."""
+
+    def __init__(self, bias: float = 0.0) -> None:
+        super().__init__()
+        self.of_tokens, self.bias = torch.nn.Embedding(VOCABULARY, 3), bias
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.of_tokens(input_ids).sum(dim=1) + self.bias * (input_ids[:, :1] % 2)}
+
+
+def test_labels_are_not_given_to_a_model_that_takes_none(tmp_path):
+    model, data = WithoutLabels(), rows(8)
+    found = record_predictions(model, data, tmp_path / "s", dtype="float32").read(0, np.arange(8))
+    torch.testing.assert_close(torch.from_numpy(found), model(torch.tensor(data["input_ids"]))["logits"].detach())
+
+
+def test_logits_that_are_not_finite_are_told_of_and_named_by_the_student(tmp_path, caplog):
+    data = add_sample_ids(rows(8))
+    odd = [i for i, tokens in enumerate(data["input_ids"]) if tokens[0] % 2]
+    store = record_predictions(WithoutLabels(np.inf), data.select(odd), tmp_path / "s")
+    assert f"not finite for {len(odd)} of {len(odd)} samples, first for sample ids {odd[:5]}" in caplog.text
+    settings = config(tmp_path / "run", outside_teacher=store.path, num_train_epochs=1)
+    with pytest.raises(StoreMismatchError, match=r"no prediction of any sample .* NaN or infinite"):
+        LSTSDTrainer(tiny_bert(), settings, train_dataset=data).train()
 
 
 # ---- the command

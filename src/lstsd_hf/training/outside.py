@@ -196,6 +196,11 @@ class OutsideTeacher:
                 )
             return
         present = self._has(ids)
+        if not present.any() and not self._has(store.index.all_ids).any():
+            raise StoreMismatchError(
+                f"The outside teacher's store at {store.path} has no prediction of any sample in epoch "
+                f"{self.source.epoch}: expected finite numbers. Were the teacher's logits NaN or infinite?"
+            )
         if not present.any():
             raise StoreMismatchError(
                 f"The outside teacher's store at {store.path} has none of the {len(ids)} training samples: expected "

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import numpy as np
@@ -20,7 +20,7 @@ from transformers.utils import find_labels, logging
 
 from ..config import DistillationArguments, LogitsDtype
 from ..method.heads import ProblemType
-from ..method.many_rows import ManyRows, many_rows_head
+from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.rows import RowIndex
 from ..store import LogitsStore, StoreError, StoreMismatchError
 from ..store.files import writing
@@ -31,13 +31,14 @@ from .collator import COUNTS, POSITIONS, SAMPLE_IDS, IdentifiedDataset, TeacherC
 from .fingerprint import fingerprint, input_hashes
 from .forecast import Forecast
 from .model_head import grid_of, many_rows_problem, refuse_unsupported, rows_of, unwrapped
-from .outside import INPUT_HASHES, class_names, input_lengths, tokenizer_name
+from .outside import INPUT_HASHES, class_names, input_lengths, tokenizer_name, vocabulary_of
 from .overrides import take_added
 from .sample_ids import LABEL_COLUMNS, has_sample_ids, sample_ids_of
 
 logger = logging.get_logger(__name__)
 
 EPOCH = 0  # the only epoch of such a store
+_FEW = 5
 
 
 def record_predictions(
@@ -85,14 +86,18 @@ def record_predictions(
         StoreMismatchError: the folder holds predictions of another model, of other inputs, or with other settings.
         StoreError: the folder holds something else, another process records into it, or the disk is too small.
     """
-    _refuse_arguments(dataset, batch_size, dtype, top_k)
+    _refuse_arguments(dataset, batch_size, dtype, top_k, problem_type)
     refuse_unsupported(model)
     # On a machine without an accelerator, each of several processes would otherwise take itself for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
-    given = problem_type or many_rows_problem(model)
-    recording = _Recording(
-        model, many_rows_head(given, top_k), dataset, collator, processing_class, batch_size, sample_id_column
-    )
+    head = many_rows_head(problem_type or many_rows_problem(model), top_k)
+    size = vocabulary_of(model) if isinstance(head, Vocabulary) else None
+    if size is not None and top_k >= size:
+        raise ValueError(
+            f"top_k={top_k} and a vocabulary of {size}: expected fewer than all of it, because the mass of the rest "
+            "is recorded as well. Set top_k lower."
+        )
+    recording = _Recording(model, head, dataset, collator, processing_class, batch_size, sample_id_column)
     place_of_store = Path(path).resolve()
     with writing(place_of_store):
         place_of_store.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +116,7 @@ def record_predictions(
             state.wait_for_everyone()
             if _is_first(state):
                 store.seal(EPOCH)
+                recording.warn_of_gaps(store)
         state.wait_for_everyone()
     finally:
         place.unlock(held)
@@ -121,12 +127,15 @@ def _is_first(state: PartialState) -> bool:
     return state.process_index == 0
 
 
-def _refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int) -> None:
+def _refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int, problem_type: str | None) -> None:
     for name, value in (("batch_size", batch_size), ("top_k", top_k)):
         if not is_whole(value, low=1):
             raise ValueError(f"{name}={value!r} is not allowed: expected an integer of at least 1.")
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype={dtype!r} is not allowed: expected 'float16' or 'float32'.")
+    if problem_type not in (None, *get_args(ProblemType)):
+        known = ", ".join(map(repr, get_args(ProblemType)))
+        raise ValueError(f"problem_type={problem_type!r} is not allowed: expected None or one of {known}.")
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"dataset is a {type(dataset).__name__}: expected a data set with a length, whose rows can be taken by "
@@ -270,6 +279,18 @@ class _Recording:
                 bar.update(int(self._lengths[self._batches[number]].sum()))
         store.close()
 
+    def warn_of_gaps(self, store: LogitsStore) -> None:
+        """Warns of samples whose predictions are not finite, which the store leaves out."""
+        if store.is_ragged:  # a sample without a labelled token has no rows either
+            return
+        rows = store.epoch_rows(EPOCH).reshape(store.index.num_rows, -1)[:, 0]
+        lost = self._ids[np.isnan(rows[store.index.rows_of(self._ids, store.path)])]
+        if len(lost):
+            logger.warning(
+                f"The model's logits are not finite for {len(lost)} of {len(self._ids)} samples, first for sample ids "
+                f"{lost[:_FEW].tolist()}: the store has no predictions of them."
+            )
+
     def _device(self) -> Any:
         is_placed = getattr(self._model, "hf_device_map", None) is not None
         return next(self._model.parameters()).device if is_placed else PartialState().device
@@ -301,10 +322,13 @@ class _Recording:
     def _is_left_out(self, name: str) -> bool:
         """Whether an input is labels that the model does not need: no loss is wanted, and labels may be out of range.
 
-        For an encoder-decoder model, labels are inputs too.
+        For an encoder-decoder model, labels are inputs too, and so they may be where `forward` takes `**kwargs` alone.
         """
-        if name not in self._label_names or name not in self._taken:
-            return name in self._label_names and "labels" in self._taken
+        if name not in self._label_names:
+            return False
+        if name not in self._taken:
+            takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._taken.values())
+            return "labels" in self._taken or not takes_any
         is_decoder = getattr(getattr(unwrapped(self._model), "config", None), "is_encoder_decoder", False)
         return self._taken[name].default is None and not is_decoder
 
