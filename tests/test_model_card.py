@@ -60,7 +60,7 @@ def test_the_first_lines_say_what_it_was_trained_on_and_how_to_load_it(trainer):
     text = card_of(trainer).text
     first = text[: text.index("\n## ")]
     mean, _ = LogitsStore.open(Path(trainer.args.output_dir, "_logits")).read_statistic("margin")[1].T
-    assert f"It was trained on 40 rows. {(mean < 0).sum()} of their labels look wrong" in first
+    assert f"It was trained on 40 rows. For {(mean < 0).sum()} of these another class was more probable" in first
     assert re.search(r"- Accuracy: \d", first)
     code = re.search(r"```python\n(.*?)```", first, re.DOTALL).group(1)
     assert code == (
@@ -100,8 +100,9 @@ def test_the_recipe_makes_the_same_settings(trainer, tmp_path, monkeypatch):
     (block,) = re.findall(r"```python\n((?:(?!```).)*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
     made: dict[str, Any] = {}
     exec(block, made)
-    # The recipe has the weights in force, which the run's own arguments may leave open.
+    # The recipe has the weights in force, which the run's own arguments may leave open. It leaves the trust open too.
     ours, theirs = trainer.args.to_dict() | asdict(trainer.settings), made["args"].to_dict()
+    ours["teacher_trust"] = trainer.args.teacher_trust
     # What may differ: where and what the run writes, this machine, and how often the run logs.
     elsewhere = {"output_dir", "logits_dir", "logits_retention", "report_to", "disable_tqdm", "use_cpu"} | {
         "dataloader_pin_memory",
@@ -109,6 +110,36 @@ def test_the_recipe_makes_the_same_settings(trainer, tmp_path, monkeypatch):
     }
     often = {"logging_steps", "logging_nan_inf_filter"}
     assert {name for name in ours if ours[name] != theirs[name]} <= elsewhere | often
+
+
+def recipe_of(trainer: LSTSDTrainer) -> Any:
+    """The arguments that the recipe on a run's card makes."""
+    (block,) = re.findall(r"```python\n((?:(?!```).)*?)trainer = ", card_of(trainer).text, flags=re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(block, made)
+    return made["args"]
+
+
+def test_the_recipe_names_no_trust_that_the_run_did_not(tmp_path, monkeypatch):
+    """By name, trust by honesty does not wait for a hundred steps."""
+    monkeypatch.chdir(tmp_path)
+    left_open = trained(tmp_path / "open")
+    assert left_open.settings.teacher_trust == "honest"
+    assert recipe_of(left_open).teacher_trust is None
+    assert recipe_of(trained(tmp_path / "named", teacher_trust="honest")).teacher_trust == "honest"
+
+
+def test_the_recipe_has_what_says_what_the_logits_stand_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {"problem_type": "single_label_classification", "logits_top_k": 3, "sample_id_column": "number"}
+    made = recipe_of(trained(tmp_path / "run", **changes))
+    assert {name: getattr(made, name) for name in changes} == changes
+
+
+def test_a_folder_that_is_no_store_keeps_no_card_from_being_written(trainer, tmp_path):
+    (tmp_path / "_logits").mkdir()
+    other = LSTSDTrainer(tiny_bert(), config(tmp_path), train_dataset=rows(4))
+    assert "more probable" not in card_of(other).text
 
 
 def test_the_section_is_true_to_a_run_that_was_cut_short_or_taught_by_labels_alone(tmp_path):

@@ -65,17 +65,19 @@ class HubMixin(_Trainer):
         name = self.hub_model_id or given.arguments["model_name"]
         card = model_card.complete(
             path.read_text(encoding="utf-8"),
-            model_card.opening(num_samples, self._looks_wrong(), kind, name),
+            model_card.opening(num_samples, self._less_probable(), kind, name),
             model_card.describe(self.settings, self.distillation, self.args, log_history, num_samples),
             model_card.evaluation_metrics(log_history),
             model_card.infer_task(kind.__name__),
         )
         path.write_text(card, encoding="utf-8")
 
-    def _looks_wrong(self) -> int | None:
+    def _less_probable(self) -> int | None:
         """How many labels were, on average over the epochs, less probable than another class; None if not known."""
-        path = Path(self.logits_path())
-        found = LogitsStore.open(path).read_statistic(MARGIN.name) if path.is_dir() else None
+        try:
+            found = LogitsStore.open(Path(self.logits_path())).read_statistic(MARGIN.name)
+        except StoreError:  # no store, or a damaged one, which a model card need not mend
+            return None
         if found is None:
             return None
         mean, epochs = found[1].T

@@ -54,6 +54,9 @@ _WHERE_CHANGED = (
     "save_steps",
 )
 
+# The same of the method's settings that `Settings` lacks.
+_OWN_WHERE_CHANGED = ("problem_type", "logits_top_k", "sample_id_column", "num_samples")
+
 
 def evaluation_metrics(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The finite metrics of the last evaluation, named without `eval_`, on all data sets evaluated at that step.
@@ -102,21 +105,22 @@ def infer_task(model_class: str) -> str:
     )
 
 
-def opening(num_samples: int | None, looks_wrong: int | None, model_class: type, name: str) -> str:
+def opening(num_samples: int | None, less_probable: int | None, model_class: type, name: str) -> str:
     """What a reader wants to know first: how many rows it was trained on, what their labels are worth, how to load it.
 
     Args:
         num_samples: The size of the training set; None if not known.
-        looks_wrong: How many labels look wrong; None if not known.
+        less_probable: How many labels were less probable than another class, on average over the epochs; None if not
+            known. It is not the report's estimate of how many are wrong.
         model_class: The model's class.
         name: The model's name on the Hub, or that of its folder.
     """
     lines = []
     if num_samples is not None:
         lines.append(f"It was trained on {num_samples:,} rows.")
-    if looks_wrong is not None:
+    if num_samples is not None and less_probable is not None:
         lines.append(
-            f"{looks_wrong:,} of their labels look wrong: on average over the epochs another class was more probable."
+            f"For {less_probable:,} of these another class was more probable than the label, on average over the epochs."
         )
     if model_class.__module__.startswith("transformers."):
         kind = model_class.__name__
@@ -196,6 +200,11 @@ def _recipe(settings: Settings, distillation: DistillationArguments, args: Train
     names = [*_ALWAYS, *(name for name in _WHERE_CHANGED if getattr(args, name) != defaults[name])]
     lines = {name: getattr(args, name) for name in names}
     lines |= dataclasses.asdict(settings) | {"logits_dtype": distillation.logits_dtype}
+    if distillation.teacher_trust is None:
+        del lines["teacher_trust"]  # "honest" by name would not wait for `honest.SINCE_STEP`
+    own = {field.name: field.default for field in dataclasses.fields(DistillationArguments)}
+    lines |= {name: getattr(distillation, name) for name in _OWN_WHERE_CHANGED}
+    lines = {name: value for name, value in lines.items() if name not in _OWN_WHERE_CHANGED or value != own[name]}
     if distillation.outside_teacher is None:
         del lines["outside_weight"]
     else:  # without its local path
