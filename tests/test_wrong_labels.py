@@ -14,11 +14,14 @@ from lstsd_hf.report.measures import measure
 SAMPLES, CLASSES = 1000, 3
 
 
-def run_of(folder: Path, wrong: int, epochs: Any = 6, learnt: Any = (), samples: int = SAMPLES) -> Path:
+def run_of(
+    folder: Path, wrong: int, epochs: Any = 6, learnt: Any = (), samples: int = SAMPLES, seen: Any = slice(None)
+) -> Path:
     """A run whose model predicts the true class; the first `wrong` labels are others, and some are `learnt` by heart.
 
     Args:
         learnt: For each epoch, the share of the wrong labels that the model has learnt by heart.
+        seen: Which samples the run has predictions of.
     """
     true = np.arange(samples) % CLASSES
     given = np.where(np.arange(samples) < wrong, (true + 1) % CLASSES, true)
@@ -30,7 +33,7 @@ def run_of(folder: Path, wrong: int, epochs: Any = 6, learnt: Any = (), samples:
     for epoch in range(epochs) if isinstance(epochs, int) else epochs:
         heart = learnt[epoch] if epoch < len(learnt) else 0
         predicted = np.where(order % 100 < 100 * heart, given, true)
-        store.record(epoch, np.arange(samples), np.eye(CLASSES)[predicted] * sureness[:, None])
+        store.record(epoch, np.arange(samples)[seen], (np.eye(CLASSES)[predicted] * sureness[:, None])[seen])
         store.seal(epoch)
     return folder
 
@@ -57,6 +60,14 @@ def test_later_epochs_that_know_wrong_labels_by_heart_do_not_count(tmp_path):
     some = measure(open_run(run_of(tmp_path / "c", 200, learnt=(0, 0, 0.5)), None)).wrong_labels
     assert early == late
     assert some == pytest.approx(early * np.sqrt(0.5), rel=0.2)
+
+
+def test_samples_that_the_run_never_saw_add_no_wrong_labels(tmp_path):
+    """As with a sampler that takes a part of the training set."""
+    whole = measure(open_run(run_of(tmp_path / "whole", 200), None)).wrong_labels
+    half = run_of(tmp_path / "half", 200, seen=slice(0, None, 2))
+    assert measure(open_run(half, None)).wrong_labels == pytest.approx(whole / 2, rel=0.3)
+    assert list(read_history(half)["looks_wrong"]).count(True) == measure(open_run(half, None)).wrong_labels
 
 
 @pytest.mark.parametrize(("epochs", "counted"), [(1, []), (2, [1]), (4, [1]), (5, [1, 2]), (9, [1, 2])])

@@ -23,9 +23,9 @@ class Measures:
     Attributes:
         samples: Columns of N rows, a row for each sample that has a label, by ascending id.
         epochs: (E,) the means over samples in each of the E sealed epochs; NaN where no sample has a value.
-        wrong_labels: The estimated number of wrong labels, see `dynamics.wrong_share`. None if there is no estimate:
-            for a regression, for tokens, for several labels, for few samples, if the store lacks the epochs that it
-            needs, or if the model has not learnt enough.
+        wrong_labels: The estimated number of wrong labels of the samples that have a prediction, see
+            `dynamics.wrong_share`. None if there is no estimate: for a regression, for tokens, for several labels,
+            for few samples, if the store lacks the epochs that it needs, or if the model has not learnt enough.
         has_learnt: Whether the model has learnt enough to judge labels; True if that is not known. If False, no label
             looks wrong.
         noise_of_all_epochs: Whether the noise score, and the mean absolute error of a regression, cover all epochs,
@@ -81,8 +81,10 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
     # No estimate for tokens and for several labels: those of one sample are not independent draws, and mostly have one
     # class.
-    wrong_labels = None if run.is_regression or run.unit != "sample" else _count_wrong(run)
-    has_learnt = wrong_labels is None or _has_learnt(run, wrong_labels)
+    wrong_share = None if run.is_regression or run.unit != "sample" else _wrong_share(run)
+    judged = run.labels[samples["noise_rank"] > 0]  # nothing is known of samples without a prediction
+    wrong_labels = None if wrong_share is None else round(wrong_share * len(judged))
+    has_learnt = wrong_share is None or _has_learnt(judged, wrong_share)
     if not has_learnt:
         wrong_labels, samples["looks_wrong"] = None, np.zeros(len(run.ids), bool)
     elif wrong_labels is None:
@@ -109,8 +111,8 @@ def refuse_several_labels(run: Run) -> None:
         )
 
 
-def _count_wrong(run: Run) -> int | None:
-    """The estimated number of wrong labels; None without the epochs that it needs, or with too few samples."""
+def _wrong_share(run: Run) -> float | None:
+    """The estimated share of wrong labels; None without the epochs that it needs, or with too few samples."""
     epochs = dynamics.count_from(run.epochs)
     shares = []
     for epoch in epochs:
@@ -122,14 +124,14 @@ def _count_wrong(run: Run) -> int | None:
         if np.isfinite(hits).sum() < _LEAST_COUNTED:
             return None
         shares.append(dynamics.contradicted(top, hits))
-    return round(dynamics.wrong_share(shares) * len(run.ids)) if shares else None
+    return dynamics.wrong_share(shares) if shares else None
 
 
-def _has_learnt(run: Run, wrong_labels: int) -> bool:
+def _has_learnt(labels: Array, wrong_share: float) -> bool:
     """Whether the surest predictions agree with labels more often than the largest class, by 2 standard errors."""
-    largest = np.unique(run.labels, return_counts=True)[1].max() / len(run.labels)
-    error = np.sqrt(largest * (1 - largest) / (dynamics.SUREST * len(run.labels)))
-    return bool(1 - wrong_labels / len(run.labels) > largest + 2 * error)
+    largest = np.unique(labels, return_counts=True)[1].max() / len(labels)
+    error = np.sqrt(largest * (1 - largest) / (dynamics.SUREST * len(labels)))
+    return bool(1 - wrong_share > largest + 2 * error)
 
 
 def _ratio(total: Array, count: Array) -> Array:
