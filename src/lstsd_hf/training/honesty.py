@@ -241,6 +241,6 @@ def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, mem
     if memory.left_out is not None:
         return (
             f"teacher_trust='honest' needs the measures of what is memorised, and they are left out: "
-            f"{memory.left_out}. Train in random order, with train_sampling_strategy='random'. {_ADVICE}."
+            f"{memory.left_out}. {_ADVICE}."
         )
     return None

@@ -77,7 +77,7 @@ class MemoryLog:
         self._values = 0
         self._has_before: bool | None = None  # whether the store holds the epoch before; None if not known yet
         if left_out is None and steps_per_epoch < _LEAST_STEPS:
-            left_out = f"an epoch has {steps_per_epoch} steps, and the measures need {_LEAST_STEPS}"
+            left_out = f"an epoch has {steps_per_epoch} steps, and the measures need {_LEAST_STEPS} (smaller batches give more)"
         if left_out is not None:
             self.leave_out(left_out)
 
@@ -306,7 +306,10 @@ def reason_to_leave_out(loader: Any, dataset: Any) -> str | None:
         return None
     if isinstance(sampler, SubsetRandomSampler) or (isinstance(sampler, DistributedSampler) and sampler.shuffle):
         return None
-    return f"the order of an epoch is that of {type(sampler).__name__}, which is not known to be random"
+    return (
+        f"the order of an epoch is that of {type(sampler).__name__}, which is not known to be random "
+        "(train_sampling_strategy='random' is)"
+    )
 
 
 def _is_shuffled(stream: Any) -> bool:

@@ -315,8 +315,8 @@ class Recorder:
 def _not_there(epochs: set[int], epoch: int, path: Path) -> StoreError:
     return StoreError(
         f"The predictions of epochs {sorted(epochs)}, which teach in epoch {epoch}, are not in the store at {path}. "
-        "Is mini_generation_epochs still what it was? Set resume_without_logits=True to train without the missing "
-        "teachers."
+        "Are mini_generation_epochs, long_term_teacher and the weights still what they were? Set "
+        "resume_without_logits=True to train without the missing teachers."
     )
 
 
