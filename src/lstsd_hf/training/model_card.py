@@ -120,7 +120,7 @@ def opening(num_samples: int | None, less_probable: int | None, model_class: typ
         lines.append(f"It was trained on {num_samples:,} rows.")
     if num_samples is not None and less_probable is not None:
         lines.append(
-            f"For {less_probable:,} of these another class was more probable than the label, on average over the epochs."
+            f"For {less_probable:,} of these another class was more probable than the label, on average over epochs."
         )
     if model_class.__module__.startswith("transformers."):
         kind = model_class.__name__

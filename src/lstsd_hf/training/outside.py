@@ -196,15 +196,13 @@ class OutsideTeacher:
                 )
             return
         present = self._has(ids)
-        if not present.any() and not self._has(store.index.all_ids).any():
-            raise StoreMismatchError(
-                f"The outside teacher's store at {store.path} has no prediction of any sample in epoch "
-                f"{self.source.epoch}: expected finite numbers. Were the teacher's logits NaN or infinite?"
-            )
         if not present.any():
+            due = "the same sample ids. Number the rows with add_sample_ids before both, and keep the column"
+            if not self._has(store.index.all_ids).any():
+                due = "a finite prediction of some sample. Take a teacher whose logits are neither NaN nor infinite"
             raise StoreMismatchError(
                 f"The outside teacher's store at {store.path} has none of the {len(ids)} training samples: expected "
-                "the same sample ids. Number the rows with add_sample_ids before both, and keep the column."
+                f"{due}."
             )
         if not store.source:
             self._refuse_run(training_set)
