@@ -71,6 +71,34 @@ def test_events_and_their_gradient():
     assert not grads[1][1][[1, 3, 4, 7]].any()
 
 
+@pytest.mark.parametrize("gap", [10.0, 20.0, 40.0, 75.0])
+def test_the_gradient_of_a_student_that_is_sure_is_exact(gap):
+    """The mass of the rest is down to e^-75. Both teachers name the sure class, and other ones beside it."""
+    positions, weights = torch.arange(4), draw(2, 4, K + 1, seed=3)
+    sure = torch.zeros(4, V)
+    sure[:, 5] = gap
+    classes = torch.stack([(draw(4, V, seed=seed) + sure).topk(K, dim=1).indices for seed in (1, 2)])
+    logits = (draw(4, V, scale=1.0).float() + sure).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    (student_events(logits, positions, classes, K)[0] * weights).sum().backward()
+    (torch.stack([dense_events(exact, named) for named in classes]) * weights).sum().backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gap", [95.0, 1e4])
+def test_a_rest_without_mass_leaves_the_loss_and_its_gradient_finite(gap):
+    logits = draw(3, V).float()
+    teacher = of_teacher(logits)
+    student = logits.clone()
+    student[torch.arange(3), teacher.classes[0, :, 0]] += gap
+    student.requires_grad_()
+    terms, own = vocabulary_terms(student, torch.arange(3), teacher, 1.0, "confidence", K)
+    terms.divergence.sum().backward()
+    assert terms.divergence.isfinite().all()
+    assert student.grad.isfinite().all()
+    assert own.log_rest.isfinite().all(), "it could not be recorded"
+
+
 def of_teacher(logits: torch.Tensor, k: int = K) -> TopK:
     """The k most probable classes of (R, V) logits, with an axis for one teacher."""
     return TopK(*(field[None] for field in top_k(logits, torch.arange(len(logits)), k)))

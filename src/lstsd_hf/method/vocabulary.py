@@ -21,6 +21,8 @@ from .teachers import TeacherTrust
 
 _VALUES_AT_ONCE = 1 << 20
 _BLOCK = 128
+# The least mass of the rest: its logarithm stays finite, and so does a gradient divided by it.
+_LEAST_REST = 1e-35
 
 
 class TopK(NamedTuple):
@@ -101,6 +103,29 @@ def _rest_of(
     return others + left_out
 
 
+def _at_named(
+    named: torch.Tensor, classes: torch.Tensor, grad: torch.Tensor, of_rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient at the classes that one teacher names, from all T teachers: a + p b, each (R, n).
+
+    b has 1 / rest of those teachers alone that do not name the class: p / rest is at most 1 for a class in the rest.
+    For another class it is huge where the rest is small, and a difference of two such numbers is rounding noise.
+
+    Args:
+        named: (R, n).
+        classes: (T, R, n), those of each teacher.
+        grad: (T, R, n + 1), with respect to the log probabilities of the events.
+        of_rest: (T, R, 1), the same of the rest, divided by its mass.
+    """
+    a = torch.zeros_like(grad[0, :, :-1])
+    b = a - grad.sum(dim=(0, 2))[:, None]
+    for theirs, of_theirs, rest in zip(classes, grad[..., :-1], of_rest, strict=True):
+        same = named[:, :, None] == theirs[:, None, :]
+        a = a + (same * of_theirs[:, None, :]).sum(dim=2)
+        b = b + rest * ~same.any(dim=2)
+    return a, b
+
+
 class _Events(torch.autograd.Function):
     """Finds the k largest classes and the teachers' events together, because each pass over the logits is costly."""
 
@@ -121,12 +146,12 @@ class _Events(torch.autograd.Function):
             total = most[:, :1] - shares[:, :1].log()  # the logarithm of the sum of exp(z)
             largest[chunk] = top
             # Not from the probabilities, which underflow for the least probable of the k.
-            own[chunk, :-1], own[chunk, -1:] = most - total, rest.log()
+            own[chunk, :-1], own[chunk, -1:] = most - total, rest.clamp(min=_LEAST_REST).log()
             for teacher, named in enumerate(classes[:, chunk]):
                 known = logits[positions[chunk, None], named].float() - total
                 others = _rest_of(named, known.exp(), top, shares, rest, rows)
                 of_teachers[teacher, chunk, :-1] = known
-                of_teachers[teacher, chunk, -1:] = others.log()
+                of_teachers[teacher, chunk, -1:] = others.clamp(min=_LEAST_REST).log()
         ctx.save_for_backward(logits, positions, classes, of_teachers)
         ctx.mark_non_differentiable(own, largest)
         return of_teachers, own, largest
@@ -139,14 +164,15 @@ class _Events(torch.autograd.Function):
         # d log p_c / dz = [c] - p;  d log rest / dz = p [not among the k] / rest - p
         of_rest = grad[..., -1:] * (-events[..., -1:]).exp()
         factor = of_rest.sum(dim=0) - grad.sum(dim=(0, 2))[:, None]
+        parts = [_at_named(named, classes, grad, of_rest) for named in classes]
         for chunk in _chunks(positions, logits.shape[1]):
             p = logits.index_select(0, positions[chunk]).softmax(dim=1, dtype=torch.float32)
             at = [
-                grad[t, chunk, :-1] - p.gather(1, named[chunk]) * of_rest[t, chunk] for t, named in enumerate(classes)
+                a[chunk] + p.gather(1, named[chunk]) * b[chunk] for named, (a, b) in zip(classes, parts, strict=True)
             ]
             p.mul_(factor[chunk])
             for named, values in zip(classes, at, strict=True):
-                p.scatter_add_(1, named[chunk], values)
+                p.scatter_(1, named[chunk], values)
             result.index_copy_(0, positions[chunk], p.to(result.dtype))
         return result, None, None, None
 

@@ -77,9 +77,7 @@ class MemoryLog:
         self._values = 0
         self._has_before: bool | None = None  # whether the store holds the epoch before; None if not known yet
         if left_out is None and steps_per_epoch < _LEAST_STEPS:
-            left_out = (
-                f"an epoch has {steps_per_epoch} steps, and {_LEAST_STEPS} are needed: take smaller batches"
-            )
+            left_out = f"an epoch has {steps_per_epoch} steps, and {_LEAST_STEPS} are needed: take smaller batches"
         if left_out is not None:
             self.leave_out(left_out)
 
