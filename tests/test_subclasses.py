@@ -14,9 +14,26 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler, WeightedRandomSampler
-from transformers import BertModel, Seq2SeqTrainer, Trainer, TrainerCallback, default_data_collator
+from transformers import (
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+    set_seed,
+)
 
-from lstsd_hf import LogitsStore, LSTSDMixin, LSTSDTrainer, StoreError, StoreMismatchError, add_sample_ids
+from lstsd_hf import (
+    LogitsStore,
+    LSTSDMixin,
+    LSTSDTrainer,
+    PredictionRecorder,
+    StoreError,
+    StoreMismatchError,
+    add_sample_ids,
+)
 from lstsd_hf.report import write_report
 from lstsd_hf.training.callback import RecorderCallback
 from toys import config, logged, rows, tiny_bert, weights
@@ -180,6 +197,58 @@ def test_with_a_loss_of_the_users_off_is_off(tmp_path, loss):
     ours = run(loss(LSTSDTrainer), tmp_path / "ours", rows(20), settings=settings)
     assert torch.equal(weights(plain.model), weights(ours.model))
     assert logged(plain, "loss") == logged(ours, "loss")
+
+
+def scaled(base: type) -> type:
+    """Takes an argument of its own from its training step, and all others as keywords."""
+
+    class ScaledTrainer(base):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch, scale=2.0)
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+        def compute_loss(self, model, inputs, *, return_outputs=False, **kwargs):
+            outputs = model(**inputs)
+            loss = kwargs.get("scale", 1.0) * outputs.loss
+            return (loss, outputs) if return_outputs else loss
+
+    return ScaledTrainer
+
+
+@pytest.mark.parametrize("make", [lambda loss: type("Mixed", (LSTSDMixin, loss), {}), PredictionRecorder])
+@pytest.mark.parametrize("loss", [*LOSSES, scaled])
+def test_with_a_loss_of_the_parents_off_is_off(tmp_path, loss, make):
+    settings = {**OFF, "max_grad_norm": 1.0}
+    options = {"settings": settings, "eval_dataset": rows(8)}
+    plain = run(loss(Trainer), tmp_path / "plain", rows(20), **options)
+    ours = run(make(loss(Trainer)), tmp_path / "ours", rows(20), **options)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+    if loss not in (loss_alone, own_model):  # which return no outputs to evaluate
+        assert plain.evaluate()["eval_loss"] == ours.evaluate()["eval_loss"]
+
+
+@pytest.mark.parametrize("make", [lambda loss: type("Mixed", (LSTSDMixin, loss), {}), PredictionRecorder])
+def test_a_parents_loss_of_a_language_model_is_not_left_out(tmp_path, make):
+    class Doubled(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            loss = 2 * outputs.loss
+            return (loss, outputs) if return_outputs else loss
+
+    tokens = np.random.default_rng(0).integers(1, 30, (20, 6)).tolist()
+    data = datasets.Dataset.from_dict({"input_ids": tokens, "labels": tokens})
+    shape = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = []
+    for name, trainer_class in (("plain", Doubled), ("ours", make(Doubled))):
+        set_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=32, max_position_embeddings=16))
+        ends.append(
+            weights(run(trainer_class, tmp_path / name, data, model, settings={**OFF, "logits_top_k": 3}).model)
+        )
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("trainer_class", [*(loss(LSTSDTrainer) for loss in LOSSES), above(Trainer)])
