@@ -230,6 +230,55 @@ def test_with_a_loss_of_the_parents_off_is_off(tmp_path, loss, make):
         assert plain.evaluate()["eval_loss"] == ours.evaluate()["eval_loss"]
 
 
+class EarlyUser(Trainer):
+    """Asks for its loader, evaluates and logs while it is being made."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps = len(self.get_train_dataloader())
+        self.before = self.evaluate()["eval_loss"]
+        self.log({"loss": 1.0})
+
+
+class UncountedUser(Trainer):
+    def get_batch_samples(self, *args):
+        return super().get_batch_samples(*args)[0], None
+
+
+class ColumnsUser(Trainer):
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["input_ids", "attention_mask", "label"]
+
+
+class SelectingUser(Trainer):
+    def _remove_unused_columns(self, dataset, description=None):
+        return dataset.select_columns(["input_ids", "attention_mask", "label"])
+
+
+@pytest.mark.parametrize("make", [lambda user: type("Mixed", (LSTSDMixin, user), {}), PredictionRecorder])
+@pytest.mark.parametrize("user", [EarlyUser, UncountedUser, ColumnsUser, SelectingUser])
+def test_a_trainer_of_the_users_behind_the_mixin(tmp_path, user, make):
+    accumulated = 2 if user is UncountedUser else 1  # given a count, the plain Trainer is wrong for BERT
+    options = {"settings": {**OFF, "gradient_accumulation_steps": accumulated}, "eval_dataset": rows(8)}
+    data = add_sample_ids(rows(24))
+    plain = run(user, tmp_path / "plain", data, **options)
+    ours = run(make(user), tmp_path / "ours", data, **options)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+    assert LogitsStore.open(tmp_path / "ours" / "_logits").sealed_epochs[-1] == 2
+
+
+@pytest.mark.parametrize("picks", ["training_step", "_prepare_inputs"])
+def test_a_batch_whose_keys_are_picked_is_an_error_that_says_so(tmp_path, picks):
+    def pick(self, *args):
+        batch = next(arg for arg in args if isinstance(arg, dict))
+        kept = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        return getattr(super(user, self), picks)(*(kept if arg is batch else arg for arg in args))
+
+    user = type("Picking", (LSTSDTrainer,), {picks: pick})
+    with pytest.raises(ValueError, match="in training_step or _prepare_inputs, must keep those that begin with"):
+        run(user, tmp_path)
+
+
 @pytest.mark.parametrize("make", [lambda loss: type("Mixed", (LSTSDMixin, loss), {}), PredictionRecorder])
 def test_a_parents_loss_of_a_language_model_is_not_left_out(tmp_path, make):
     class Doubled(Trainer):

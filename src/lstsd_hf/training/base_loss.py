@@ -48,7 +48,7 @@ class BaseLossMixin(LoaderMixin):
 
     def _prepare_loss(self) -> None:
         # `compute_loss` already returns this micro-batch's part of the mean over all samples of the step, whatever a
-        # subclass says about the loss that it computes.
+        # subclass says about the loss that it computes. It does so if it is told how many these are.
         self.loss_is_scaled_for_ga = True
 
     def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None) -> Any:

@@ -22,7 +22,7 @@ from ..store.rows import VALUES
 from .base_loss import BaseLossMixin
 from .callback import RecorderCallback
 from .checkpoint import last_complete_checkpoint, saved_store
-from .collator import COUNTS, POSITIONS, ROW_LABELS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
+from .collator import ADDED, COUNTS, POSITIONS, ROW_LABELS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
 from .exchange import Processes
 from .log import LossParts
 from .memory_log import memory_log
@@ -89,6 +89,7 @@ class LSTSDMixin(BaseLossMixin):
         self._trial: Any = None
         self._assume_head(None)
         self._reset()
+        self._is_made = True
 
     def _reset(self) -> None:
         """Forgets an earlier run."""
@@ -197,7 +198,8 @@ class LSTSDMixin(BaseLossMixin):
         if SAMPLE_IDS not in inputs:
             raise ValueError(
                 f"A training batch holds {sorted(inputs)}, and no sample ids: expected a batch of "
-                "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super()."
+                "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super(). One that picks "
+                f"keys of the batch, in training_step or _prepare_inputs, must keep those that begin with {ADDED!r}."
             )
         recorder = self._callback.recorder
         if recorder is None:
@@ -240,6 +242,7 @@ class LSTSDMixin(BaseLossMixin):
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """The loss that the Trainer gets: base loss and divergences, as this micro-batch's part of the step's mean."""
+        self.loss_is_scaled_for_ga = num_items_in_batch is not None  # else the Trainer divides it by the micro-batches
         if not items:  # no token has a label, and a mean over nothing is NaN
             base_loss, num_items_in_batch = base_loss.nan_to_num(0.0), None
         if self._plain_items is not None and num_items_in_batch is not None:
@@ -283,7 +286,7 @@ class LSTSDMixin(BaseLossMixin):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         # The training log, and the one at the run's end, for the steps since the last. All processes write these. The
         # dictionary is changed in place, because at the run's end it is the run's metrics as well.
-        if "loss" in logs or "total_flos" in logs:
+        if self._is_made and ("loss" in logs or "total_flos" in logs):
             k = self.settings.mini_generation_epochs  # from epoch k on, every teacher in use has a weight above 0
             in_use = [teacher.name for teacher in self._teachers if teacher.weight_of(k, k + 1)]
             honesty = self._callback.recorder.honesty if self._callback.recorder is not None else None
