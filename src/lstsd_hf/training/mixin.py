@@ -22,7 +22,7 @@ from ..store.rows import VALUES
 from .base_loss import BaseLossMixin
 from .callback import RecorderCallback
 from .checkpoint import last_complete_checkpoint, saved_store
-from .collator import ADDED, COUNTS, POSITIONS, ROW_LABELS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
+from .collator import COUNTS, POSITIONS, ROW_LABELS, SAMPLE_IDS, TeachingEpochs, teacher_key, teacher_parts
 from .exchange import Processes
 from .log import LossParts
 from .memory_log import memory_log
@@ -31,6 +31,7 @@ from .overrides import (
     is_plain,
     is_taught,
     plain_batch,
+    refuse_no_ids,
     refuse_wrong_order,
     take_added,
     taught,
@@ -195,12 +196,7 @@ class LSTSDMixin(BaseLossMixin):
         """
         if not self._callback.listens:
             return compute_loss(self, model, plain_batch(inputs), return_outputs, num_items_in_batch, **kwargs)
-        if SAMPLE_IDS not in inputs:
-            raise ValueError(
-                f"A training batch holds {sorted(inputs)}, and no sample ids: expected a batch of "
-                "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super(). One that picks "
-                f"keys of the batch, in training_step or _prepare_inputs, must keep those that begin with {ADDED!r}."
-            )
+        refuse_no_ids(inputs)
         recorder = self._callback.recorder
         if recorder is None:
             raise ValueError(
