@@ -138,7 +138,7 @@ class LoaderMixin(HeadMixin):
 
     def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # An evaluation set may have ids as well, and remove_unused_columns=False lets them through to here.
-        settings = self.distillation if self._is_made else self._given_settings()
+        settings = self.distillation if self._is_made else cast(Any, self)._given_settings()
         inputs.pop(settings.sample_id_column, None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
