@@ -85,7 +85,17 @@ class BaseLossMixin(LoaderMixin):
         """Whether `super().compute_loss` is a loss of the user's own, which is told how many items it has."""
         mro = type(self).__mro__
         owner = next(cls for cls in mro[mro.index(BaseLossMixin) + 1 :] if "compute_loss" in cls.__dict__)
-        return owner is not Trainer and owner.__module__.partition(".")[0] != "trl"
+        is_trls = owner.__module__.partition(".")[0] == "trl" and owner.__name__ == "SFTTrainer"
+        return owner is not Trainer and not is_trls
+
+    def _refuse_loss_type(self) -> None:
+        """Raises ValueError if TRL's SFTTrainer, whose loss is not called, was asked for an unusual one."""
+        asked = getattr(self.args, "loss_type", "nll")
+        if asked != "nll" and any(cls.__name__ == "SFTTrainer" for cls in type(self).__mro__):
+            raise ValueError(
+                f"loss_type={asked!r}: SFTTrainer computes this loss without logits that could be recorded: expected "
+                "'nll'. Give another loss as compute_loss_func, or train with SFTTrainer alone."
+            )
 
     def _parents_loss(self, model: nn.Module, inputs: Any, **kwargs: Any) -> Any:
         """The loss of a parent that has its own, by keyword, as the Trainer calls it."""
@@ -118,6 +128,7 @@ class BaseLossMixin(LoaderMixin):
             # No count of items: given one, the plain Trainer multiplies the loss by the number of processes. And a
             # copy, because it may pop the labels, and the caller may compute another loss of the same batch.
             return super().compute_loss(model, copy.copy(inputs), return_outputs=return_outputs, **kwargs)
+        self._refuse_loss_type()
         # Language models divide a sum by the plain Trainer's count. Without a count they take a mean, which differs.
         # This is the plain Trainer's method, because TRL's SFTTrainer makes no logits with gradient.
         loss, outputs = Trainer.compute_loss(

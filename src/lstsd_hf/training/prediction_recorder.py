@@ -70,6 +70,7 @@ class RecordingMixin(LSTSDMixin):
         TRL's SFTTrainer would compute the same loss without logits.
         """
         if model.training and isinstance(self._head, Vocabulary) and not self._has_parents_loss():
+            self._refuse_loss_type()
             trainer = cast(Trainer, self)
             return Trainer.compute_loss(trainer, model, inputs, return_outputs, num_items_in_batch)
         # By keyword, because the Trainer passes them so, and a loss of the user's may take them as **kwargs.
