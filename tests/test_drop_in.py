@@ -91,6 +91,39 @@ def test_a_number_for_each_sample_is_a_score_in_any_form_of_output(tmp_path, for
     assert LogitsStore.open(tmp_path / "taught" / "_logits").row_shape == (1,)
 
 
+class Squeezed(nn.Module):
+    """Squeezes its outputs, as far as that goes: the only sample of a batch has no axis of its own."""
+
+    def __init__(self, columns: int, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.form = nn.Linear(1, columns), form
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> Any:
+        logits = self.linear(x[:, None]).squeeze()
+        if self.linear.out_features == 1:
+            loss = F.mse_loss(logits, labels.squeeze())
+        else:
+            loss = F.cross_entropy(logits.view(len(x), -1), (labels > 3).long())
+        return {"loss": loss, "logits": logits} if self.form == "logits" else (loss, logits)
+
+
+@pytest.mark.parametrize("form", ["logits", "tuple"])
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_the_last_batch_may_have_one_sample(tmp_path, columns, form):
+    plain, off, taught = (
+        trained(trainer_class, tmp_path / name, Squeezed(columns, form), per_device_train_batch_size=19, **settings)
+        for name, trainer_class, settings in (
+            ("plain", Trainer, OFF),
+            ("off", LSTSDTrainer, OFF),
+            ("taught", LSTSDTrainer, {}),
+        )
+    )
+    assert torch.equal(weights(plain.model), weights(off.model))
+    assert logged(taught, "short_term_coverage")[-1] == 1.0
+    assert LogitsStore.open(tmp_path / "taught" / "_logits").row_shape == (columns,)
+
+
 def test_several_outputs_without_a_name_for_logits_are_refused(tmp_path):
     with pytest.raises(ValueError, match="The model returned no logits, but outputs loss, mean, variance"):
         trained(LSTSDTrainer, tmp_path, Gaussian("logits"))

@@ -57,6 +57,11 @@ def test_the_fingerprint_does_not_depend_on_widths_chunks_or_where_an_image_lies
     assert print_of(here) == print_of(there)
 
 
+def test_a_column_of_empty_dictionaries_is_read():
+    one, other = (datasets.Dataset.from_list([{"label": label, "meta": {}}] * 3) for label in (0, 1))
+    assert print_of(one) != print_of(other)
+
+
 def test_every_kind_of_column_counts():
     values = {
         "text": ["a", "b", None],

@@ -86,6 +86,15 @@ def test_supervised_fine_tuning_has_teachers(tmp_path, tokenizer):
     assert np.exp(np.float32(store.epoch_rows(2))).sum(axis=1).max() <= 1.001
 
 
+def test_a_loss_that_would_not_be_called_is_refused(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=r"loss_type='dft'.*Give another loss as compute_loss_func"):
+        sft_trainer(tmp_path / "refused", tokenizer, loss_type="dft").train()
+    trainer = sft_trainer(tmp_path / "given", tokenizer)
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.square().mean()
+    trainer.train()
+    assert logged(trainer, "short_term_coverage")[-1] == 1.0
+
+
 def test_packed_samples_are_refused(tmp_path, tokenizer):
     trainer = sft_trainer(tmp_path, tokenizer, packing=True)
     with pytest.raises(ValueError, match="Turn packing off: it joins samples, and their ids are lost"):

@@ -47,6 +47,25 @@ def test_off_is_off(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["stream", "dispatched"])
+def test_one_process_makes_its_own_batches(tmp_path, kind, form):
+    """Accelerate would dispatch those of a stream, and cut the rows of a batch as if each sample had one."""
+    settings = {"num_samples": 24, "max_steps": 6, "long_term_weight": 0.0, "short_term_weight": 0.0}
+    rows = add_sample_ids(data(kind))
+    if form == "stream":
+        rows = rows.to_iterable_dataset()
+    else:
+        settings["accelerator_config"] = {"dispatch_batches": True}
+    plain = train(kind, tmp_path / "plain", rows, Trainer, settings=settings)
+    ours = train(kind, tmp_path / "ours", rows, settings=settings | {"save_strategy": "steps", "save_steps": 2})
+    assert torch.equal(weights(plain.model), weights(ours.model))
+    assert LogitsStore.open(tmp_path / "ours" / "_logits").sealed_epochs == [0, 1]
+    assert (ours.accelerator.dispatch_batches is True) == (form == "dispatched")  # for evaluation
+    resumed = train(kind, tmp_path / "ours", rows, settings=settings, resume=str(tmp_path / "ours" / "checkpoint-2"))
+    assert torch.equal(weights(resumed.model), weights(ours.model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [32, 30])
 def test_accumulated_micro_batches_equal_one_big_batch(tmp_path, kind, count):
     settings = {"num_train_epochs": 3, "mini_generation_epochs": 1, "train_sampling_strategy": "sequential"}

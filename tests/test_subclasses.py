@@ -14,9 +14,26 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler, WeightedRandomSampler
-from transformers import BertModel, Seq2SeqTrainer, Trainer, TrainerCallback, default_data_collator
+from transformers import (
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+    set_seed,
+)
 
-from lstsd_hf import LogitsStore, LSTSDMixin, LSTSDTrainer, StoreError, StoreMismatchError, add_sample_ids
+from lstsd_hf import (
+    LogitsStore,
+    LSTSDMixin,
+    LSTSDTrainer,
+    PredictionRecorder,
+    StoreError,
+    StoreMismatchError,
+    add_sample_ids,
+)
 from lstsd_hf.report import write_report
 from lstsd_hf.training.callback import RecorderCallback
 from toys import config, logged, rows, tiny_bert, weights
@@ -180,6 +197,107 @@ def test_with_a_loss_of_the_users_off_is_off(tmp_path, loss):
     ours = run(loss(LSTSDTrainer), tmp_path / "ours", rows(20), settings=settings)
     assert torch.equal(weights(plain.model), weights(ours.model))
     assert logged(plain, "loss") == logged(ours, "loss")
+
+
+def scaled(base: type) -> type:
+    """Takes an argument of its own from its training step, and all others as keywords."""
+
+    class ScaledTrainer(base):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch, scale=2.0)
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+        def compute_loss(self, model, inputs, *, return_outputs=False, **kwargs):
+            outputs = model(**inputs)
+            loss = kwargs.get("scale", 1.0) * outputs.loss
+            return (loss, outputs) if return_outputs else loss
+
+    return ScaledTrainer
+
+
+@pytest.mark.parametrize("make", [lambda loss: type("Mixed", (LSTSDMixin, loss), {}), PredictionRecorder])
+@pytest.mark.parametrize("loss", [*LOSSES, scaled])
+def test_with_a_loss_of_the_parents_off_is_off(tmp_path, loss, make):
+    settings = {**OFF, "max_grad_norm": 1.0}
+    options = {"settings": settings, "eval_dataset": rows(8)}
+    plain = run(loss(Trainer), tmp_path / "plain", rows(20), **options)
+    ours = run(make(loss(Trainer)), tmp_path / "ours", rows(20), **options)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+    if loss not in (loss_alone, own_model):  # which return no outputs to evaluate
+        assert plain.evaluate()["eval_loss"] == ours.evaluate()["eval_loss"]
+
+
+class EarlyUser(Trainer):
+    """Asks for its loader, evaluates and logs while it is being made."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps = len(self.get_train_dataloader())
+        self.before = self.evaluate()["eval_loss"]
+        self.log({"loss": 1.0})
+
+
+class UncountedUser(Trainer):
+    def get_batch_samples(self, *args):
+        return super().get_batch_samples(*args)[0], None
+
+
+class ColumnsUser(Trainer):
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["input_ids", "attention_mask", "label"]
+
+
+class SelectingUser(Trainer):
+    def _remove_unused_columns(self, dataset, description=None):
+        return dataset.select_columns(["input_ids", "attention_mask", "label"])
+
+
+@pytest.mark.parametrize("make", [lambda user: type("Mixed", (LSTSDMixin, user), {}), PredictionRecorder])
+@pytest.mark.parametrize("user", [EarlyUser, UncountedUser, ColumnsUser, SelectingUser])
+def test_a_trainer_of_the_users_behind_the_mixin(tmp_path, user, make):
+    accumulated = 2 if user is UncountedUser else 1  # given a count, the plain Trainer is wrong for BERT
+    options = {"settings": {**OFF, "gradient_accumulation_steps": accumulated}, "eval_dataset": rows(8)}
+    data = add_sample_ids(rows(24))
+    plain = run(user, tmp_path / "plain", data, **options)
+    ours = run(make(user), tmp_path / "ours", data, **options)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+    assert LogitsStore.open(tmp_path / "ours" / "_logits").sealed_epochs[-1] == 2
+
+
+@pytest.mark.parametrize("picks", ["training_step", "_prepare_inputs"])
+def test_a_batch_whose_keys_are_picked_is_an_error_that_says_so(tmp_path, picks):
+    def pick(self, *args):
+        batch = next(arg for arg in args if isinstance(arg, dict))
+        kept = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        return getattr(super(user, self), picks)(*(kept if arg is batch else arg for arg in args))
+
+    user = type("Picking", (LSTSDTrainer,), {picks: pick})
+    with pytest.raises(ValueError, match="in training_step or _prepare_inputs, must keep those that begin with"):
+        run(user, tmp_path)
+
+
+@pytest.mark.parametrize("make", [lambda loss: type("Mixed", (LSTSDMixin, loss), {}), PredictionRecorder])
+def test_a_parents_loss_of_a_language_model_is_not_left_out(tmp_path, make):
+    class Doubled(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            loss = 2 * outputs.loss
+            return (loss, outputs) if return_outputs else loss
+
+    tokens = np.random.default_rng(0).integers(1, 30, (20, 6)).tolist()
+    data = datasets.Dataset.from_dict({"input_ids": tokens, "labels": tokens})
+    shape = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = []
+    for name, trainer_class in (("plain", Doubled), ("ours", make(Doubled))):
+        set_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=32, max_position_embeddings=16))
+        ends.append(
+            weights(run(trainer_class, tmp_path / name, data, model, settings={**OFF, "logits_top_k": 3}).model)
+        )
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("trainer_class", [*(loss(LSTSDTrainer) for loss in LOSSES), above(Trainer)])

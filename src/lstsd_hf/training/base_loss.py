@@ -48,7 +48,7 @@ class BaseLossMixin(LoaderMixin):
 
     def _prepare_loss(self) -> None:
         # `compute_loss` already returns this micro-batch's part of the mean over all samples of the step, whatever a
-        # subclass says about the loss that it computes.
+        # subclass says about the loss that it computes. It does so if it is told how many these are.
         self.loss_is_scaled_for_ga = True
 
     def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None) -> Any:
@@ -81,18 +81,54 @@ class BaseLossMixin(LoaderMixin):
         shifts = "shift_labels" not in inputs and getattr(self, "_loss_shifts_labels", False)
         return items_in(labels[..., 1:] if shifts else labels)
 
+    def _has_parents_loss(self) -> bool:
+        """Whether `super().compute_loss` is a loss of the user's own, which is told how many items it has."""
+        mro = type(self).__mro__
+        owner = next(cls for cls in mro[mro.index(BaseLossMixin) + 1 :] if "compute_loss" in cls.__dict__)
+        is_trls = owner.__module__.partition(".")[0] == "trl" and owner.__name__ == "SFTTrainer"
+        return owner is not Trainer and not is_trls
+
+    def _refuse_loss_type(self) -> None:
+        """Raises ValueError if TRL's SFTTrainer, whose loss is not called, was asked for an unusual one."""
+        asked = getattr(self.args, "loss_type", "nll")
+        if asked != "nll" and any(cls.__name__ == "SFTTrainer" for cls in type(self).__mro__):
+            raise ValueError(
+                f"loss_type={asked!r}: SFTTrainer computes this loss without logits that could be recorded: expected "
+                "'nll'. Give another loss as compute_loss_func, or train with SFTTrainer alone."
+            )
+
+    def _parents_loss(self, model: nn.Module, inputs: Any, **kwargs: Any) -> Any:
+        """The loss of a parent that has its own, by keyword, as the Trainer calls it."""
+        accepts = self.model_accepts_loss_kwargs
+        try:
+            # Where the parent hands the count on to the plain Trainer, that multiplies by the number of processes.
+            self.model_accepts_loss_kwargs = accepts and self.accelerator.num_processes == 1
+            return super().compute_loss(model, copy.copy(inputs), **kwargs)
+        finally:
+            self.model_accepts_loss_kwargs = accepts
+
     @taught
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """The parent's loss of a micro-batch, a mean. For a training batch, `teach` adds the teachers to it."""
         if self.compute_loss_func is not None:  # given to the trainer, or assigned to it since
             shifts = isinstance(self._head, Vocabulary) and getattr(self, "_loss_shifts_labels", False)
             self.compute_loss_func = count_own_items(self.compute_loss_func, shifts)
+        if self._has_parents_loss():
+            return self._parents_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
         if not model.training or not isinstance(self._head, Vocabulary):
             # No count of items: given one, the plain Trainer multiplies the loss by the number of processes. And a
             # copy, because it may pop the labels, and the caller may compute another loss of the same batch.
-            return super().compute_loss(model, copy.copy(inputs), return_outputs=return_outputs)
+            return super().compute_loss(model, copy.copy(inputs), return_outputs=return_outputs, **kwargs)
+        self._refuse_loss_type()
         # Language models divide a sum by the plain Trainer's count. Without a count they take a mean, which differs.
         # This is the plain Trainer's method, because TRL's SFTTrainer makes no logits with gradient.
         loss, outputs = Trainer.compute_loss(

@@ -1,7 +1,8 @@
 """The training loader: adds sample ids and teachers to batches, and refuses unfit data before the first one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
@@ -30,12 +32,14 @@ class LoaderMixin(HeadMixin):
     _teaching: TeachingEpochs
     _plan: Plan | None
     _trial: Any
+    # Whether `__init__` is done. A parent's may ask for loaders, evaluate or log, and gets what is the parent's own.
+    _is_made = False
     # The training set as the user gave it, while the parent makes a loader from the one with ids.
     _given_dataset: Any = None
 
     def get_train_dataloader(self) -> DataLoader:
         """The parent's loader. Its batches also carry the sample ids and the teachers' logits."""
-        if self.train_dataset is None:
+        if self.train_dataset is None or not self._is_made:
             return super().get_train_dataloader()
         distillation, column = self.distillation, self.distillation.sample_id_column
         distillation.check()
@@ -65,7 +69,10 @@ class LoaderMixin(HeadMixin):
                 self._teaching = teaching
 
         collator: Any = self.data_collator
-        if isinstance(dataset, datasets.Dataset) and not has_sample_ids(dataset, column):
+        # Where the user chooses the columns, the ids may not be among them.
+        picks = ("_remove_unused_columns", "_set_signature_columns_if_needed")
+        keeps_ids = not plain_loader or all(is_plain(type(self).__mro__, name) for name in picks)
+        if isinstance(dataset, datasets.Dataset) and not (keeps_ids and has_sample_ids(dataset, column)):
             ids = sample_ids_of(dataset, column)
             if column not in dataset.column_names and self.is_world_process_zero():
                 logger.warning(
@@ -105,7 +112,8 @@ class LoaderMixin(HeadMixin):
             self.train_dataset, self.data_collator = dataset, cast(Any, teachers)
             self._signature_columns = cast(Any, [*signature, column])
             self._given_dataset = given[0]
-            loader = super().get_train_dataloader()
+            with _undispatched(self.accelerator, head is not None):
+                loader = super().get_train_dataloader()
             if head is not None:
                 _refuse_dispatched(loader, self.accelerator.num_processes)
             return loader
@@ -130,7 +138,8 @@ class LoaderMixin(HeadMixin):
 
     def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # An evaluation set may have ids as well, and remove_unused_columns=False lets them through to here.
-        inputs.pop(self.distillation.sample_id_column, None)
+        settings = self.distillation if self._is_made else cast(Any, self)._given_settings()
+        inputs.pop(settings.sample_id_column, None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def logits_path(self) -> str:
@@ -179,6 +188,19 @@ class LoaderMixin(HeadMixin):
             batch: Any = cast(Any, self.data_collator)(examples)
         labels = next((batch[name] for name in self.label_names if name in batch), None)
         return labels is not None and bool(rows_with_labels_outside(np.asarray(labels), columns).size)
+
+
+@contextmanager
+def _undispatched(accelerator: Accelerator, is_ragged: bool) -> Iterator[None]:
+    """Lets one process alone make ragged batches without dispatching them to itself, which would cut their rows."""
+    config = accelerator.dataloader_config
+    given = config.dispatch_batches
+    if is_ragged and accelerator.num_processes == 1:
+        config.dispatch_batches = False
+    try:
+        yield
+    finally:
+        config.dispatch_batches = given
 
 
 def _refuse_dispatched(loader: DataLoader, processes: int) -> None:

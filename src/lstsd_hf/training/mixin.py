@@ -31,6 +31,7 @@ from .overrides import (
     is_plain,
     is_taught,
     plain_batch,
+    refuse_no_ids,
     refuse_wrong_order,
     take_added,
     taught,
@@ -89,6 +90,7 @@ class LSTSDMixin(BaseLossMixin):
         self._trial: Any = None
         self._assume_head(None)
         self._reset()
+        self._is_made = True
 
     def _reset(self) -> None:
         """Forgets an earlier run."""
@@ -194,11 +196,7 @@ class LSTSDMixin(BaseLossMixin):
         """
         if not self._callback.listens:
             return compute_loss(self, model, plain_batch(inputs), return_outputs, num_items_in_batch, **kwargs)
-        if SAMPLE_IDS not in inputs:
-            raise ValueError(
-                f"A training batch holds {sorted(inputs)}, and no sample ids: expected a batch of "
-                "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super()."
-            )
+        refuse_no_ids(inputs)
         recorder = self._callback.recorder
         if recorder is None:
             raise ValueError(
@@ -240,6 +238,7 @@ class LSTSDMixin(BaseLossMixin):
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """The loss that the Trainer gets: base loss and divergences, as this micro-batch's part of the step's mean."""
+        self.loss_is_scaled_for_ga = num_items_in_batch is not None  # else the Trainer divides it by the micro-batches
         if not items:  # no token has a label, and a mean over nothing is NaN
             base_loss, num_items_in_batch = base_loss.nan_to_num(0.0), None
         if self._plain_items is not None and num_items_in_batch is not None:
@@ -283,7 +282,7 @@ class LSTSDMixin(BaseLossMixin):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         # The training log, and the one at the run's end, for the steps since the last. All processes write these. The
         # dictionary is changed in place, because at the run's end it is the run's metrics as well.
-        if "loss" in logs or "total_flos" in logs:
+        if self._is_made and ("loss" in logs or "total_flos" in logs):
             k = self.settings.mini_generation_epochs  # from epoch k on, every teacher in use has a weight above 0
             in_use = [teacher.name for teacher in self._teachers if teacher.weight_of(k, k + 1)]
             honesty = self._callback.recorder.honesty if self._callback.recorder is not None else None

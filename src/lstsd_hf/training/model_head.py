@@ -122,8 +122,9 @@ class Rows(NamedTuple):
 def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None) -> Rows:
     """The rows of logits in a model's outputs for B samples.
 
-    Logits of shape (B,) become one column. If the model was given two texts for each sample, first all chosen ones,
-    then all rejected ones, and returned one score for each, a sample's row is its two scores.
+    Logits of shape (B,) become one column; those of shape () or (C,), for one sample, become its row. If the model was
+    given two texts for each sample, first all chosen ones, then all rejected ones, and returned one score for each, a
+    sample's row is its two scores.
 
     Args:
         outputs: A mapping with "logits", "scores", or one tensor beside "loss"; a tuple; or the logits themselves.
@@ -138,12 +139,15 @@ def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None)
     elif isinstance(outputs, torch.Tensor):
         logits, found = outputs, "a tensor"
     else:
-        tensors = [entry for entry in outputs or () if isinstance(entry, torch.Tensor) and entry.ndim]
+        entries = [entry for entry in outputs or () if isinstance(entry, torch.Tensor)]
+        tensors = [entry for entry in entries if entry.ndim] or (entries[1:] if samples == 1 else [])
         logits, found = (tensors[0] if tensors else None), f"a {type(outputs).__name__}"
     if outputs is None:
         found = "nothing beside its loss, and its forward pass was not seen: return (loss, outputs)"
     if not isinstance(logits, torch.Tensor):
         raise ValueError(f"The model returned no logits, but {found}: LSTSDTrainer works with {_SUPPORTED}.")
+    if samples == 1 and logits.ndim < 2 and not (len(logits.flatten()) == 2 and _has_rows(inputs or {}, 2)):
+        logits = logits.reshape(1, -1)  # `squeeze()` takes away the axis of a single sample as well
     if logits.ndim == 1:
         logits = logits[:, None]
     if logits.shape == (2 * samples, 1) and _has_rows(inputs or {}, 2 * samples):

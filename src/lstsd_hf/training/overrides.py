@@ -58,6 +58,16 @@ def plain_batch(batch: Any) -> Any:
     return take_added(batch)[0]
 
 
+def refuse_no_ids(batch: Any) -> None:
+    """Raises ValueError if a training batch has no sample ids."""
+    if SAMPLE_IDS not in batch:
+        raise ValueError(
+            f"A training batch holds {sorted(batch)}, and no sample ids: expected a batch of "
+            "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super(). One that picks keys "
+            f"of the batch, in training_step or _prepare_inputs, must keep those that begin with {ADDED!r}."
+        )
+
+
 def is_plain(owners: tuple[type, ...], name: str) -> bool:
     """Whether, among these classes, only the plain Trainer and those of this package define a method."""
     package = __name__.partition(".")[0]

@@ -58,16 +58,25 @@ class RecordingMixin(LSTSDMixin):
 
     @taught
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
     ) -> Any:
-        """The parent's loss; for a language model in training, the plain Trainer's.
+        """The parent's loss; for a language model in training, the plain Trainer's in place of TRL's.
 
         TRL's SFTTrainer would compute the same loss without logits.
         """
-        if model.training and isinstance(self._head, Vocabulary):
+        if model.training and isinstance(self._head, Vocabulary) and not self._has_parents_loss():
+            self._refuse_loss_type()
             trainer = cast(Trainer, self)
             return Trainer.compute_loss(trainer, model, inputs, return_outputs, num_items_in_batch)
-        return super(BaseLossMixin, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # By keyword, because the Trainer passes them so, and a loss of the user's may take them as **kwargs.
+        return super(BaseLossMixin, self).compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+        )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the parent's model card, because nothing was distilled."""
