@@ -20,6 +20,7 @@ from ..method.teachers import Settings
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, PRIVATE_FOLDERS, checkpoints_of
 from ..store import LogitsStore, StoreError
 from . import model_card
+from .fold import read_folded
 from .model_head import unwrapped
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class HubMixin(_Trainer):
     def _looks_wrong(self) -> int | None:
         """How many labels were, on average over the epochs, less probable than another class; None if not known."""
         path = Path(self.logits_path())
-        found = LogitsStore.open(path).read_statistic(MARGIN.name) if path.is_dir() else None
+        found = read_folded(LogitsStore.open(path), MARGIN) if path.is_dir() else None
         if found is None:
             return None
         mean, epochs = found[1].T
