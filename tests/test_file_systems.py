@@ -105,7 +105,7 @@ def as_nobody(act: Callable[[], Any]) -> str:
 # ---- what a run can do without
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP], ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
 def test_without_locks_a_run_goes_on_with_one_warning(tmp_path, monkeypatch, number):
     monkeypatch.setattr("fcntl.flock", refuse(number))
     with pytest.warns(UserWarning, match="has no locks: make sure that no second run uses") as warned:

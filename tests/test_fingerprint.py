@@ -83,3 +83,8 @@ def test_every_kind_of_column_counts():
             fingerprint(datasets.Dataset(table.take(order)), ids, [name]) for order in ([1, 0, 2], [0, 2, 1])
         }
         assert len(found) == 3, name
+
+
+def test_records_without_fields_are_hashed():
+    table = pa.table({"meta": [{}, {}], "text": ["a", "b"]})
+    assert fingerprint(datasets.Dataset(table), np.arange(2), table.column_names).startswith("2 rows, xxh3 ")

@@ -1434,3 +1434,19 @@ def test_a_loss_alone_with_a_compiled_model(tmp_path):
     base = run(trainer_class, tmp_path / "base", model=tiny_bert(dropout=0.0))
     torch.testing.assert_close(weights(compiled.model), weights(base.model), atol=1e-5, rtol=1e-4)
     assert_taught(compiled)
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_a_loss_that_makes_other_targets_of_the_labels(tmp_path, problem_type):
+    class OneHot(LSTSDTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            targets = torch.nn.functional.one_hot(labels, 3).float()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, targets)
+            return (loss, outputs) if return_outputs else loss
+
+    trainer = OneHot(tiny_bert(problem_type=problem_type), config(tmp_path), train_dataset=rows(48))
+    trainer.train()
+    assert LogitsStore.open(tmp_path / "_logits").sealed_epochs == [0, 1, 2, 3, 4]
+    assert not logged(trainer, "memorised")

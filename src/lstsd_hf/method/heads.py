@@ -181,6 +181,8 @@ class Labels(OneRow):
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
         values = recorded["values"].float()
+        if labels.numel() != values.numel():  # classes, which the loss makes rows of flags of
+            return torch.full((len(values),), torch.nan)
         right = ((values > 0) == (labels.reshape(values.shape) > 0.5)).float().mean(dim=-1)
         return torch.where(values.isfinite().all(dim=-1), right, torch.nan)
 
@@ -209,6 +211,8 @@ class Scores(OneRow):
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
         values = recorded["values"].float()
+        if labels.numel() != values.numel():  # the loss makes other targets of them
+            return torch.full((len(values),), torch.nan)
         return (values - labels.reshape(values.shape)).square().mean(dim=-1)
 
     def _terms(

@@ -35,6 +35,10 @@ class Statistic:
     fold: Callable[[Array | None, Array, Any], Array]
     teaches: bool = False
 
+    def width(self, columns: int) -> int:
+        """The number of values of a sample, for rows of `columns` numbers: the last counts epochs."""
+        return columns + 1 if self.teaches else 2
+
 
 def _running_mean(before: Array | None, values: Array) -> Array:
     """(n, 2) float32: the mean over the epochs that have a value, and their number; values are (n,), NaN for none."""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from .errors import StoreError
+from .errors import StoreCorruptionError, StoreError
+from .files import discard
 from .folder import check_file
 from .ids import SampleIndex
 from .manifest import Manifest, read_manifest, write_manifest
@@ -87,6 +88,15 @@ class SealedEpochs(PerSampleFiles):
         """Like `LogitsStore.verify`, but compares only the files of these sealed epochs with their checksums."""
         for path, checksum in self._checksums(epochs).items():
             check_file(path, checksum)
+        for epoch in epochs:
+            self.check_epoch(epoch)
+
+    def check_epoch(self, epoch: int) -> None:
+        """Raises StoreCorruptionError if a sealed epoch's files are not of this store, or name unknown classes."""
+        parts = self._rows.open_sealed(self.part_paths(epoch))
+        if self.vocabulary is not None and int(parts["classes"].max(initial=0)) >= self.vocabulary:
+            path = self.part_path("classes", epoch)
+            raise StoreCorruptionError(f"{path} is damaged: expected classes from 0 to {self.vocabulary - 1}.")
 
     def _checksums(self, epochs: Iterable[int]) -> dict[Path, str]:
         paths = [path for epoch in sorted(epochs) for path in self.part_paths(epoch).values()]
@@ -103,4 +113,4 @@ class SealedEpochs(PerSampleFiles):
                 manifest["parts"].pop(f"{part} {epoch}", None)
             write_manifest(self.path, manifest)
         for path in self.part_paths(epoch).values():
-            path.unlink(missing_ok=True)
+            discard(path)

@@ -168,6 +168,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Deletes a file that nothing needs any more, if the file system can: it may refuse while another reads the file.
+
+    Raises:
+        StoreError: the disk fails.
+    """
+    with writing(path), _done_without(f"to delete {path}", "It takes disk space, and nothing else reads it."):
+        path.unlink(missing_ok=True)
+
+
 def _is_unknown(error: OSError) -> bool:
     return error.errno in _UNKNOWN_TO_THE_FILE_SYSTEM
 

@@ -2,20 +2,26 @@
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import StoreCorruptionError
-from .files import checksum_of, copy_bytes, link, remove, writing
+from .errors import StoreCorruptionError, StoreError
+from .files import checksum_of, copy_bytes, link, remove, temporary_name, writing
 from .ids import SampleIndex
 from .journal import Journal
-from .manifest import Manifest, read_manifest, write_manifest
+from .manifest import NAME, Manifest, read_manifest, write_manifest
 from .npy import map_array, map_rows, reason_of
 from .rows import VALUES
 
+_BEFORE_THE_MANIFEST = {"open", "ids.npy", *(temporary_name(Path(name)).name for name in ("ids.npy", NAME))}
+_IN_A_STORE = re.compile(
+    r"open|store\.json|ids\.npy|labels(\.offsets)?\.npy|[a-z_]+-[0-9]{4,10}(\.[a-z]+)?\.npy|log-[0-9]+\.json|\..*\.tmp"
+)
 _JOURNAL_NAME = re.compile(r"epoch-([0-9]{4,10})\.rank-([0-9]{5,10})\.journal")
 
 
@@ -166,11 +172,26 @@ class StoreFolder:
         if manifest["label_offsets"] is not None:
             epochs |= {self.labels_path, self.label_offsets_path}  # see `read_row_labels`
         for path, checksum in self.unchanging_files(manifest).items():
-            check_file(path, checksum, None if path in epochs else self.index.num_rows)
+            with self._unless(lambda *own: own not in self._named(), path, checksum):
+                check_file(path, checksum, None if path in epochs else self.index.num_rows)
         for key, size in manifest["open"].items():
             path = self.journal_path(*map(int, key.split()))
             if not path.is_file() or path.stat().st_size < size:
                 raise StoreCorruptionError(f"{path} is missing or cut off: expected {size} bytes.")
+
+    def _named(self) -> set[tuple[Path, str]]:
+        """The files that the manifest names at present, each with its checksum."""
+        return set(self.unchanging_files(read_manifest(self.path)).items())
+
+    @staticmethod
+    @contextmanager
+    def _unless(is_gone: Callable[..., bool], *what: Any) -> Iterator[None]:
+        """Lets a StoreCorruptionError pass unless what was checked has meanwhile been dropped, by a run under way."""
+        try:
+            yield
+        except StoreCorruptionError:
+            if not is_gone(*what):
+                raise
 
     def _copy_files(self, path: Path, note: dict[str, Any]) -> None:
         """Copies the present content of this folder to `path`, with a note, replacing what is there."""
@@ -184,8 +205,8 @@ class StoreFolder:
         }
         manifest["note"], manifest["aside"] = note, False
         with writing(path):
+            remove_unfinished_copy(temporary)
             try:
-                remove(temporary)
                 (temporary / "open").mkdir(parents=True)
                 for file in self.unchanging_files(manifest):
                     link(file, temporary / file.name)
@@ -214,6 +235,22 @@ def check_file(path: Path, checksum: str, rows: int | None = None) -> None:
         raise StoreCorruptionError(f"{path} is damaged: {reason_of(error)}.") from error
     if found != checksum:
         raise StoreCorruptionError(f"{path} is damaged: expected checksum {checksum}, found {found}.")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a folder holds only what is left of a `LogitsStore.create` that was cut off: no manifest yet."""
+    names = {entry.name for entry in path.iterdir()}
+    return names <= _BEFORE_THE_MANIFEST and "open" in names and not any((path / "open").iterdir())
+
+
+def remove_unfinished_copy(path: Path) -> None:
+    """Removes what is left of a copy that was cut off. Raises StoreError if there is anything else at `path`."""
+    if path.is_symlink() or not path.exists():
+        path.unlink(missing_ok=True)
+    elif path.is_dir() and all(_IN_A_STORE.fullmatch(entry.name) for entry in path.iterdir()):
+        remove(path)
+    else:
+        raise StoreError(f"{path} is in the way of a copy that is made under this name: expected nothing. Move it.")
 
 
 def ids_path(path: Path) -> Path:

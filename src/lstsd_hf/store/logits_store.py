@@ -28,11 +28,11 @@ import numpy.typing as npt
 
 from .epochs import SealedEpochs
 from .errors import StoreCorruptionError, StoreError, StoreMismatchError
-from .files import protect, replacing, warn_anew, writing
-from .folder import ids_path
+from .files import discard, protect, replacing, warn_anew, writing
+from .folder import ids_path, is_unfinished
 from .ids import SampleIndex
 from .journal import ID, Journal, JournalWriter, journal_head
-from .manifest import DTYPES, Manifest, new_manifest, read_manifest, write_manifest
+from .manifest import DTYPES, Manifest, new_manifest, read_manifest, refuse_epoch, write_manifest
 from .npy import map_array, reason_of, write_array
 from .ragged import LABELS, NO_LABEL, RaggedRows, each_once
 from .rows import VALUES
@@ -74,7 +74,7 @@ class LogitsStore(SealedEpochs):
         vocabulary: int | None = None,
         source: dict[str, Any] | None = None,
     ) -> "LogitsStore":
-        """Creates an empty store in a folder that does not exist yet or is empty.
+        """Creates an empty store in a folder that does not exist yet, is empty, or is left of a call that was cut off.
 
         Args:
             path: The folder.
@@ -106,7 +106,7 @@ class LogitsStore(SealedEpochs):
         path = Path(path)
         warn_anew()
         with writing(path):
-            if path.is_dir() and any(path.iterdir()):
+            if path.is_dir() and any(path.iterdir()) and not is_unfinished(path):
                 raise StoreError(f"{path} is not empty: expected a new folder for the logits store. Move it aside.")
             (path / "open").mkdir(parents=True, exist_ok=True)
         if index.ids is not None:
@@ -211,9 +211,11 @@ class LogitsStore(SealedEpochs):
         no rows if the store is ragged.
 
         Raises:
+            ValueError: the epoch is not a number from 0 to 2^32 - 1.
             StoreCorruptionError: a journal is damaged.
             StoreError: the disk is full; the journals are still there.
         """
+        refuse_epoch(epoch)
         for key in [key for key in self._writers if key[0] == epoch]:
             self._writers.pop(key).close()
         manifest = read_manifest(self.path)
@@ -239,24 +241,26 @@ class LogitsStore(SealedEpochs):
                     stacklevel=2,
                 )
         for journal in journals:
-            journal.path.unlink()
+            discard(journal.path)
 
     # ---- the whole store
 
     def verify(self) -> None:
-        """Reads every file in full and compares it with its checksum.
+        """Reads every file in full and compares it with its checksum, also while a run goes on filling the store.
 
         Raises:
             StoreCorruptionError: a file is missing, damaged, or not what the manifest says; the first one is named.
         """
         self._verify_files()
         self.read_row_labels()
-        self.read_log()
+        self._verify_log()
         for epoch in self.sealed_epochs:
-            self._rows.open_sealed(self.part_paths(epoch))
+            with self._unless(lambda number: number not in self.sealed_epochs, epoch):
+                self.check_epoch(epoch)
         for journal in self.journals():
-            for block in journal.blocks():
-                self._rows.rows_of(journal, block)
+            with self._unless(lambda path: not path.exists(), journal.path):
+                for block in journal.blocks():
+                    self._rows.rows_of(journal, block)
 
     def copy(self, path: str | os.PathLike[str], note: dict[str, Any]) -> "LogitsStore":
         """Copies the store, as it is now, to another folder, with a note; replaces what is there.
@@ -278,8 +282,7 @@ class LogitsStore(SealedEpochs):
             self._writers.popitem()[1].close()
 
     def _open_journal(self, epoch: int, rank: int) -> JournalWriter:
-        if not 0 <= min(epoch, rank) <= max(epoch, rank) < 2**32:
-            raise ValueError(f"epoch={epoch}, rank={rank}: expected numbers from 0 to {2**32 - 1}.")
+        refuse_epoch(epoch, rank)
         if epoch in self.sealed_epochs:
             raise StoreError(f"Epoch {epoch} of the store at {self.path} is sealed: nothing can be recorded any more.")
         path = self.journal_path(epoch, rank)

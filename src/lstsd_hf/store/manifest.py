@@ -46,6 +46,11 @@ _MOST_VALUES = 1 << 28  # in a row; a limit of numpy
 _MOST_DIMENSIONS = 31
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _CHECKSUM = re.compile("[0-9a-f]{32}")
+_PARTS: dict[str | None, tuple[str, ...]] = {  # by the kind of layout: the files of an epoch besides its values
+    None: (),
+    "ragged": ("offsets",),
+    "top_k": ("offsets", "classes", "rest"),
+}
 _OPTIONAL: dict[str, Any] = {
     "ids": None,
     "label_offsets": None,
@@ -119,11 +124,21 @@ def new_manifest(
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes the manifest of the store in the folder `path`. Raises StoreError if it could not be written."""
+    """Writes the manifest of the store in the folder `path`.
+
+    Raises:
+        ValueError: a value is not allowed in a manifest, or the whole is too large to be read again.
+        StoreError: it could not be written.
+    """
+    wrong = _first_wrong(dict(manifest))
+    if wrong is not None:
+        raise ValueError(f"{path / NAME} is not written: {wrong}")
     # Empty optional fields are left out, so that manifests stay the same when such a field is added to the format.
     held = {key: value for key, value in manifest.items() if key not in _OPTIONAL or value}
     content = {"format": FORMAT, "version": VERSION, **held}
     text = json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n"
+    if len(text) > _LARGEST:
+        raise ValueError(f"{path / NAME} is not written: expected at most {_LARGEST:,} bytes, found {len(text):,}.")
     with replacing(path / NAME) as temporary:
         temporary.write_text(text)
 
@@ -187,6 +202,12 @@ def is_whole(value: Any, low: int = 0, high: int = 2**63) -> bool:
 def is_text(value: Any) -> bool:
     """Whether a value is printable text, short enough for a message."""
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()
+
+
+def refuse_epoch(epoch: Any, rank: int = 0) -> None:
+    """Raises ValueError unless an epoch, and the number of a process, are what the name of a file may have."""
+    if isinstance(epoch, bool) or not 0 <= min(epoch, rank) <= max(epoch, rank) < 2**32:
+        raise ValueError(f"epoch={epoch}, rank={rank}: expected numbers from 0 to {2**32 - 1}.")
 
 
 def _is_shape(value: Any) -> bool:
@@ -287,4 +308,7 @@ def _first_wrong(manifest: dict[str, Any]) -> str | None:
             return f"{name} is missing: expected {expected}."
         if not is_right(manifest[name]):
             return f"{name}={shortened(manifest[name])}: expected {expected}."
-    return None
+    parts = _PARTS[manifest["layout"].get("kind")]
+    missing = [f"{part} {epoch}" for epoch in manifest["sealed"] for part in parts]
+    missing = [key for key in missing if key not in manifest["parts"]]
+    return f"parts={shortened(manifest['parts'])}: expected {missing[0]!r} too." if missing else None

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import StoreCorruptionError, StoreMismatchError
-from .files import replacing
+from .files import discard, replacing
+from .folder import check_file
 from .journal import Journal
-from .manifest import Manifest, read_manifest, write_manifest
+from .manifest import Manifest, read_manifest, refuse_epoch, write_manifest
 from .npy import map_rows, reason_of, write_array
 from .ragged import RaggedRows, RowLabels, open_labels
 from .training_log import TrainingLog
@@ -147,7 +148,7 @@ class PerSampleFiles(TrainingLog):
         write_manifest(self.path, manifest)
         for key in dropped:
             name, last = key.split()
-            self.statistic_path(name, int(last)).unlink(missing_ok=True)
+            discard(self.statistic_path(name, int(last)))
 
     def _labels_by_row(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike | None) -> npt.NDArray[Any]:
         array = np.asarray(labels)
@@ -174,6 +175,7 @@ class PerSampleFiles(TrainingLog):
         """
         if not _STATISTIC_NAME.fullmatch(name):
             raise ValueError(f"name={name!r}: expected small letters for the name of a statistic, and not 'epoch'.")
+        refuse_epoch(epoch)
         path = self.statistic_path(name, epoch)
         checksum = write_array(path, _with_rows(np.asarray(values), self.index.num_rows, f"values of {name!r}"))
         manifest = read_manifest(self.path)
@@ -183,7 +185,7 @@ class PerSampleFiles(TrainingLog):
         manifest["statistics"][f"{name} {epoch}"] = checksum
         write_manifest(self.path, manifest)
         for old in earlier:
-            self.statistic_path(name, old).unlink(missing_ok=True)
+            discard(self.statistic_path(name, old))
 
     def read_statistic(self, name: str) -> tuple[int, npt.NDArray[Any]] | None:
         """The last epoch that a statistic includes, and its values, (rows, ...), memory-mapped.
@@ -198,6 +200,12 @@ class PerSampleFiles(TrainingLog):
         if not epochs:
             return None
         return max(epochs), self._intact(self.statistic_path(name, max(epochs)))
+
+    def verify_statistic(self, name: str) -> None:
+        """Like `LogitsStore.verify`, but compares only the file of this statistic, if there is one."""
+        for key, checksum in read_manifest(self.path)["statistics"].items():
+            if key.split()[0] == name:
+                check_file(self.statistic_path(name, int(key.split()[1])), checksum, self.index.num_rows)
 
     def _intact(self, path: Path) -> npt.NDArray[Any]:
         try:

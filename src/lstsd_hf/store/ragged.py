@@ -303,7 +303,12 @@ class RaggedRows:
 
 
 def _check_offsets(offsets: Array, samples: int, path: Path) -> None:
-    if offsets.shape != (samples + 1,) or offsets.dtype != np.int64 or offsets[0] or (np.diff(offsets) < 0).any():
+    if (
+        offsets.shape != (samples + 1,)
+        or offsets.dtype != np.int64
+        or offsets[0]
+        or (offsets[1:] < offsets[:-1]).any()
+    ):
         raise StoreCorruptionError(f"{path}: expected {samples + 1} ascending offsets, from 0 on.")
 
 

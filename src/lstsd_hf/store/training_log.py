@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import StoreCorruptionError
-from .files import checksum_of, protect, read_regular, replacing
+from .files import checksum_of, discard, protect, read_regular, replacing
 from .folder import StoreFolder
 from .manifest import is_text, read_manifest, shortened, write_manifest
 
@@ -46,10 +46,10 @@ class TrainingLog(StoreFolder):
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="ascii")
             protect(temporary)
-        manifest["log"] = {str(count): checksum_of(path)}
+            manifest["log"] = {str(count): checksum_of(temporary)}
         write_manifest(self.path, manifest)
         for number in earlier:
-            self.log_path(number).unlink(missing_ok=True)
+            discard(self.log_path(number))
 
     def read_log(self) -> list[LogEntry] | None:
         """The log, oldest entry first, with NaN for numbers that are not finite. None if the store has no log.
@@ -68,6 +68,11 @@ class TrainingLog(StoreFolder):
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
             raise StoreCorruptionError(f"{path} is damaged: expected a list of objects with numbers by name.")
         return [{name: math.nan if value is None else value for name, value in entry.items()} for entry in entries]
+
+    def _verify_log(self) -> None:
+        log = read_manifest(self.path)["log"]
+        with self._unless(lambda: read_manifest(self.path)["log"] != log):
+            self.read_log()
 
 
 def _numbers(entry: Mapping[str, Any]) -> LogEntry:

@@ -91,8 +91,8 @@ def _row_hashes(array: Any) -> npt.NDArray[np.uint64]:
         if parts.keys() == {"bytes", "path"}:  # an image or a sound: its folder differs between machines
             names = [path and os.path.basename(path) for path in parts["path"].to_pylist()]
             parts["path"] = pa.array(names, pa.string())
-        cells = [np.zeros(len(array), np.uint64), *(_row_hashes(part) for part in parts.values())]
-        hashes = _hash_rows(np.column_stack(cells[1:] or cells))  # a struct may have no fields
+        cells = [_row_hashes(part) for part in parts.values()]
+        hashes = _hash_rows(np.column_stack(cells)) if cells else np.zeros(len(array), np.uint64)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
         hashes = _hash_slices(_row_hashes(array.flatten()), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))

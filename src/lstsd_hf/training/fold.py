@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..method.heads import Head
 from ..method.statistics import TAUGHT_FROM, Statistic
 from ..method.teachers import Teacher
-from ..store import LogitsStore
+from ..store import LogitsStore, StoreCorruptionError
 
 _VALUES_AT_ONCE = 4 << 20
 
@@ -30,7 +30,7 @@ def fold_statistics(store: LogitsStore, epoch: int, head: Head, teachers: Iterab
         teacher.track for teacher in teachers if teacher.store is None and teacher.weight_of(epoch + 1, epoch + 2)
     }
     for statistic in (*kept, *(TAUGHT_FROM[track] for track in sorted(tracks & TAUGHT_FROM.keys()))):
-        found = store.read_statistic(statistic.name)
+        found = read_folded(store, statistic)
         last, values = (-1, None) if found is None else found
         if found is None and store.label_changes:
             # It was dropped with the old labels, so it is folded anew over the epochs that the store still has.
@@ -43,6 +43,19 @@ def fold_statistics(store: LogitsStore, epoch: int, head: Head, teachers: Iterab
             values = _fold(statistic, values, store.epoch_rows(number), labels)
         assert values is not None
         store.write_statistic(statistic.name, epoch, values)
+
+
+def read_folded(store: LogitsStore, statistic: Statistic) -> tuple[int, npt.NDArray[Any]] | None:
+    """As `LogitsStore.read_statistic`. Raises StoreCorruptionError also for values that no run has folded."""
+    found = store.read_statistic(statistic.name)
+    if found is not None:
+        shape = (store.index.num_rows, statistic.width(math.prod(store.row_shape)))
+        if found[1].dtype != np.float32 or found[1].shape != shape:
+            raise StoreCorruptionError(
+                f"{store.statistic_path(statistic.name, found[0])} is damaged: expected float32 of shape {shape}, "
+                f"found {found[1].dtype} of shape {found[1].shape}."
+            )
+    return found
 
 
 def _fold(

@@ -20,6 +20,7 @@ from ..method.teachers import Settings
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, PRIVATE_FOLDERS, checkpoints_of
 from ..store import LogitsStore, StoreError
 from . import model_card
+from .fold import read_folded
 from .model_head import unwrapped
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class HubMixin(_Trainer):
     def _less_probable(self) -> int | None:
         """How many labels were, on average over the epochs, less probable than another class; None if not known."""
         try:
-            found = LogitsStore.open(Path(self.logits_path())).read_statistic(MARGIN.name)
+            found = read_folded(LogitsStore.open(Path(self.logits_path())), MARGIN)
         except StoreError:  # no store, or a damaged one, which a model card need not mend
             return None
         if found is None:

@@ -239,6 +239,7 @@ class OutsideTeacher:
         """Compares the inputs column by column, sample by sample: for a store that `record_predictions` made."""
         store, source = self.store, self.store.source
         compared = [name for name in source["inputs"] if name in dataset.column_names]
+        store.verify_statistic(INPUT_HASHES)
         found = store.read_statistic(INPUT_HASHES)
         if not set(compared) - _SECONDARY or found is None or found[1].shape[1:] != (len(source["inputs"]),):
             raise StoreMismatchError(

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..store import LogitsStore, StoreError
 from ..store.files import remove, warn_anew, warn_once, writing
+from ..store.folder import is_unfinished, remove_unfinished_copy
 
 logger = logging.get_logger(__name__)
 
@@ -45,13 +46,19 @@ def lock(logits_dir: Path, output_dir: Path) -> list[BaseFileLock]:
 
 
 def lock_file(file: Path, what: str) -> list[BaseFileLock]:
-    """Locks a file; returns [] if the file system has no locks. Raises StoreError if another run holds the lock."""
-    lock = FileLock(file, timeout=0)
+    """Locks a file; returns [] if the file system has no locks. Raises StoreError if another run holds the lock, or
+    the file is something else.
+    """
+    lock = FileLock(file, timeout=0, fallback_to_soft=False)
     while True:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             # First, because the lock library takes some errors that can happen here for a lock of another process.
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666))
+            opened = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+            size = os.fstat(opened).st_size
+            os.close(opened)
+        if size:  # it would be emptied, and removed in the end
+            raise StoreError(f"{file} is not empty, so it is no lock of {what}. Move it, or name another folder.")
         try:
             lock.acquire()
         except Timeout as error:
@@ -91,15 +98,15 @@ def move_aside(path: Path) -> Path | None:
         StoreError: the folder holds something that is not a store, or cannot be renamed.
     """
     with writing(path):
-        remove(path.with_name(f"{path.name}.tmp"))  # a copy that was being made when the run was killed
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        remove_unfinished_copy(path.with_name(f"{path.name}.tmp"))  # if the run was killed while it copied
+        if not path.exists() or (path.is_dir() and (not any(path.iterdir()) or is_unfinished(path))):
             return None
         if not (path / "open").is_dir() and not (path / "store.json").is_file():  # the Hub keeps no empty folders
             raise StoreError(
                 f"{path} holds something that is not a logits store: expected a folder that is new, empty, or an "
                 "earlier run's. Name another logits_dir."
             )
-        aside = path.with_name(f"{path.name}-{max(_asides(path), default=0) + 1}")
+        aside = path.with_name(f"{path.name}-{max(_numbered(path), default=0) + 1}")
         os.rename(path, aside)
         for temporary in aside.glob(".*.tmp"):  # half-written files: the run was killed
             temporary.unlink()
@@ -145,6 +152,11 @@ def tidy(path: Path, aside: Path, restored: LogitsStore | None, teachers: Collec
 
 def _asides(path: Path) -> dict[int, Path]:
     """The folders with the name of a store that was moved aside from `path`, by number."""
-    pattern = re.compile(re.escape(path.name) + "-([1-9][0-9]{0,8})")
-    found = ((pattern.fullmatch(folder.name), folder) for folder in path.parent.iterdir() if folder.is_dir())
-    return {int(match[1]): folder for match, folder in found if match is not None}
+    return {number: found for number, found in _numbered(path).items() if found.is_dir()}
+
+
+def _numbered(path: Path) -> dict[int, Path]:
+    """All that has the name of a store that was moved aside from `path`, by number."""
+    pattern = re.compile(re.escape(path.name) + "-([1-9][0-9]*)")
+    found = ((pattern.fullmatch(other.name), other) for other in path.parent.iterdir())
+    return {int(match[1]): other for match, other in found if match is not None}

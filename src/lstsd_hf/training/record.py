@@ -22,7 +22,7 @@ from ..config import DistillationArguments, LogitsDtype
 from ..method.heads import ProblemType
 from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.rows import RowIndex
-from ..store import LogitsStore, StoreError, StoreMismatchError
+from ..store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
 from ..store.files import writing
 from ..store.manifest import NAME, is_whole
 from ..store.rows import VALUES
@@ -108,6 +108,7 @@ def record_predictions(
         if _is_first(state):
             store = recording.begin(place_of_store, dtype)
             if store.sealed_epochs:
+                recording.finish(store)
                 logger.warning(f"{path} holds these predictions already: nothing was recorded.")
         state.wait_for_everyone()
         store = LogitsStore.open(place_of_store)
@@ -253,6 +254,18 @@ class _Recording:
         return LogitsStore.create(
             path, samples, row_shape, dtype, name, self._ids, ragged=is_ragged, vocabulary=vocabulary, source=source
         )
+
+    def finish(self, store: LogitsStore) -> None:
+        """Checks a store that has been sealed, and removes the journals if a kill left them.
+
+        Raises:
+            StoreCorruptionError: it is damaged.
+        """
+        try:
+            store.verify_epochs([EPOCH])
+        except StoreCorruptionError as error:
+            raise StoreCorruptionError(f"{error} Move {store.path} aside to record anew.") from error
+        store.seal(EPOCH)
 
     def record(self, store: LogitsStore, state: PartialState, disable_tqdm: bool) -> None:
         """Records this process's part of the batches that the store does not have yet."""

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..method.statistics import TAUGHT_FROM
 from ..method.teachers import MEAN, PREDICTIONS, Teacher
 from ..store import LogitsStore, StoreError
 from ..store.rows import VALUES
+from .fold import read_folded
 
 Array = npt.NDArray[Any]
 Parts = dict[str, Array]
@@ -45,7 +47,7 @@ class TeacherReader:
         self._epochs = self._store.sealed_epochs if track == MEAN else [epoch]
         self._statistic: Array | None = None
         if track not in (PREDICTIONS, MEAN):
-            found = self._store.read_statistic(track)
+            found = read_folded(self._store, TAUGHT_FROM[track])
             if found is None or found[0] != epoch:
                 raise StoreError(
                     f"{path} holds no statistic {track!r} of epoch {epoch}, which a teacher is read from."
