@@ -230,7 +230,7 @@ def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
             group.column(i).path_in_schema: group.column(i).compression.lower().replace("uncompressed", "none")
             for i in range(group.num_columns)
         }
-        rows = group.num_rows
+        rows = max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))  # the first may be empty
     edited = _edited_table(table, edit).filter(pa.array(edit.keep))
     pq.write_table(edited, output, compression=compression, row_group_size=rows, version=metadata.format_version)
 
