@@ -1,6 +1,7 @@
 """The cleaned training set: which rows change, that nothing else does, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,23 @@ def test_parquet_keeps_its_schema_metadata_and_compression(run, tmp_path, kind):
     assert metadata[0].num_row_groups == metadata[1].num_row_groups == 2
     clean(run, path, tmp_path / "dropped.parquet", drop=True)
     assert pq.read_table(tmp_path / "dropped.parquet").equals(table.take([0, 2, 3, 5]))
+
+
+@pytest.mark.parametrize("name", ["s3:a.parquet", "file:a.parquet", b"caf\xe9.parquet"])
+def test_names_of_parquet_files_are_taken_as_they_stand(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = Path(os.fsdecode(name))
+    path.write_bytes(pq_bytes := parquet_of(pa.table({"text": ["t"] * 6, "label": ROWS})))
+    assert clean(run, path, "clean.parquet", drop=True).dropped == 2
+    path.rename("old.parquet")
+    clean(run, "old.parquet", path, drop=True)
+    assert path.read_bytes() == Path("clean.parquet").read_bytes() != pq_bytes
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
 
 
 def test_parquet_whose_first_row_group_is_empty(run, tmp_path):

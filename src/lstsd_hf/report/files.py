@@ -146,11 +146,16 @@ def _open_folder(path: Path, split: str) -> UserFile:
     return open_data_set(saved, str(path), split)
 
 
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """Opens a parquet file by its name as it stands: pyarrow would take "s3:a.parquet" for an address."""
+    return pq.ParquetFile(pa.OSFile(os.fsencode(path), "rb"))
+
+
 def _open_parquet(path: Path) -> UserFile:
     def load(names: list[str]) -> Dataset:
         try:
             # For "a.b", `columns` also reads the part "b" of a column "a"; `select` takes names as they are.
-            table = pq.ParquetFile(path).read(columns=names).select(names)
+            table = parquet_file(path).read(columns=names).select(names)
             table.validate(full=True)  # otherwise text that is not UTF-8 fails later, without the file's name
             # `datasets` does not know string views.
             kinds = [pa.string() if pa.types.is_string_view(kind) else kind for kind in table.schema.types]
@@ -159,7 +164,7 @@ def _open_parquet(path: Path) -> UserFile:
             raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
     try:
-        return _TypedFile(str(path), pq.ParquetFile(path).schema_arrow, load)
+        return _TypedFile(str(path), parquet_file(path).schema_arrow, load)
     except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
