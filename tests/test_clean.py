@@ -505,6 +505,12 @@ def test_nothing_is_written_over(run, tmp_path, capsys):
     assert not [file for file in tmp_path.iterdir() if "tmp" in file.name]
 
 
+def test_labels_that_are_no_single_values_are_said_to_be(run, tmp_path):
+    lines = [json.dumps({"text": "t", "label": [label]}) for label in ROWS]
+    with pytest.raises(ValueError, match="has no column 'sample_id', and its labels in 'label' are lists or bytes"):
+        clean(run, write(tmp_path / "train.json", *lines), tmp_path / "clean.json", drop=True)
+
+
 def test_other_rows_than_the_runs_are_refused(run, tmp_path, capsys):
     path = csv_of(tmp_path, ROWS[::-1])
     with pytest.raises(SystemExit) as end:

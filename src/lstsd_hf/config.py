@@ -214,6 +214,7 @@ class DistillationArguments(TeacherArguments):
             output_dir = str(self.output_dir)  # typed as optional, but never None here
             if self.logits_dir is None:
                 self.logits_dir = os.path.join(output_dir, LOGITS_FOLDER)
+            self.logits_dir = os.path.expanduser(self.logits_dir)  # as TrainingArguments does with output_dir
             check_logits_dir(self.logits_dir, output_dir)
         else:
             self.check()
