@@ -1,6 +1,7 @@
 """The cleaned training set: which rows change, that nothing else does, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,45 @@ def test_decisions_that_a_spreadsheet_wrote(run, tmp_path, delimiter):
     clean(run, path, tmp_path / "clean.csv", decisions=decisions)
     expected = path.read_text().replace("text 1,positive\n", "").replace("text 4,neutral", "text 4,positive")
     assert (tmp_path / "clean.csv").read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "given"),
+    [
+        (("False", "True"), "FALSE", "TRUE"),
+        (("01", "02"), "1", "2"),
+        (("1.50", "2"), "1.5", "2.0"),
+        (("a\nb", "c  d"), "A\r\nB", "c d"),
+    ],
+)
+def test_names_that_a_spreadsheet_spells_its_own_way(tmp_path, names, label, given):
+    run = run_of(tmp_path, [0, 1, 0], [0, 0, 0], names)
+    path = csv_of(tmp_path, [f'"{names[i]}"' for i in (0, 1, 0)])
+    decisions = write(tmp_path / "decisions.csv", "", "sample_id;decision;label;given", f'1;relabel;"{label}";{given}')
+    clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+    expected = path.read_text().replace(f'"{names[1]}"', f'"{names[0]}"')
+    assert (tmp_path / "clean.csv").read_text() == expected
+
+
+def test_a_name_that_is_spelled_like_two_classes_is_neither(tmp_path):
+    names = ("yes", "Yes", "no")
+    run, path = run_of(tmp_path, [0, 1, 2], [0, 1, 0], names), csv_of(tmp_path, names)
+    decisions = write(tmp_path / "decisions.csv", HEADER, "2,relabel,YES,NO")
+    with pytest.raises(ValueError, match="line 2: expected a class as label, one of 'yes', 'Yes', 'no', found 'YES'"):
+        clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+
+
+def test_a_decision_about_the_largest_ids(tmp_path):
+    ids, labels = 2**63 - 6 + np.arange(6), np.minimum(LABELS, 1)
+    store = LogitsStore.create(tmp_path / "_logits", 2**63, (2,), "float32", "test", ids)
+    store.write_labels(labels)
+    store.record(0, ids, np.zeros((6, 2), np.float32))
+    store.seal(0)
+    path = write(tmp_path / "train.csv", "text,label,sample_id", *(f"t,{labels[i]},{ids[i]}" for i in range(6)))
+    decisions = write(tmp_path / "decisions.csv", "sample_id,decision", f"{ids[-1]},drop")
+    assert clean(tmp_path, path, tmp_path / "clean.csv", decisions=decisions).dropped == 1
+    with pytest.raises(ValueError, match=r"line 2: expected the id of a sample .* found '9999999999999999999'"):
+        clean(tmp_path, path, tmp_path / "b.csv", decisions=write(decisions, HEADER, "9999999999999999999,drop,,"))
 
 
 def test_names_that_a_spreadsheet_would_take_for_formulas(tmp_path):
@@ -310,6 +350,41 @@ def test_parquet_keeps_its_schema_metadata_and_compression(run, tmp_path, kind):
     assert pq.read_table(tmp_path / "dropped.parquet").equals(table.take([0, 2, 3, 5]))
 
 
+@pytest.mark.parametrize("name", ["s3:a.parquet", "file:a.parquet", b"caf\xe9.parquet"])
+def test_names_of_parquet_files_are_taken_as_they_stand(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = Path(os.fsdecode(name))
+    path.write_bytes(pq_bytes := parquet_of(pa.table({"text": ["t"] * 6, "label": ROWS})))
+    assert clean(run, path, "clean.parquet", drop=True).dropped == 2
+    path.rename("old.parquet")
+    clean(run, "old.parquet", path, drop=True)
+    assert path.read_bytes() == Path("clean.parquet").read_bytes() != pq_bytes
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_parquet_whose_first_row_group_is_empty(run, tmp_path):
+    table = pa.table({"text": ["t"] * 6, "label": ROWS})
+    with pq.ParquetWriter(tmp_path / "train.parquet", table.schema) as file:
+        file.write_table(table[:0])
+        file.write_table(table)
+    clean(run, tmp_path / "train.parquet", tmp_path / "clean.parquet", drop=True)
+    assert pq.read_table(tmp_path / "clean.parquet")["label"].to_pylist() == [ROWS[i] for i in (0, 2, 3, 5)]
+
+
+def test_white_space_in_quotes_is_a_row(tmp_path):
+    run = run_of(tmp_path, [0, 1], [0, 0], ("a", "b"))
+    path = write(tmp_path / "train.csv", "sample_id", "0", " ", "1")
+    clean(run, path, tmp_path / "clean.csv", drop=True)
+    assert (tmp_path / "clean.csv").read_text() == "sample_id\n0\n \n"
+    with pytest.raises(ValueError, match="data row 2: expected a sample id"):
+        clean(run, write(path, "sample_id", "0", '" "', "1"), tmp_path / "again.csv", drop=True)
+
+
 def test_a_folder_keeps_its_features_and_its_other_splits(run, tmp_path):
     features = Features({"label": ClassLabel(names=list(NAMES)), "text": Value("large_string")})
     data = Dataset.from_dict({"label": LABELS, "text": [f"t{i}" for i in range(6)]}, features=features)
@@ -428,6 +503,12 @@ def test_nothing_is_written_over(run, tmp_path, capsys):
         clean(run, tmp_path / "data", tmp_path / "data" / "clean", drop=True)
     assert path.read_bytes() == content
     assert not [file for file in tmp_path.iterdir() if "tmp" in file.name]
+
+
+def test_labels_that_are_no_single_values_are_said_to_be(run, tmp_path):
+    lines = [json.dumps({"text": "t", "label": [label]}) for label in ROWS]
+    with pytest.raises(ValueError, match="has no column 'sample_id', and its labels in 'label' are lists or bytes"):
+        clean(run, write(tmp_path / "train.json", *lines), tmp_path / "clean.json", drop=True)
 
 
 def test_other_rows_than_the_runs_are_refused(run, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """The command `lstsd`."""
 
 import io
+import os
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -148,6 +150,36 @@ def make_store(path: Path) -> None:
     store.seal(0)
     store.record(1, [7], np.zeros((1, 3)))
     store.close()
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a shell in which `lstsd` is this version's, with its output buffered as for any user."""
+    lstsd = f'lstsd() {{ {shlex.quote(sys.executable)} -m lstsd_hf "$@"; }}; '
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        ["bash", "-c", lstsd + command], env=variables | environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "err"),
+    [
+        ("lstsd --version > /dev/full", 2, "lstsd: error: the output could not be written: No space left on"),
+        ("lstsd train --help | true; exit ${PIPESTATUS[0]}", 0, ""),
+        ("lstsd train --help >&-", 0, ""),
+    ],
+)
+def test_output_that_nobody_takes(command: str, code: int, err: str) -> None:
+    found = shell(command)
+    assert (found.returncode, found.stderr.count("\n")) == (code, bool(err))
+    assert found.stderr.startswith(err)
+
+
+def test_a_name_that_the_terminals_encoding_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "\u0434\u0430"
+    LogitsStore.create(path, 4, (2,), "float16", "test")
+    found = shell(f"lstsd store verify {path}", PYTHONIOENCODING="latin-1")
+    assert found.stdout == f"{tmp_path}/\\u0434\\u0430: every file is as it was written.\n"
 
 
 def test_store_info(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

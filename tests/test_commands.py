@@ -92,6 +92,7 @@ FLAGS = [
     ("\u2014seed 1", "'\u2014seed' begins with '\u2014': expected '--'"),
     ("\u2013\u2013bf16=true", "'\u2013\u2013bf16=true' begins with '\u2013\u2013'"),
     ("-\u2212do-eval", "'-\u2212do-eval' begins with '-\u2212'"),
+    ("--output_dir o\udce9", "output_dir='o\\udce9': expected the name of a folder in UTF-8."),
     ("--bf16 maybe", "argument --bf16: Truthy value expected: got maybe"),
     ("--seed one", "invalid int value: 'one'"),
     ("--seed -1", "seed=-1: expected 0 to 4294967295."),
@@ -203,6 +204,14 @@ def test_a_folder_that_holds_something_else(base: list[str], refused: Callable[.
     write(Path("mine/letter.txt"), "kept")
     assert "mine holds something that is not a logits store" in refused([*base, "--logits_dir", "mine"])
     assert Path("mine/letter.txt").read_text() == "kept\n"
+
+
+def test_a_link_where_the_report_goes_is_refused_before_training(base: list[str], refused: Callable[..., str]) -> None:
+    out = Path(base[base.index("--output_dir") + 1])
+    out.mkdir(exist_ok=True)
+    (out / "_report").symlink_to(out.parent)
+    assert "_report is a link" in refused([*base, "--report", "true"], alone=True)
+    assert not (out / "_logits").exists()
 
 
 # --- ids from the file ---

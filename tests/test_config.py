@@ -117,3 +117,9 @@ def test_the_readme_states_the_defaults(tmp_path):
     made = LSTSDConfig(output_dir=str(tmp_path))
     in_force = {**vars(made), **vars(made.resolve(Classes.default_weight)), "teacher_trust": made.teacher_trust}
     assert {name: in_force[name] for name in stated} == stated
+
+
+def test_a_tilde_in_logits_dir_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = LSTSDConfig(output_dir="~/out", logits_dir="~/predictions")
+    assert (config.output_dir, config.logits_dir) == (f"{tmp_path}/out", f"{tmp_path}/predictions")

@@ -129,6 +129,7 @@ def test_a_corrected_file_is_read_anew_whatever_its_time(tmp_path: Path) -> None
         ("text,label\na\x00b,0\na\\,1\n", ["a\x00b", "a\\"]),
         ("text,label\n" + "x" * 200_000 + ",0\n", ["x" * 200_000]),  # above the csv module's own limit
         ("text,label,,\na,0,,\n", ["a"]),
+        ('text,label\n" ",0\n', [" "]),
         ("x,text,label,x\n1,a,0,2\n", ["a"]),
     ],
 )
@@ -146,6 +147,7 @@ def test_csv(tmp_path: Path, content: str, texts: list[str]) -> None:
         ("text,label\na,0,\nb,1,\n", r"line 2: expected 2 fields .* found 3.*at the end of a line begins another"),
         ("text,label\na, b,0\n", r"line 2: .* found 3\. A comma separates fields, unless quotes enclose it"),
         ("text,label\na\nb,1\n", r"line 2: expected 2 fields .* found 1"),
+        ('text,label\na,0\n" "\n', r"line 3: expected 2 fields .* found 1"),
         ("text,label\na,0\nb\n", r"line 3: expected 2 fields .* found 1"),
         ('text,label\n\n"a\nb\nc",0\nd,1,2\n', r"line 6: expected 2 fields .* found 3"),
         ("label,text\n0,a\rb\n1,c,d\n", r"line 3: expected 2 fields .* found 3"),
@@ -172,6 +174,9 @@ def test_csv_that_is_refused(tmp_path: Path, content: str | bytes, message: str)
 def test_one_column(tmp_path: Path) -> None:
     path = save(tmp_path / "a.csv", 'text\na\n\n""\nb\n')
     assert cells_of(path, others=()) == {"text": ["a", None, "b"]}
+    path = save(tmp_path / "a.csv", 'text\n" "\n \n"\n "\na\n \t\n')
+    assert cells_of(path, others=()) == {"text": [" ", "\n ", "a"]}  # white space in quotes is text
+    assert cells_of(save(path, 'text\r" "\r \ra\r'), others=()) == {"text": [" ", "a"]}
     refused(save(tmp_path / "a.csv", "text\na, b\n"), r"line 2: expected 1 fields \('text'\), found 2", others=())
 
 
@@ -351,6 +356,12 @@ def test_parquet_that_is_refused(tmp_path: Path, table: dict[str, Any], message:
     refused(tmp_path / "a.parquet", message)
 
 
+def test_parquet_whose_text_is_not_utf8(tmp_path: Path) -> None:
+    text = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(pa.table({"text": text, "label": [0]}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", r"a\.parquet: cannot be read as parquet: .*UTF8")
+
+
 def test_parquet_that_is_none_or_has_a_column_twice(tmp_path: Path) -> None:
     refused(save(tmp_path / "a.parquet", b"PAR1 nothing PAR1"), r"cannot be read as parquet")
     refused(save(tmp_path / "b.parquet", b""), r"cannot be read as parquet")
@@ -386,6 +397,22 @@ def test_messages_are_one_short_line(tmp_path: Path) -> None:
         ValueError, match=r"expected a column 'text', found the columns 'two\\nlines \\x1b\[31m', 'xxx"
     ):
         cells_of(save(tmp_path / "a.csv", header[-1020:].partition(",")[2] + "\n"))
+
+
+def test_a_folder_without_rows_or_with_damaged_facts(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": [], "label": []}).save_to_disk(tmp_path / "empty")
+    refused(tmp_path / "empty", r"empty: expected rows, found none")
+    Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(tmp_path / "damaged")
+    save(tmp_path / "damaged" / "dataset_info.json", "[]")
+    refused(tmp_path / "damaged", r"damaged: expected a folder that Dataset\.save_to_disk wrote")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_text_column_is_named_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    rows = Dataset.from_dict({"text": ["a"], "label": [0]})
+    getattr(rows, "to_json" if kind == "jsonl" else f"to_{kind}")(path)
+    refused(path, r"expected text columns, each once, found 'text', 'text'", texts=("text", "text"))
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -286,6 +287,43 @@ def test_mnli_has_two_halves(layout: str, model: str, tmp_path: Path) -> None:
     assert [line.split("\t")[0] for line in matched] == ["index", "0", ""]
     assert [line.split("\t")[0] for line in mismatched] == ["index", "7", "8", ""]
     assert {line.split("\t")[1] for line in mismatched[1:3]} <= set(TASKS["mnli"].labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "options"),
+    [
+        ("a b.csv", "words,liked,row", "--label_column liked --text_columns words"),
+        ("a.csv", "text,label,uid", "--sample_id_column uid"),
+        ("a.tsv", '"text"\t"label"\t"row"', "--tsv_quoting true"),
+        ("a.csv", "text,label,row", "--logits_dir elsewhere/_store"),
+    ],
+)
+def test_the_command_that_shows_what_looks_wrong_works(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    name: str,
+    header: str,
+    options: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [(text, label, 7 * i + 3) for i, (text, label) in enumerate(sentences(24))]
+    lines = ["\t".join(f'"{cell}"' for cell in row) if "\t" in header else ",".join(map(str, row)) for row in rows]
+    write(Path(name), header, *lines)
+    glue.main(flags(model, Path("my out"), "--train_file", name, "--do_train", "true", *options.split()))
+    command = capsys.readouterr().out.splitlines()[-1].partition("To see them: ")[2]
+    cli.main(shlex.split(command)[1:])
+    assert "The report is my out/_report/report.html" in capsys.readouterr().out
+
+
+def test_names_of_classes_that_a_terminal_would_obey(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = ("a\nb", "\x1b[31mred")
+    train = write(tmp_path / "a.csv", "text,label", *(f'{text},"{names[label]}"' for text, label in sentences(8)))
+    glue.main(flags(model, tmp_path / "out", "--train_file", str(train), "--do_train", "true"))
+    assert r"learns 8 rows (4 '\x1b[31mred', 4 'a\nb')." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("trainer", ["plain", "lstsd"])

@@ -71,6 +71,11 @@ def test_submissions_by_name(tmp_path: Path) -> None:
     assert submission(tmp_path, None, ("yes", "n\u00e9"), [1]) == "index\tprediction\n5\tn\u00e9\n".encode()
 
 
+def test_a_name_with_tabs_or_line_ends_stays_one_cell(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "a.tsv", ("a\tb", 'c "d"\n', 'e "f"'), None, [0, 1, 2], np.array([0, 1, 2]))
+    assert (tmp_path / "a.tsv").read_text() == 'index\tprediction\n0\t"a\tb"\n1\t"c ""d""\n"\n2\te "f"\n'
+
+
 def test_submissions_of_scores(tmp_path: Path) -> None:
     expected = b"index\tprediction\n5\t0.000\n6\t3.142\n7\t5.000\n"
     assert submission(tmp_path, "stsb", (), [-0.2, 3.14159, 5.1]) == expected

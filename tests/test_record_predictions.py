@@ -325,3 +325,25 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, teacher, train_file, capsys, m
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert leaving.value.code == 130
     assert "The same command goes on from here." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"input_ids": [[2, -1], [2]]}, "A row has the token id -1 in 'input_ids': expected ids from 0 to"),
+        ({"input_ids": ["ab", "c"]}, "Column 'input_ids' holds string, or has missing values: expected a list of"),
+        ({"input_ids": [[2.5], [1.0]]}, "Column 'input_ids' holds list<item: double>, or has missing values"),
+        ({"input_ids": [None, [2]]}, "or has missing values: expected a list of integers in each row"),
+        ({"input_ids": [[2, None], [2]]}, "or has missing values: expected a list of integers in each row"),
+        ({"input_ids": [[2], [2]], "token_type_ids": [[0], [7]]}, "A row has the type 7 in 'token_type_ids'"),
+    ],
+)
+def test_tokens_in_a_folder_that_are_no_tokens(tmp_path, teacher, capsys, columns, message):
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "rows")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["record", "--model", teacher, "--dataset", str(tmp_path / "rows"), "-o", str(tmp_path / "s")])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.count("\n") == 1
+    assert message in said

@@ -1,6 +1,7 @@
 """The command `lstsd`. It prints one line to stderr and exits with code 2 on a wrong input, with 130 on Ctrl-C."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -30,6 +31,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2 after a wrong input, and 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a class may have a name that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        _run(argv)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Flushes stdout. At its end, the interpreter would say in two lines that the disk is full or a pipe is closed."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
+        if not isinstance(error, BrokenPipeError):  # `lstsd ... | head` has read what it wants
+            end(2, f"lstsd: error: the output could not be written: {error.strerror}")
+
+
+def _run(argv: Sequence[str] | None) -> None:
     parsed, rest = _parser().parse_known_args(argv)
     name = f"lstsd {parsed.command}"
     if parsed.command in ("train", "glue"):

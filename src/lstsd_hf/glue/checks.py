@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -72,6 +73,8 @@ def check_training_arguments(args: LSTSDConfig) -> None:
     for name in ("output_dir", "logits_dir"):
         if not values[name]:
             raise ValueError(f"{name} is empty: expected the name of a folder.")
+        if not _is_utf8(values[name]):  # tokenizers cannot write there, and would say so after the training
+            raise ValueError(f"{name}={values[name]!r}: expected the name of a folder in UTF-8.")
         if os.path.exists(values[name]) and not os.path.isdir(values[name]):
             raise ValueError(f"{name}={values[name]!r} is a file: expected a folder, or a name that is free.")
     _check_services(args)
@@ -80,6 +83,13 @@ def check_training_arguments(args: LSTSDConfig) -> None:
             torch.compile(nn.Identity(), backend=str(args.torch_compile_backend), mode=args.torch_compile_mode)
     if args.do_train:
         _rehearse_optimizer(args)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_services(args: TrainingArguments) -> None:
@@ -124,20 +134,18 @@ def check_metric(args: TrainingArguments, metrics: Collection[str]) -> None:
 def check_tokens(model: PreTrainedModel, name: str, parts: Iterable[Dataset]) -> None:
     """Raises ValueError for token ids that the model has no embedding for, and for rows longer than its positions.
 
-    During training, either would be an IndexError on a CPU, and an error that ends the process on a GPU.
+    During training, each would be an IndexError on a CPU, and an error that ends the process on a GPU.
 
     Args:
         model: The model; its embeddings tell how many tokens and learned positions it has.
         name: The tokenizer's name or folder.
         parts: The rows, with `input_ids`.
     """
-    largest, longest = 0, 0
-    for rows in parts:
-        for batch in rows.with_format("arrow").iter(10_000):
-            tokens = batch["input_ids"]
-            largest = max(largest, pc.max(pc.list_flatten(tokens)).as_py() or 0)
-            longest = max(longest, pc.max(pc.list_value_length(tokens)).as_py() or 0)
+    parts = list(parts)
+    least, largest, longest = _extent("input_ids", parts)
     known = _vocabulary(model)
+    if known is not None and least < 0:
+        raise ValueError(f"A row has the token id {least} in 'input_ids': expected ids from 0 to {known - 1}.")
     if known is not None and largest >= known:
         raise ValueError(
             f"{name}: the tokenizer gives a token the id {largest}, and the model knows {known} tokens: expected the "
@@ -148,8 +156,42 @@ def check_tokens(model: PreTrainedModel, name: str, parts: Iterable[Dataset]) ->
     if longest > limit:
         raise ValueError(
             f"A row has {longest} tokens, and the model has {limit} positions: expected at most as many. Set "
-            f"max_seq_length={limit}."
+            f"max_seq_length={limit}, or cut the rows if they are tokenized already."
         )
+    types = getattr(model.config, "type_vocab_size", None)
+    with_types = [rows for rows in parts if "token_type_ids" in rows.column_names]
+    if isinstance(types, int) and types > 0 and with_types:
+        least, largest, _ = _extent("token_type_ids", with_types)
+        if least < 0 or largest >= types:
+            raise ValueError(
+                f"A row has the type {largest if largest >= types else least} in 'token_type_ids': expected types "
+                f"from 0 to {types - 1}, which the model knows."
+            )
+
+
+def _extent(column: str, parts: Iterable[Dataset]) -> tuple[int, int, int]:
+    """The least and the largest number in a column of lists, each 0 if there is none, and the longest list's length.
+
+    Raises ValueError if the column holds anything but lists of integers.
+    """
+    least, largest, longest = 0, 0, 0
+    for rows in parts:
+        for batch in rows.with_format("arrow").iter(10_000):
+            lists = batch[column]
+            kind = lists.type
+            is_lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+            values = pc.list_flatten(lists) if is_lists else lists
+            if not (is_lists and (pa.types.is_integer(values.type) or not len(values))) or (
+                lists.null_count or values.null_count
+            ):
+                raise ValueError(
+                    f"Column {column!r} holds {kind}, or has missing values: expected a list of integers in each row."
+                )
+            found = pc.min_max(values)
+            least = min(least, found["min"].as_py() or 0)
+            largest = max(largest, found["max"].as_py() or 0)
+            longest = max(longest, pc.max(pc.list_value_length(lists)).as_py() or 0)
+    return least, largest, longest
 
 
 def _vocabulary(model: PreTrainedModel) -> int | None:

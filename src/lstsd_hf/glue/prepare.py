@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PretrainedCon
 
 from ..config import LSTSDConfig
 from ..extras import require
+from ..report.folder import report_folder
 from .arguments import DataArguments, ModelArguments, parse
 from .data import GlueData, load_files, load_task
 from .errors import as_value_error
@@ -52,6 +54,7 @@ def prepare(argv: Sequence[str]) -> Job:
     model_args, data_args, args = parse(argv)
     if model_args.report:
         require("report")
+        report_folder(Path(str(args.output_dir)))  # refuses a file or a link there before training
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, str(args.output_dir)) if args.do_train else None
     transformers.logging.set_verbosity(args.get_process_log_level())
     if args.local_process_index != 0 or not sys.stderr.isatty():  # a log file would get every state of the bars

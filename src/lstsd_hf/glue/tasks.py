@@ -1,6 +1,7 @@
 """GLUE's nine tasks: their columns, labels and metrics, and the format of a submission."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,11 @@ class GlueMetric(evaluate.Metric):
         return scores
 
 
+def _in_tsv(cell: str) -> str:
+    """A cell of a TSV file; in quotes, as in CSV, if a tab or a line end in it would begin another."""
+    return '"' + cell.replace('"', '""') + '"' if re.search(r"[\t\r\n]", cell) else cell
+
+
 def write_predictions(
     path: Path, labels: Sequence[str], task_name: str | None, idx: Sequence[int], found: np.ndarray
 ) -> None:
@@ -113,7 +119,8 @@ def write_predictions(
     Args:
         path: the file to write.
         labels: the names of the labels, by id; empty if the predictions are scores.
-        task_name: None for the user's own data: labels are written by name, scores with six significant digits.
+        task_name: None for the user's own data: labels are written by name, in quotes if it has tabs or line ends,
+            and scores with six significant digits.
         idx: (N,) the indices of the rows.
         found: (N,) label ids, or scores, which are clipped to 0..5 for stsb.
     """
@@ -123,6 +130,7 @@ def write_predictions(
         written = [labels[label] for label in found]
     else:
         written = [str(label) for label in found]
+    written = [_in_tsv(prediction) for prediction in written]
     with path.open("w", encoding="utf-8", newline="\n") as out:
         out.write("index\tprediction\n")
         out.writelines(f"{index}\t{prediction}\n" for index, prediction in zip(idx, written, strict=True))

@@ -2,12 +2,15 @@
 
 import math
 import shlex
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from ..method.heads import Classes, Scores
 from ..method.teachers import teachers_of
+from ..paths import LOGITS_FOLDER
+from ..report.cells import shown
 from ..report.headline import headline
 from ..report.measures import Measures
 from ..report.run import Run
@@ -26,7 +29,7 @@ def plan(job: Job, model: PreTrainedModel) -> str:
     else:
         names = list((model.config.id2label or {}).values())
         counts = np.bincount(labels, minlength=len(names))
-        sizes = ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True))
+        sizes = ", ".join(f"{count:,} {_plain(name)}" for name, count in zip(names, counts, strict=True))
         kinds = sizes if len(names) <= _MOST_CLASSES else f"{len(names)} classes"
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     lines = [f"{type(model).__name__} learns {len(rows):,} rows ({kinds}).", f"{length}, with transformers.Trainer."]
@@ -47,5 +50,24 @@ def found(job: Job, run: Run, measures: Measures) -> str:
     sentence = f"{headline(run, measures).title}."
     if job.model_args.report or not measures.has_learnt:
         return sentence
-    texts = [] if job.data_args.train_file is None else ["--dataset", job.data_args.train_file]
-    return f"{sentence} To see them: {shlex.join(['lstsd', 'report', str(job.args.output_dir), *texts])}"
+    return f"{sentence} To see them: {shlex.join(report_command(job))}"
+
+
+def report_command(job: Job) -> list[str]:
+    """The command that writes the run's report, with the options that its data set and its store need."""
+    args, data = job.args, job.data_args
+    words = ["lstsd", "report", str(args.output_dir)]
+    if data.train_file is not None:
+        words += ["--dataset", data.train_file]
+        words += ["--label_column", data.label_column] if data.label_column != "label" else []
+        words += ["--sample_id_column", args.sample_id_column] if args.sample_id_column != "sample_id" else []
+        words += ["--tsv_quoting"] if data.tsv_quoting else []
+        words += ["--text_columns", *data.text_columns] if data.text_columns else []
+    if Path(str(args.logits_dir)) != Path(str(args.output_dir), LOGITS_FOLDER):
+        words += ["--logits_dir", str(args.logits_dir)]
+    return words
+
+
+def _plain(name: str) -> str:
+    """A class's name as it is, or in quotes and escaped if a terminal would not show it in one line."""
+    return name if name.isprintable() and len(name) <= 60 else shown(name)

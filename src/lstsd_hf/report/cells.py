@@ -56,6 +56,13 @@ class Column:
     is_text: bool = False
 
 
+def sample_id(cell: str | None) -> int:
+    """The sample id that a cell holds: an integer from 0 to 2^63 - 1; -1 if it holds none."""
+    cell = (cell or "").strip()
+    found = int(cell) if _ID.fullmatch(cell) else -1
+    return found if found <= _LARGEST_ID else -1
+
+
 def sample_ids(name: str, column: str, held: Column, rows: Sequence[int]) -> npt.NDArray[np.int64]:
     """The sample ids of some rows, from the column that holds them.
 
@@ -74,8 +81,8 @@ def sample_ids(name: str, column: str, held: Column, rows: Sequence[int]) -> npt
     first: dict[int, int] = {}
     for row in rows:
         cell = (held.cells[row] or "").strip()
-        found = int(cell) if _ID.fullmatch(cell) else -1
-        if not 0 <= found <= _LARGEST_ID:
+        found = sample_id(cell)
+        if found < 0:
             raise ValueError(
                 f"{name}, data row {row + 1}: expected a sample id, an integer of at least 0, in {column!r}, found "
                 f"{shown(cell)}. Name another column with sample_id_column (--sample_id_column)."

@@ -12,7 +12,9 @@ decision may be flip, in place of relabel. A sample that one row drops is droppe
 
 A spreadsheet may have written the file: with commas, semicolons or tabs, a byte-order mark, Windows line ends, extra
 cells to the right, and rows of empty cells. The page puts an apostrophe in front of a name that a spreadsheet would
-run as a formula. If no class has the name as it stands, the apostrophe is removed.
+run as a formula. If no class has the name as it stands, the apostrophe is removed. A spreadsheet also writes TRUE for
+True and 1 for 01: a name that no class has is that of the only class whose name differs by case, spaces, or how a
+number is written.
 """
 
 import re
@@ -22,13 +24,12 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from .cells import listed, shown
+from .cells import NUMBER, listed, sample_id, shown
 from .matching import Array
 from .parsing import delimited_rows, text_lines
 from .run import Run
 
 _NEEDED = ("sample_id", "decision")
-_ID = re.compile("[0-9]{1,18}")
 KEEP, RELABEL, DROP, FLIP = "keep", "relabel", "drop", "flip"
 _GIVEN = {"no": 0, "yes": 1, "0": 0, "1": 1}  # for several labels
 
@@ -77,8 +78,14 @@ def read_decisions(path: Path, run: Run, known: Array, written: Mapping[str, int
 
 def _delimiter(path: Path) -> str:
     """The character between the header's names: a spreadsheet chooses it by the language of its user."""
-    header = next(text_lines(path), "")
+    header = next((line for line in text_lines(path) if not line.isspace()), "")
     return max(",;\t", key=header.count)
+
+
+def _spelled(name: str) -> str:
+    """A name without its case and spaces, and a number by its value: what a spreadsheet may change of it."""
+    name = " ".join(name.split()).casefold()
+    return str(float(name)) if re.fullmatch(NUMBER, name) else name
 
 
 class _Reader:
@@ -86,6 +93,9 @@ class _Reader:
         self._path, self._run, self._known = path, run, known
         # The report's names take precedence, because the page wrote those.
         self._classes = dict(written) | {name.strip(): i for i, name in enumerate(run.classes)}
+        self._alike: dict[str, set[int]] = {}  # classes by their names as a spreadsheet might spell them
+        for name, label in self._classes.items():
+            self._alike.setdefault(_spelled(name), set()).add(label)
         self._made: dict[int, tuple[str, int, int]] = {}  # by sample id: the decision, its class, its line
 
     def check_header(self, header: list[str]) -> None:
@@ -124,7 +134,7 @@ class _Reader:
         return Decisions(ids(DROP), ids(RELABEL), np.array(labels, np.int64), len(ids(KEEP)))
 
     def _sample_id(self, line: int, cell: str) -> int:
-        found = int(cell) if _ID.fullmatch(cell) else -1
+        found = sample_id(cell)
         place = np.searchsorted(self._known, found)
         if place == len(self._known) or self._known[place] != found:
             self._refuse(
@@ -165,7 +175,11 @@ class _Reader:
         return label
 
     def _class(self, name: str) -> int | None:
-        return self._classes.get(name, self._classes.get(name.removeprefix("'")))
+        for exact in (name, name.removeprefix("'")):
+            if exact in self._classes:
+                return self._classes[exact]
+        alike = self._alike.get(_spelled(name), set())
+        return next(iter(alike)) if len(alike) == 1 else None
 
     def _refuse(self, line: int, what: str) -> NoReturn:
         end = "" if what.endswith("?") else "."

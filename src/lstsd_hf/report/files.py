@@ -80,6 +80,12 @@ class UserFile(ABC):
                     f"{self.name}: expected one column {name!r}, found {self.columns.count(name)}. Rename all but one."
                 )
 
+    def _check_read(self, texts: Sequence[str], others: Sequence[str]) -> None:
+        """Raises ValueError as `check_columns`, and if `texts` names a column twice."""
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"{self.name}: expected text columns, each once, found {listed(texts)}.")
+        self.check_columns([*texts, *others])
+
     def _refuse_row(self, number: int, what: str) -> NoReturn:
         raise ValueError(f"{self.name}, data row {number}: {what}")
 
@@ -133,16 +139,24 @@ def open_data_set(dataset: Dataset | DatasetDict, name: str, split: str = "train
 def _open_folder(path: Path, split: str) -> UserFile:
     try:
         saved = load_from_disk(str(path))
-    except _UNREADABLE as error:
+    except IndexError as error:  # it lists no files, as `save_to_disk` does where there are no rows
+        raise ValueError(f"{path}: expected rows, found none.") from error
+    except (*_UNREADABLE, AttributeError) as error:
         raise ValueError(f"{path}: expected a folder that Dataset.save_to_disk wrote: {error}") from error
     return open_data_set(saved, str(path), split)
+
+
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """Opens a parquet file by its name as it stands: pyarrow would take "s3:a.parquet" for an address."""
+    return pq.ParquetFile(pa.OSFile(os.fsencode(path), "rb"))
 
 
 def _open_parquet(path: Path) -> UserFile:
     def load(names: list[str]) -> Dataset:
         try:
             # For "a.b", `columns` also reads the part "b" of a column "a"; `select` takes names as they are.
-            table = pq.ParquetFile(path).read(columns=names).select(names)
+            table = parquet_file(path).read(columns=names).select(names)
+            table.validate(full=True)  # otherwise text that is not UTF-8 fails later, without the file's name
             # `datasets` does not know string views.
             kinds = [pa.string() if pa.types.is_string_view(kind) else kind for kind in table.schema.types]
             return in_memory(table.cast(pa.schema(zip(names, kinds, strict=True), table.schema.metadata)))
@@ -150,7 +164,7 @@ def _open_parquet(path: Path) -> UserFile:
             raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
     try:
-        return _TypedFile(str(path), pq.ParquetFile(path).schema_arrow, load)
+        return _TypedFile(str(path), parquet_file(path).schema_arrow, load)
     except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
@@ -165,7 +179,7 @@ class _RowFile(UserFile):
         """The cells of the columns, row by row."""
 
     def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
-        self.check_columns([*texts, *others])
+        self._check_read(texts, others)
         # Lists of cells, because lists of rows would keep the garbage collector busy.
         columns: list[list[str | None]] = [[] for _ in (*texts, *others)]
         chunks: list[list[pa.Array]] = [[] for _ in texts]
@@ -302,7 +316,7 @@ class _TypedFile(UserFile):
         self._types, self._load = dict(zip(schema.names, schema.types, strict=True)), load
 
     def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
-        self.check_columns([*texts, *others])
+        self._check_read(texts, others)
         for name in texts:
             if not to_show and not _is_text(self._types[name]):
                 raise ValueError(f"{self.name}: expected text in {name!r}, found {self._types[name]}.")

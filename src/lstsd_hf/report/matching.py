@@ -55,6 +55,12 @@ class KeyColumns:
         needed = [*self.ids, *wanted, *self.labels]
         missing = [name for name in needed if name not in file.columns]
         if missing:
+            if there and not self.labels and set(there) <= set(file.columns) and missing == self.ids:
+                raise ValueError(
+                    f"{file.name} has no column {sample_id_column!r}, and its labels in {there[0]!r} are lists or "
+                    "bytes: expected ids, or one label in each row, as the run was trained on. Name these columns "
+                    "(sample_id_column, label_column)."
+                )
             raise ValueError(
                 f"{file.name} has no column {missing[0]!r}: expected {', '.join(map(repr, needed))}, found "
                 f"{listed(file.columns)}. The ids are those of the training set: save it with them "

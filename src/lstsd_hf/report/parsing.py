@@ -55,16 +55,17 @@ def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[
     Raises:
         ValueError: the file is not UTF-8, or its quotes do not match; the message names the line.
     """
-    has_returns = False
+    has_returns, last = False, ""
 
     def lines() -> Iterator[str]:
-        nonlocal has_returns
+        nonlocal has_returns, last
         for number, line in enumerate(text_lines(path)):
-            body = line.rstrip("\r\n")
+            body, last = line.rstrip("\r\n"), line  # `last` is what the reader has read last
             if "\r" not in body:
                 yield line
             elif number == 0 and not line.endswith("\n"):  # no line feed in the file: as old Macs wrote them
-                yield from io.StringIO(line, newline="\r")
+                for last in io.StringIO(line, newline="\r"):  # noqa: UP028
+                    yield last
             else:
                 has_returns = True
                 yield body.replace("\r", _RETURN) + line[len(body) :]
@@ -87,7 +88,8 @@ def delimited_rows(path: Path, delimiter: str, *, has_quotes: bool) -> Iterator[
             csv.field_size_limit(limit)
         if fields is None:
             return
-        if fields and not (len(fields) == 1 and fields[0].isspace()):
+        # Not by the field itself: white space in quotes is text.
+        if fields and not (len(fields) == 1 and last.isspace()):
             yield number, [field.replace(_RETURN, "\r") for field in fields] if has_returns else fields
 
 

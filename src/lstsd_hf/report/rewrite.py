@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..store.files import remove, replacing, temporary_name, writing
+from .files import parquet_file
 from .matching import Array
 
 _SPACE = re.compile(r"\s*")
@@ -223,16 +224,17 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         table, metadata = file.read(), file.metadata
         group = metadata.row_group(0)
         compression = {
             group.column(i).path_in_schema: group.column(i).compression.lower().replace("uncompressed", "none")
             for i in range(group.num_columns)
         }
-        rows = group.num_rows
+        rows = max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))  # the first may be empty
     edited = _edited_table(table, edit).filter(pa.array(edit.keep))
-    pq.write_table(edited, output, compression=compression, row_group_size=rows, version=metadata.format_version)
+    with output.open("xb") as new:  # a name alone may be taken for an address
+        pq.write_table(edited, new, compression=compression, row_group_size=rows, version=metadata.format_version)
 
 
 def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:

@@ -18,7 +18,7 @@ from ..method import dynamics
 from ..method.statistics import MARGIN
 from ..method.teachers import Settings
 from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, PRIVATE_FOLDERS, checkpoints_of
-from ..store import LogitsStore, StoreError
+from ..store import LogitsStore, StoreError, manifest
 from . import model_card
 from .fold import read_folded
 from .model_head import unwrapped
@@ -75,10 +75,8 @@ class HubMixin(_Trainer):
 
     def _less_probable(self) -> int | None:
         """How many labels were, on average over the epochs, less probable than another class; None if not known."""
-        try:
-            found = read_folded(LogitsStore.open(Path(self.logits_path())), MARGIN)
-        except StoreError:  # no store, or a damaged one, which a model card need not mend
-            return None
+        path = Path(self.logits_path())
+        found = read_folded(LogitsStore.open(path), MARGIN) if (path / manifest.NAME).exists() else None
         if found is None:
             return None
         mean, epochs = found[1].T
