@@ -102,7 +102,7 @@ def test_both_teachers_are_there_from_the_first_step_on(tmp_path, monkeypatch):
         ids = inputs[SAMPLE_IDS].numpy()
         for name, epoch in TEACHERS.items():
             np.testing.assert_array_equal(inputs[teacher_key(name)].numpy(), store.read(epoch, ids))
-        seen.append(self._callback.recorder.epoch)
+        seen.append(self._lstsd_callback.recorder.epoch)
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(LSTSDTrainer, "compute_loss", compute_loss)
@@ -122,7 +122,7 @@ def test_both_teachers_are_there_for_each_row(tmp_path, monkeypatch, kind):
             past = store.read_rows(epoch, inputs[SAMPLE_IDS].numpy())
             np.testing.assert_array_equal(inputs[teacher_key(name)].numpy(), past.parts["values"])
             assert len(past.parts["values"]) == 4 * (6 if kind.name == "spans" else 5)
-        seen.append(self._callback.recorder.epoch)
+        seen.append(self._lstsd_callback.recorder.epoch)
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(LSTSDTrainer, "compute_loss", compute_loss)

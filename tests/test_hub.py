@@ -71,7 +71,7 @@ class AfterSave(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if args.push_to_hub:
-            wait(self.trainer._pushes())
+            wait(self.trainer._lstsd_pushes())
         if state.global_step == self.stop:
             raise Preempted
 

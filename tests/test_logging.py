@@ -55,7 +55,7 @@ def test_coverage_counts_samples_not_batches(tmp_path):
 
     class Forgets(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            recorder = trainer._callback.recorder
+            recorder = trainer._lstsd_callback.recorder
             if state.global_step == 1:
                 recorder.record = lambda *_: None
             else:

@@ -71,7 +71,7 @@ def test_the_counts_are_those_of_the_recorded_predictions(tmp_path: Path) -> Non
         trainer = run(tmp_path, kind=Watched)
     finally:
         memory_log.MemoryMeter = original
-    store, labels = trainer._callback.recorder._store, np.array(trainer.train_dataset["label"])
+    store, labels = trainer._lstsd_callback.recorder._store, np.array(trainer.train_dataset["label"])
     steps = 12
     for epoch in range(EPOCHS):
         sums = np.zeros((24, 6))

@@ -1076,7 +1076,7 @@ class Trace(TrainerCallback):
         self.steps: list[tuple[int, int, int]] = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        recorder = self.trainer._callback.recorder
+        recorder = self.trainer._lstsd_callback.recorder
         self.steps.append((state.global_step, recorder.epoch, len(self.trainer.teacher_weights)))
 
 

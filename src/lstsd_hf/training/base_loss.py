@@ -13,7 +13,7 @@ from transformers import Trainer
 from ..method.many_rows import Vocabulary
 from .collator import POSITIONS, SAMPLE_IDS, teacher_key
 from .loader import LoaderMixin
-from .overrides import count_own_items, items_in, taught
+from .overrides import Shown, count_own_items, items_in, taught
 
 
 class BaseLossMixin(LoaderMixin):
@@ -26,36 +26,43 @@ class BaseLossMixin(LoaderMixin):
         batch_teachers: During that time, what each teacher predicted for these samples, by the teacher's name: logits
             (B, C), NaN where it has no prediction; (R, C) or (R, k) if samples have many rows. Empty in epochs without
             teachers.
-        _plain_items: For a language model: what the plain Trainer counts in the current group of micro-batches. The
-            sum over tokens is divided by this count, which may be larger than the number of predicted tokens.
+        _lstsd_plain_items: For a language model: what the plain Trainer counts in the current group of micro-batches.
+            The sum over tokens is divided by this count, which may be larger than the number of predicted tokens.
     """
 
-    is_computing_base_loss = False
-    batch_sample_ids: torch.Tensor | None = None
-    batch_teachers: Mapping[str, torch.Tensor] = MappingProxyType({})
-    _plain_items: Any = None
+    is_computing_base_loss = Shown[bool]()
+    batch_sample_ids = Shown[torch.Tensor | None]()
+    batch_teachers = Shown[Mapping[str, torch.Tensor]]()
+    _lstsd_is_computing_base_loss = False
+    _lstsd_batch_sample_ids: torch.Tensor | None = None
+    _lstsd_batch_teachers: Mapping[str, torch.Tensor] = MappingProxyType({})
+    _lstsd_plain_items: Any = None
 
     @contextmanager
-    def _shown(self, added: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    def _lstsd_shown(self, added: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Shows what was added to a batch while its base loss is computed."""
-        keys = {teacher.name: teacher_key(teacher.name) for teacher in self._teachers}
-        self.is_computing_base_loss, self.batch_sample_ids = True, added[SAMPLE_IDS]
-        self.batch_teachers = {name: added[key] for name, key in keys.items() if key in added}
+        keys = {teacher.name: teacher_key(teacher.name) for teacher in self._lstsd_teachers}
+        self._lstsd_is_computing_base_loss, self._lstsd_batch_sample_ids = True, added[SAMPLE_IDS]
+        self._lstsd_batch_teachers = {name: added[key] for name, key in keys.items() if key in added}
         try:
             yield
         finally:
-            self.is_computing_base_loss, self.batch_sample_ids, self.batch_teachers = False, None, MappingProxyType({})
+            self._lstsd_is_computing_base_loss, self._lstsd_batch_sample_ids, self._lstsd_batch_teachers = (
+                False,
+                None,
+                MappingProxyType({}),
+            )
 
-    def _prepare_loss(self) -> None:
+    def _lstsd_prepare_loss(self) -> None:
         # `compute_loss` already returns this micro-batch's part of the mean over all samples of the step, whatever a
         # subclass says about the loss that it computes. It does so if it is told how many these are.
         self.loss_is_scaled_for_ga = True
 
-    def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None) -> Any:
+    def _lstsd_own_items(self, inputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None) -> Any:
         """The count of items that is passed to the loss of a micro-batch."""
-        if isinstance(self._head, Vocabulary):
-            return self._plain_count(inputs)
-        return items_in(labels) if self._has_own_loss else None
+        if isinstance(self._lstsd_head, Vocabulary):
+            return self._lstsd_plain_count(inputs)
+        return items_in(labels) if self._lstsd_has_own_loss else None
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         """The number of items in a group of training micro-batches over all processes: samples, or predicted tokens.
@@ -64,31 +71,31 @@ class BaseLossMixin(LoaderMixin):
         """
         if not batch_samples or SAMPLE_IDS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        is_language_model = isinstance(self._head, Vocabulary)
-        self._plain_items = super()._get_num_items_in_batch(batch_samples, device) if is_language_model else None
-        count = sum(self._items_in(batch) for batch in batch_samples)
+        is_language_model = isinstance(self._lstsd_head, Vocabulary)
+        self._lstsd_plain_items = super()._get_num_items_in_batch(batch_samples, device) if is_language_model else None
+        count = sum(self._lstsd_items_in(batch) for batch in batch_samples)
         if self.accelerator.num_processes == 1:
             return count
         return self.accelerator.reduce(torch.full((), count, device=device), "sum")
 
-    def _items_in(self, batch: Any) -> int:
+    def _lstsd_items_in(self, batch: Any) -> int:
         samples = len(batch[SAMPLE_IDS])
-        return samples if self._head is None else self._head.items(samples, len(batch.get(POSITIONS, ())))
+        return samples if self._lstsd_head is None else self._lstsd_head.items(samples, len(batch.get(POSITIONS, ())))
 
-    def _plain_count(self, inputs: Any) -> torch.Tensor | None:
+    def _lstsd_plain_count(self, inputs: Any) -> torch.Tensor | None:
         """What the plain Trainer counts in a batch of a language model; for some models, more than is predicted."""
         labels = inputs.get("shift_labels", inputs["labels"])
         shifts = "shift_labels" not in inputs and getattr(self, "_loss_shifts_labels", False)
         return items_in(labels[..., 1:] if shifts else labels)
 
-    def _has_parents_loss(self) -> bool:
+    def _lstsd_has_parents_loss(self) -> bool:
         """Whether `super().compute_loss` is a loss of the user's own, which is told how many items it has."""
         mro = type(self).__mro__
         owner = next(cls for cls in mro[mro.index(BaseLossMixin) + 1 :] if "compute_loss" in cls.__dict__)
         is_trls = owner.__module__.partition(".")[0] == "trl" and owner.__name__ == "SFTTrainer"
         return owner is not Trainer and not is_trls
 
-    def _refuse_loss_type(self) -> None:
+    def _lstsd_refuse_loss_type(self) -> None:
         """Raises ValueError if TRL's SFTTrainer, whose loss is not called, was asked for an unusual one."""
         asked = getattr(self.args, "loss_type", "nll")
         if asked != "nll" and any(cls.__name__ == "SFTTrainer" for cls in type(self).__mro__):
@@ -97,7 +104,7 @@ class BaseLossMixin(LoaderMixin):
                 "'nll'. Give another loss as compute_loss_func, or train with SFTTrainer alone."
             )
 
-    def _parents_loss(self, model: nn.Module, inputs: Any, **kwargs: Any) -> Any:
+    def _lstsd_parents_loss(self, model: nn.Module, inputs: Any, **kwargs: Any) -> Any:
         """The loss of a parent that has its own, by keyword, as the Trainer calls it."""
         accepts = self.model_accepts_loss_kwargs
         try:
@@ -116,19 +123,19 @@ class BaseLossMixin(LoaderMixin):
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """The parent's loss of a micro-batch, a mean. For a training batch, `teach` adds the teachers to it."""
+        """The parent's loss of a micro-batch, a mean. For a training batch, `_lstsd_teach` adds the teachers to it."""
         if self.compute_loss_func is not None:  # given to the trainer, or assigned to it since
-            shifts = isinstance(self._head, Vocabulary) and getattr(self, "_loss_shifts_labels", False)
+            shifts = isinstance(self._lstsd_head, Vocabulary) and getattr(self, "_loss_shifts_labels", False)
             self.compute_loss_func = count_own_items(self.compute_loss_func, shifts)
-        if self._has_parents_loss():
-            return self._parents_loss(
+        if self._lstsd_has_parents_loss():
+            return self._lstsd_parents_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
             )
-        if not model.training or not isinstance(self._head, Vocabulary):
+        if not model.training or not isinstance(self._lstsd_head, Vocabulary):
             # No count of items: given one, the plain Trainer multiplies the loss by the number of processes. And a
             # copy, because it may pop the labels, and the caller may compute another loss of the same batch.
             return super().compute_loss(model, copy.copy(inputs), return_outputs=return_outputs, **kwargs)
-        self._refuse_loss_type()
+        self._lstsd_refuse_loss_type()
         # Language models divide a sum by the plain Trainer's count. Without a count they take a mean, which differs.
         # This is the plain Trainer's method, because TRL's SFTTrainer makes no logits with gradient.
         loss, outputs = Trainer.compute_loss(

@@ -16,7 +16,7 @@ class RecorderCallback(TrainerCallback):
     Attributes:
         recorder: The recorder of the current run, or of the last one; None before the first.
         listens: Whether a run is in progress.
-        taught: Whether a loss of this run went through `LSTSDMixin.teach`, which records and teaches.
+        taught: Whether a loss of this run went through `LSTSDMixin`, which records and teaches.
     """
 
     def __init__(self, trainer: str, begin: Callable[[TrainerState, Any], Recorder]) -> None:

@@ -22,6 +22,7 @@ from ..store import LogitsStore, StoreError, manifest
 from . import model_card
 from .fold import read_folded
 from .model_head import unwrapped
+from .overrides import Shown
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -39,8 +40,10 @@ class HubMixin(_Trainer):
         settings: The same as they are in force.
     """
 
-    distillation: DistillationArguments
-    settings: Settings
+    distillation = Shown[DistillationArguments]()
+    settings = Shown[Settings]()
+    _lstsd_distillation: DistillationArguments
+    _lstsd_settings: Settings
 
     def logits_path(self) -> str:
         """The folder of the run's store, absolute."""
@@ -66,14 +69,14 @@ class HubMixin(_Trainer):
         name = self.hub_model_id or given.arguments["model_name"]
         card = model_card.complete(
             path.read_text(encoding="utf-8"),
-            model_card.opening(num_samples, self._less_probable(), kind, name),
+            model_card.opening(num_samples, self._lstsd_less_probable(), kind, name),
             model_card.describe(self.settings, self.distillation, self.args, log_history, num_samples),
             model_card.evaluation_metrics(log_history),
             model_card.infer_task(kind.__name__),
         )
         path.write_text(card, encoding="utf-8")
 
-    def _less_probable(self) -> int | None:
+    def _lstsd_less_probable(self) -> int | None:
         """How many labels were, on average over the epochs, less probable than another class; None if not known."""
         path = Path(self.logits_path())
         found = read_folded(LogitsStore.open(path), MARGIN) if (path / manifest.NAME).exists() else None
@@ -101,7 +104,7 @@ class HubMixin(_Trainer):
                 predictions. Nothing is uploaded then.
         """
         if self.is_world_process_zero():
-            self.refuse_leak(private_folders_of_trials(Path(str(self.args.output_dir))))
+            self._lstsd_refuse_leak(private_folders_of_trials(Path(str(self.args.output_dir))))
         if not self.distillation.push_logits or not self.is_world_process_zero():
             return super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
         path = Path(self.logits_path())
@@ -140,7 +143,7 @@ class HubMixin(_Trainer):
         following.add_done_callback(_warn_of_failed_push)
         return following
 
-    def refuse_leak(self, paths: Sequence[Path]) -> None:
+    def _lstsd_refuse_leak(self, paths: Sequence[Path]) -> None:
         """Raises StoreError if there are folders that a push would upload, and `push_logits` is not set."""
         if paths and not self.distillation.push_logits:
             raise StoreError(
@@ -151,13 +154,13 @@ class HubMixin(_Trainer):
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        before = self._pushes()
+        before = self._lstsd_pushes()
         super()._push_from_checkpoint(checkpoint_folder)
-        for push in self._pushes():
+        for push in self._lstsd_pushes():
             if push not in before:
                 push.add_done_callback(_warn_of_failed_push)
 
-    def _pushes(self) -> list[Future]:
+    def _lstsd_pushes(self) -> list[Future]:
         """The uploads of checkpoints during training, whose outcome the plain Trainer does not check."""
         progress = getattr(self, "push_in_progress", None)  # only on the process that pushes
         return list(progress.jobs) if progress is not None else []

@@ -29,17 +29,17 @@ logger = logging.get_logger(__name__)
 class LoaderMixin(HeadMixin):
     """The part of `LSTSDMixin` that makes the training loader."""
 
-    _teaching: TeachingEpochs
-    _plan: Plan | None
-    _trial: Any
+    _lstsd_teaching: TeachingEpochs
+    _lstsd_plan: Plan | None
+    _lstsd_trial: Any
     # Whether `__init__` is done. A parent's may ask for loaders, evaluate or log, and gets what is the parent's own.
-    _is_made = False
+    _lstsd_is_made = False
     # The training set as the user gave it, while the parent makes a loader from the one with ids.
-    _given_dataset: Any = None
+    _lstsd_given_dataset: Any = None
 
     def get_train_dataloader(self) -> DataLoader:
         """The parent's loader. Its batches also carry the sample ids and the teachers' logits."""
-        if self.train_dataset is None or not self._is_made:
+        if self.train_dataset is None or not self._lstsd_is_made:
             return super().get_train_dataloader()
         distillation, column = self.distillation, self.distillation.sample_id_column
         distillation.check()
@@ -54,19 +54,19 @@ class LoaderMixin(HeadMixin):
             self._remove_unused_columns(dataset, description="training")
         taken = signature if plain_loader and self.args.remove_unused_columns else None
         label_names = (*self.label_names, *getattr(self.data_collator, "valid_label_columns", ()))
-        head = self._many_rows_head()
+        head = self._lstsd_many_rows_head()
         if head is not None:
             refuse_no_labels(dataset, label_names)
         training_set = inspect_training_set(
             dataset, column, taken, distillation.num_samples, label_names, of_rows=head is not None
         )
-        self._refuse_labels_outside(training_set)
-        if self._head is None:  # else this is another loader, made during training
-            self._open_outside(dataset, training_set)
-            self._assume_head(training_set.labels)
-            teaching = TeachingEpochs(self._teachers)
-            if teaching.sources != self._teaching.sources:  # else share them with a loader that was made before
-                self._teaching = teaching
+        self._lstsd_refuse_labels_outside(training_set)
+        if self._lstsd_head is None:  # else this is another loader, made during training
+            self._lstsd_open_outside(dataset, training_set)
+            self._lstsd_assume_head(training_set.labels)
+            teaching = TeachingEpochs(self._lstsd_teachers)
+            if teaching.sources != self._lstsd_teaching.sources:  # else share them with a loader that was made before
+                self._lstsd_teaching = teaching
 
         collator: Any = self.data_collator
         # Where the user chooses the columns, the ids may not be among them.
@@ -90,9 +90,11 @@ class LoaderMixin(HeadMixin):
         if isinstance(dataset, IdentifiedDataset):
             collator = self._get_collator_with_removed_columns(collator, description="training")
         path = self.logits_path()
-        teachers = TeacherCollator(collator, column, training_set.num_samples, path, self._teaching, head)
-        output_dir = self._get_output_dir(self._trial) if self._trial is not None else str(self.args.output_dir)
-        self._plan = Plan(
+        teachers = TeacherCollator(collator, column, training_set.num_samples, path, self._lstsd_teaching, head)
+        output_dir = (
+            self._get_output_dir(self._lstsd_trial) if self._lstsd_trial is not None else str(self.args.output_dir)
+        )
+        self._lstsd_plan = Plan(
             path=Path(path),
             output_dir=Path(output_dir).absolute(),
             training_set=training_set,
@@ -102,7 +104,7 @@ class LoaderMixin(HeadMixin):
             resumes_without_logits=distillation.resume_without_logits,
             accepts_new_labels=distillation.accept_new_labels,
             skips_seen_batches=not self.args.ignore_data_skip,
-            teaching=self._teaching,
+            teaching=self._lstsd_teaching,
         )
 
         given = self.train_dataset, self.data_collator, self._signature_columns
@@ -111,7 +113,7 @@ class LoaderMixin(HeadMixin):
             # columns. A new list, because the plain Trainer's collators keep a reference to the old one.
             self.train_dataset, self.data_collator = dataset, cast(Any, teachers)
             self._signature_columns = cast(Any, [*signature, column])
-            self._given_dataset = given[0]
+            self._lstsd_given_dataset = given[0]
             with _undispatched(self.accelerator, head is not None):
                 loader = super().get_train_dataloader()
             if head is not None:
@@ -119,18 +121,21 @@ class LoaderMixin(HeadMixin):
             return loader
         finally:
             self.train_dataset, self.data_collator, self._signature_columns = given
-            self._given_dataset = None
+            self._lstsd_given_dataset = None
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
     ) -> DataLoader:
         if isinstance(dataset, IdentifiedDataset) and sampler_fn is not None:
             # Samplers may read lengths or labels from the rows, so they get the user's own data set.
-            of_identified, sampler_fn = sampler_fn, lambda identified: self._sampler_of(of_identified, identified)
+            of_identified, sampler_fn = (
+                sampler_fn,
+                lambda identified: self._lstsd_sampler_of(of_identified, identified),
+            )
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
 
-    def _sampler_of(self, sampler_fn: Callable[[Any], Any], identified: IdentifiedDataset) -> Any:
-        replaced, self.train_dataset = self.train_dataset, self._given_dataset
+    def _lstsd_sampler_of(self, sampler_fn: Callable[[Any], Any], identified: IdentifiedDataset) -> Any:
+        replaced, self.train_dataset = self.train_dataset, self._lstsd_given_dataset
         try:
             return sampler_fn(identified.wrapped)
         finally:
@@ -138,7 +143,7 @@ class LoaderMixin(HeadMixin):
 
     def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # An evaluation set may have ids as well, and remove_unused_columns=False lets them through to here.
-        settings = self.distillation if self._is_made else cast(Any, self)._given_settings()
+        settings = self.distillation if self._lstsd_is_made else cast(Any, self)._lstsd_given_settings()
         inputs.pop(settings.sample_id_column, None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
@@ -146,25 +151,25 @@ class LoaderMixin(HeadMixin):
         """The folder of the run's store, absolute, with links resolved. Each trial of a search has its own."""
         default = os.path.join(str(self.args.output_dir), LOGITS_FOLDER)
         path = self.distillation.logits_dir or default
-        if self._trial is not None:
-            run = self._get_output_dir(self._trial)
+        if self._lstsd_trial is not None:
+            run = self._get_output_dir(self._lstsd_trial)
             path = os.path.join(run, LOGITS_FOLDER) if path == default else os.path.join(path, os.path.basename(run))
         return os.path.realpath(path)
 
-    def _refuse_labels_outside(self, training_set: TrainingSet) -> None:
+    def _lstsd_refuse_labels_outside(self, training_set: TrainingSet) -> None:
         """Raises ValueError if the model would see labels outside of its classes."""
-        labels, columns = training_set.labels, self._known_columns()
-        if self._many_rows_head() is not None:
+        labels, columns = training_set.labels, self._lstsd_known_columns()
+        if self._lstsd_many_rows_head() is not None:
             return
         if labels is None or columns is None or labels.ndim != 1 or labels.dtype.kind != "i":
             return
         # Only the user's own loss knows what its labels mean.
         if self.compute_loss_func is not None or columns == 1:
             return
-        if self._problem_type() not in (None, "single_label_classification"):
+        if self._lstsd_problem_type() not in (None, "single_label_classification"):
             return
         wrong = rows_with_labels_outside(labels, columns)
-        if not wrong.size or not self._sees_labels_outside(wrong, columns):
+        if not wrong.size or not self._lstsd_sees_labels_outside(wrong, columns):
             return
         assert training_set.ids is not None
         few = wrong[:5]
@@ -174,7 +179,7 @@ class LoaderMixin(HeadMixin):
             "Give the model num_labels=..., or correct the labels."
         )
 
-    def _sees_labels_outside(self, wrong: npt.NDArray[np.integer[Any]], columns: int) -> bool:
+    def _lstsd_sees_labels_outside(self, wrong: npt.NDArray[np.integer[Any]], columns: int) -> bool:
         """Whether these rows still have labels that are not classes after transforms and the collator."""
         dataset = self._remove_unused_columns(cast(datasets.Dataset, self.train_dataset), description="training")
         # A whole batch, because a collator may need one: these rows, filled up with others if they are few.

@@ -5,7 +5,7 @@ import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from .collator import ADDED, SAMPLE_IDS
 
 logger = logging.get_logger(__name__)
 
+Value = TypeVar("Value")
+
+# The mixin's private names begin with it, because a user's trainer has private names too.
+PRIVATE = "_lstsd_"
+
 
 def taught(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a `compute_loss`: its result is the base loss of a training batch, to which the teachers add their part.
@@ -27,8 +32,8 @@ def taught(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(compute_loss)
     def wrapper(self: Any, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if model.training and not self.is_computing_base_loss:
-            return self.teach(compute_loss, model, inputs, *args, **kwargs)
+        if model.training and not self._lstsd_is_computing_base_loss:
+            return self._lstsd_teach(compute_loss, model, inputs, *args, **kwargs)
         if SAMPLE_IDS in inputs:  # a training batch that is evaluated, or used in another's base loss
             inputs, _ = take_added(inputs)
         return compute_loss(self, model, inputs, *args, **kwargs)
@@ -70,8 +75,45 @@ def refuse_no_ids(batch: Any) -> None:
 
 def is_plain(owners: tuple[type, ...], name: str) -> bool:
     """Whether, among these classes, only the plain Trainer and those of this package define a method."""
-    package = __name__.partition(".")[0]
-    return all(cls is Trainer or cls.__module__.partition(".")[0] == package for cls in owners if name in cls.__dict__)
+    return all(cls is Trainer or _is_ours(cls) for cls in owners if name in cls.__dict__)
+
+
+class Shown(Generic[Value]):
+    """A public attribute of the mixin: its value lies under a private name, for `settings` that is `_lstsd_settings`.
+
+    A user's trainer that sets an attribute of the same name means something else by it, so that is refused.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Value:
+        return cast(Value, self) if instance is None else getattr(instance, f"{PRIVATE}{self._name}")
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        raise AttributeError(same_name(type(instance).__name__, self._name))
+
+
+def refuse_same_names(cls: type, mixin: type) -> None:
+    """Raises TypeError if a class of the user's has a method or an attribute with a public name of the mixin."""
+    ours = {base: _is_ours(base) for base in cls.__mro__}
+    names = {name for base in mixin.__mro__ if ours[base] for name in vars(base) if not name.startswith("_")}
+    for base in cls.__mro__:
+        clash = sorted(name for name in names - set(dir(Trainer)) if name in vars(base))
+        if clash and not ours[base]:
+            raise TypeError(same_name(base.__name__, clash[0]))
+
+
+def same_name(trainer: str, name: str) -> str:
+    """What an error says of a name that both a user's trainer and the mixin have."""
+    return (
+        f"{trainer} has {name!r} of its own, and LSTSDMixin, which PredictionRecorder uses too, shows something else "
+        f"under that name: expected another name. Rename {name!r} in your trainer, for instance to 'my_{name}'."
+    )
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def refuse_wrong_order(cls: type, mixin: type) -> None:

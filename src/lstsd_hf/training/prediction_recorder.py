@@ -37,20 +37,20 @@ class RecordingMixin(LSTSDMixin):
             `args` if that is a `DistillationArguments`, else the default. `args` itself is not changed.
     """
 
-    def _given_settings(self) -> DistillationArguments:
-        given = super()._given_settings()
+    def _lstsd_given_settings(self) -> DistillationArguments:
+        given = super()._lstsd_given_settings()
         values = {field.name: getattr(given, field.name) for field in dataclasses.fields(DistillationArguments)}
         only_records = {"long_term_weight": 0.0, "short_term_weight": 0.0, "logits_retention": "all"}
         only_records |= {"outside_teacher": None, "outside_weight": None, "outside_epoch": LAST}
         return DistillationArguments(**values | only_records)
 
-    def _prepare_loss(self) -> None:
+    def _lstsd_prepare_loss(self) -> None:
         """Leaves the user's loss as it is."""
 
-    def _own_items(self, inputs: Any, labels: Any, num_items_in_batch: Any) -> Any:
+    def _lstsd_own_items(self, inputs: Any, labels: Any, num_items_in_batch: Any) -> Any:
         return num_items_in_batch
 
-    def _whole_loss(self, base_loss: torch.Tensor, *args: Any) -> torch.Tensor:
+    def _lstsd_whole_loss(self, base_loss: torch.Tensor, *args: Any) -> torch.Tensor:
         return base_loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
@@ -69,8 +69,8 @@ class RecordingMixin(LSTSDMixin):
 
         TRL's SFTTrainer would compute the same loss without logits.
         """
-        if model.training and isinstance(self._head, Vocabulary) and not self._has_parents_loss():
-            self._refuse_loss_type()
+        if model.training and isinstance(self._lstsd_head, Vocabulary) and not self._lstsd_has_parents_loss():
+            self._lstsd_refuse_loss_type()
             trainer = cast(Trainer, self)
             return Trainer.compute_loss(trainer, model, inputs, return_outputs, num_items_in_batch)
         # By keyword, because the Trainer passes them so, and a loss of the user's may take them as **kwargs.
