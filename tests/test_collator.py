@@ -43,8 +43,7 @@ def never(*_):
 def teaching(*epochs: int | None, teachers: tuple[Teacher, ...] = ()) -> TeachingEpochs:
     """The epochs that teach now, one for each teacher; by default the teachers are the method's two."""
     found = TeachingEpochs(teachers or [Teacher(name, never, never) for name in ("long_term", "short_term")])
-    if epochs:
-        found.set(epochs)
+    found.set(epochs or [None] * len(found.sources))
     return found
 
 

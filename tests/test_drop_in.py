@@ -4,16 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import DefaultFlowCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import DefaultFlowCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
-from lstsd_hf import LogitsStore, LSTSDTrainer
+from lstsd_hf import LogitsStore, LSTSDTrainer, PredictionRecorder, add_sample_ids
 from toys import config, logged, rows, tiny_bert, weights
 
 OFF = {"long_term_weight": 0.0, "short_term_weight": 0.0}
@@ -232,10 +233,63 @@ def test_a_loss_outside_of_a_run_is_not_recorded(tmp_path):
     trainer = trained(LSTSDTrainer, tmp_path, logits_retention="needed")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "_logits").rglob("*")}
     trainer.model.train()
-    for batch in trainer.get_train_dataloader():  # no teacher is read: those of the last epoch may be gone
-        assert sorted(key for key in batch if key.startswith("lstsd")) == ["lstsd_sample_ids"]
+    for batch in trainer.get_train_dataloader():
         trainer.compute_loss(trainer.model, batch)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "_logits").rglob("*")} == before
+
+
+class Strict(nn.Module):
+    """A model that takes no other argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.classifier(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_outside_of_a_run_are_the_plain_ones(tmp_path, workers):
+    """Before, between and after runs, of loaders made then or earlier, with persistent workers, and after a run that
+    began anew with smaller batches."""
+    numbers = np.random.default_rng(0)
+    data = datasets.Dataset.from_dict({"x": numbers.normal(size=(24, 4)).tolist(), "labels": [0, 1, 2] * 8})
+    options = {"num_train_epochs": 3, "auto_find_batch_size": not workers, "dataloader_num_workers": workers}
+    options["dataloader_persistent_workers"] = bool(workers)
+
+    def batches(loader: Any) -> list[Any]:
+        set_seed(1)
+        return [{key: value.tolist() for key, value in batch.items()} for batch in loader]
+
+    def of(trainer: Any) -> list[Any]:
+        failed = []
+
+        class Full(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if not workers and not failed:
+                    failed.append(state.global_step)
+                    raise RuntimeError("CUDA out of memory.")
+
+        before = trainer.get_train_dataloader()
+        found = [batches(before)]
+        for _ in range(2):
+            failed.clear()
+            trainer.callback_handler.add_callback(Full())
+            trainer.train()
+            found += [batches(before), batches(trainer.get_train_dataloader())]
+            for batch in before:
+                trainer.model(**batch)
+        return found
+
+    found = {}
+    for trainer_class in (Trainer, LSTSDTrainer, PredictionRecorder(Trainer)):
+        settings = config(tmp_path / str(len(found)), **options)
+        own = trainer_class(Strict(), settings, train_dataset=add_sample_ids(data))
+        found[len(found)] = of(own)
+    assert found[0] == found[1] == found[2]
+    assert not np.isnan(LogitsStore.open(tmp_path / "1" / "_logits").read(2, range(24))).any()
 
 
 # ---- loaders

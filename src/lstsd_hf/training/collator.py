@@ -46,7 +46,8 @@ def teacher_parts(added: Mapping[str, torch.Tensor], names: Sequence[str]) -> di
 class TeachingEpochs:
     """The epoch that each teacher's predictions are read from now: one object in a run, shared by all its loaders.
 
-    The numbers lie in shared memory, so worker processes see them change, forked or spawned, persistent or not.
+    The numbers lie in shared memory, so worker processes see them change, forked or spawned, persistent or not. The
+    first one tells whether a run is on, because outside of a run the batches are those of the user's collator.
 
     Attributes:
         sources: For each teacher: its name, the folder of its store (None for the run's own), its track, its columns.
@@ -54,15 +55,27 @@ class TeachingEpochs:
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
         self.sources = tuple((teacher.name, teacher.store, teacher.track, teacher.columns) for teacher in teachers)
-        self._epochs = torch.full((len(self.sources),), -1, dtype=torch.int64).share_memory_()
+        self._numbers = torch.full((1 + len(self.sources),), -1, dtype=torch.int64).share_memory_()
+        self.end()
 
     def set(self, epochs: Sequence[int | None]) -> None:
-        """Sets the epoch of each teacher, before the first batch of an epoch is fetched; None if it does not teach."""
-        self._epochs.copy_(torch.tensor([-1 if epoch is None else epoch for epoch in epochs]))
+        """Sets the epoch of each teacher, before the first batch of an epoch is fetched; None if it does not teach.
+
+        From now on a run is on.
+        """
+        self._numbers.copy_(torch.tensor([1, *(-1 if epoch is None else epoch for epoch in epochs)]))
+
+    def end(self) -> None:
+        """Ends the run."""
+        self._numbers[0] = 0
 
     def get(self) -> list[int]:
         """The epoch of each teacher; -1 if it does not teach now."""
-        return self._epochs.tolist()
+        return self._numbers[1:].tolist()
+
+    def is_on(self) -> bool:
+        """Whether a run is on."""
+        return bool(self._numbers[0])
 
 
 class IdentifiedRow(NamedTuple):
@@ -132,7 +145,8 @@ class SentByValue(torch.Tensor):
 class TeacherCollator:
     """Takes the sample ids out, lets another collator make the batch, and adds the ids and the teachers to it.
 
-    It may run in worker processes. So it carries only the path of the store, and opens the store when it first reads.
+    While no run is on, it only takes the ids out. It may run in worker processes. So it carries only the path of the
+    store, and opens the store when it first reads.
     Its other attributes are those of the wrapped collator.
     """
 
@@ -173,13 +187,15 @@ class TeacherCollator:
         """
         identified = isinstance(features[0], IdentifiedRow)
         rows = [feature.row for feature in features] if identified else features
+        if not self._teaching.is_on():
+            return self.collator([self._without_id(row) if self._has_id(row) else row for row in rows])
         if identified and not any(self._has_id(row) for row in rows):
             ids = [self._id_by_position(feature) for feature in features]
         else:
             ids = [self._id_of(row) for row in rows]
             if identified:
                 self._refuse_shared_ids(ids, features)
-            rows = [{key: value for key, value in row.items() if key != self._column} for row in rows]
+            rows = [self._without_id(row) for row in rows]
         batch = self.collator(rows)
         if not isinstance(batch, MutableMapping):
             raise TypeError(f"The data collator returned a {type(batch).__name__}: expected a mapping of tensors.")
@@ -212,6 +228,9 @@ class TeacherCollator:
 
     def _has_id(self, row: Any) -> bool:
         return isinstance(row, Mapping) and self._column in row
+
+    def _without_id(self, row: Any) -> dict[str, Any]:
+        return {key: value for key, value in row.items() if key != self._column}
 
     def _id_of(self, row: Any) -> int:
         if not self._has_id(row):

@@ -207,13 +207,13 @@ class LSTSDMixin(BaseLossMixin):
         """
         if not self._lstsd_callback.listens:
             return compute_loss(self, model, plain_batch(inputs), return_outputs, num_items_in_batch, **kwargs)
-        refuse_no_ids(inputs)
         recorder = self._lstsd_callback.recorder
         if recorder is None:
             raise ValueError(
                 "A training batch came before a run began to record: expected train() to call "
                 "callback_handler.on_train_begin first. A training loop of your own must do that too."
             )
+        refuse_no_ids(inputs)
         inputs, added = take_added(inputs)
         sample_ids = added[SAMPLE_IDS]
         teachers = tuple(teacher.name for teacher in self._lstsd_teachers if teacher_key(teacher.name) in added)

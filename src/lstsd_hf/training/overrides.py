@@ -54,13 +54,11 @@ def take_added(batch: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def plain_batch(batch: Any) -> Any:
-    """A batch without what the collator added, for a training loss that is computed outside of a run."""
-    if SAMPLE_IDS not in batch:
-        return batch
+    """A batch without what the collator adds in a run, for a training loss that is computed outside of one."""
     logger.warning_once(
         "The loss of a training batch is computed outside of train(): nothing is recorded, and no teacher has a part."
     )
-    return take_added(batch)[0]
+    return take_added(batch)[0] if SAMPLE_IDS in batch else batch
 
 
 def refuse_no_ids(batch: Any) -> None:

@@ -181,6 +181,7 @@ class _Recording:
         if collator is None:
             collator = DataCollatorWithPadding(processing_class) if processing_class else default_data_collator
         nobody = TeachingEpochs(())
+        nobody.set(())  # else batches would have no ids
         self._collator = TeacherCollator(collator, column, int(self._ids.max()) + 1, "", nobody, head)
         lengths = input_lengths(dataset)
         self._lengths = np.ones(len(dataset), np.int64) if lengths is None else lengths

@@ -145,6 +145,7 @@ class Recorder:
             processes.wait()
             if saved is not None:
                 self._open_store()
+            plan.teaching.set([None] * len(teachers))
         except BaseException:
             self.release()
             raise
@@ -165,8 +166,8 @@ class Recorder:
         self._store = LogitsStore.open(self._plan.path)
 
     def release(self) -> None:
-        """Unlocks the folders for other runs, and turns all teachers off."""
-        self._plan.teaching.set([None] * len(self._teachers))
+        """Unlocks the folders for other runs, and lets the loaders make plain batches again."""
+        self._plan.teaching.end()
         place.unlock(self._held)
 
     # ---- epochs
