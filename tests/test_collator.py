@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from lstsd_hf import LogitsStore, StoreError
+from lstsd_hf.method.statistics import TAUGHT_FROM, Statistic
 from lstsd_hf.method.teachers import Teacher
 from lstsd_hf.training.collator import (
     SAMPLE_IDS,
@@ -134,15 +135,16 @@ def test_a_teacher_may_be_read_from_another_store(store, tmp_path):
     np.testing.assert_array_equal(batch[teacher_key("short_term")].numpy(), store.read(2, [4, 0]))
 
 
-def test_a_teacher_may_be_read_from_a_statistic_of_its_epoch(store):
-    values = np.arange(12, dtype=np.float32).reshape(6, 2)
+def test_a_teacher_may_be_read_from_a_statistic_of_its_epoch(store, monkeypatch):
+    monkeypatch.setitem(TAUGHT_FROM, "mean", Statistic("mean", never, teaches=True))
+    values = np.arange(18, dtype=np.float32).reshape(6, 3)  # the columns of a row, and a count
     store.write_statistic("mean", 2, values)
     mean = Teacher("mean", never, never, track="mean")
     now = teaching(2, teachers=(mean,))
     collator = TeacherCollator(tuples, "sample_id", 6, str(store.path), now)
     items = IdentifiedDataset(Squares(), range(6))
     found = collator(items.__getitems__([5, 1]))[teacher_key("mean")]
-    np.testing.assert_array_equal(found.numpy(), values[[5, 1]])
+    np.testing.assert_array_equal(found.numpy(), values[[5, 1], :2])
     now.set([1])
     with pytest.raises(StoreError, match="no statistic 'mean' of epoch 1, which a teacher is read from"):
         collator(items.__getitems__([5]))
