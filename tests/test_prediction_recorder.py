@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
-from lstsd_hf import LogitsStore, LSTSDTrainer, PredictionRecorder, add_sample_ids, write_report
+from lstsd_hf import LogitsStore, LSTSDMixin, LSTSDTrainer, PredictionRecorder, add_sample_ids, write_report
 from toys import HEADS, config, logged, rows, tiny_bert, weights
 
 RecordedTrainer = PredictionRecorder(Trainer)
@@ -169,6 +169,39 @@ def test_a_subclass_of_a_recorder_may_have_a_loss_of_its_own(tmp_path):
     plain, recorded = train(MeanTrainer, tmp_path / "plain"), train(Own, tmp_path / "ours")
     assert torch.equal(weights(plain.model), weights(recorded.model))
     assert LogitsStore.open(tmp_path / "ours" / "_logits").sealed_epochs == [0, 1, 2]
+
+
+class Averages(Trainer):
+    """Logs the mean of a metric since the last log, and starts anew, as many trainers do."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._margins: list[float] = []
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self._margins.append(float(loss) + 1)
+        return loss
+
+    def log(self, logs, start_time=None):
+        if self._margins:
+            logs["margin"] = sum(self._margins) / len(self._margins)
+        super().log(logs, start_time)
+        self._margins.clear()
+
+
+@pytest.mark.parametrize("settings", [{"logging_strategy": "epoch"}, {"logging_steps": 3}])
+def test_metrics_of_a_log_of_the_users_own_stay_in_its_entries(tmp_path, settings):
+    plain = train(Averages, tmp_path / "plain", settings=settings)
+    recorded = train(PredictionRecorder(Averages), tmp_path / "ours", settings=settings)
+    assert len(logged(plain, "margin")) > 1
+    assert entries(plain) == entries(recorded)
+    assert len(logged(recorded, "memorised")) == EPOCHS
+    off = train(type("Off", (LSTSDMixin, Averages), {}), tmp_path / "taught", settings=settings)
+    assert len(logged(off, "memorised")) == EPOCHS
+    mine = [set(entry) - {"step", "epoch"} for entry in off.state.log_history if "memorised" in entry]
+    assert not any("margin" in entry for entry in mine)
+    assert len(logged(off, "margin")) == len(logged(plain, "margin"))
 
 
 def test_evaluation_is_the_plain_trainers(tmp_path):

@@ -4,6 +4,7 @@ Predictions are copied to the CPU anyway, to be recorded. Labels travel with the
 does not wait for the device, and nothing grows with the data set.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler
+from transformers import Trainer
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler, LengthGroupedSampler
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
@@ -282,7 +284,8 @@ def memory_log(trainer: Any, processes: Processes, loader: Any, saved: LogitsSto
             reason = "the interrupted epoch of a stream begins anew"
         elif args.ignore_data_skip:
             reason = "ignore_data_skip begins the interrupted epoch anew"
-    found = MemoryLog(processes, steps, trainer.log, reason)
+    # The plain Trainer's log, because one of the user's may add metrics of its own and start them anew.
+    found = MemoryLog(processes, steps, functools.partial(Trainer.log, trainer), reason)
     if is_resumed:
         found.restore(note.get("memory"))
     return found

@@ -88,8 +88,12 @@ def PredictionRecorder(trainer: type[AnyTrainer]) -> type[AnyTrainer]:  # noqa: 
 
     `Trainer = PredictionRecorder(Trainer)` is all that a script needs. The loss, the weights, the log and the
     arguments are those of `trainer`, bit for bit, except that the log has one more entry for each epoch: what is
-    memorised. It needs a head that `LSTSDMixin` supports, and logits from which the loss is computed. A batch is
-    recorded while it is trained on, so predictions are made with dropout.
+    memorised. That entry does not pass through a `log` of yours; callbacks get it. TRL's `SFTTrainer` is another
+    exception: its training loss makes no logits, so the plain Trainer's takes its place. This is the same but for
+    rounding, and the log of training lacks `entropy`, `mean_token_accuracy` and `num_tokens`.
+
+    It needs a head that `LSTSDMixin` supports, and logits from which the loss is computed. A batch is recorded while
+    it is trained on, so predictions are made with dropout.
 
     Args:
         trainer: `Trainer`, a subclass of yours, or that of another library. Its `args` may be an `LSTSDConfig`, for
