@@ -78,6 +78,13 @@ def test_ranks() -> None:
     assert dynamics.ranks(np.array([0.2, NAN, 0.9, 0.2])).tolist() == [2, 0, 1, 3]
 
 
+@pytest.mark.filterwarnings("error")
+def test_without_predictions_nothing_is_known() -> None:
+    none = np.full(3, np.nan)
+    assert np.isnan(dynamics.contradicted(none, none))
+    assert np.isnan(dynamics.calibration(none, none).expected_error)
+
+
 def test_calibration() -> None:
     top = np.array([0.55, 0.55, 0.95, 1.0, NAN])
     bins = dynamics.calibration(top, np.array([0.0, 1.0, 1.0, 1.0, 1.0]))

@@ -242,7 +242,11 @@ def told_by_stopping(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("patience", [0, -1, 1.5, True, "2"])
+def test_a_patience_may_be_a_whole_number_of_numpy() -> None:
+    assert MemoryStoppingCallback(patience=np.int64(2)).patience == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("patience", [0, -1, 1.5, True, "2", np.float64(2), np.int64(0)])
 def test_a_patience_that_is_no_number_of_epochs_is_refused(patience: Any) -> None:
     with pytest.raises(ValueError, match="whole number of epochs"):
         MemoryStoppingCallback(patience=patience)

@@ -9,6 +9,7 @@ Mislabeled Data using the Area Under the Margin Ranking, NeurIPS 2020. Calibrati
 Modern Neural Networks, ICML 2017.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -128,13 +129,15 @@ def surest_count(samples: int) -> int:
 def contradicted(top: Floats, hits: Floats) -> float:
     """The share, from 0 to 1, of the surest fifth of an epoch's predictions that contradict their labels.
 
+    NaN if there is no prediction.
+
     Args:
         top: (N,) the probability of the predicted class.
         hits: (N,) 1 where the predicted class is the label, else 0. A NaN in either array leaves the sample out.
     """
     known = np.flatnonzero(~(np.isnan(top) | np.isnan(hits)))
     surest = known[np.argsort(-top[known], kind="stable")[: surest_count(len(known))]]
-    return float(1 - hits[surest].mean())
+    return float(1 - hits[surest].mean()) if len(surest) else math.nan
 
 
 def wrong_share(contradictions: Sequence[float]) -> float:
@@ -209,9 +212,9 @@ class Calibration(NamedTuple):
 
     @property
     def expected_error(self) -> float:
-        """The mean distance between accuracy and confidence over samples, from 0 (calibrated) to 1 (Guo)."""
+        """Mean distance of accuracy and confidence over samples, 0 (calibrated) to 1 (Guo); NaN if there is none."""
         distance = np.nan_to_num(np.abs(self.accuracy - self.confidence))
-        return float((distance * self.samples).sum() / self.samples.sum())
+        return float((distance * self.samples).sum() / self.samples.sum()) if self.samples.any() else math.nan
 
 
 def calibration(top: Floats, hits: Floats, bins: int = 10) -> Calibration:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -39,6 +40,7 @@ class MemoryStoppingCallback(TrainerCallback):
         Raises:
             ValueError: the patience is not a whole number of at least 1.
         """
+        patience = patience.item() if isinstance(patience, np.integer) else patience
         if not is_whole(patience, low=1):
             raise ValueError(f"patience={patience!r}: expected a whole number of epochs, at least 1.")
         self.patience, self.stop = patience, stop
