@@ -149,6 +149,21 @@ def test_the_section_is_true_to_a_run_that_was_cut_short_or_taught_by_labels_alo
     assert "was taught, beside its label" not in text
 
 
+@pytest.mark.parametrize("teacher", ["long_term", "short_term"])
+def test_the_section_tells_that_one_teacher_did_not_teach(tmp_path, teacher):
+    text = card_of(trained(tmp_path, lone_teacher="label", **{f"{teacher}_weight": 0.0})).text
+    off, on = ("long", "short") if teacher == "long_term" else ("short", "long")
+    assert f"The {off}-term teacher's weight was 0." in text
+    assert f"the {on}-term teacher is " in text
+    assert f"the {off}-term teacher is " not in text
+
+
+def test_a_trainer_that_has_not_trained_counts_nothing_in_the_store_of_another(trainer):
+    assert "another class was more probable" in card_of(trainer).text
+    other = LSTSDTrainer(tiny_bert(), config(Path(str(trainer.args.output_dir))), train_dataset=rows(4))
+    assert "more probable" not in card_of(other).text
+
+
 def test_the_recipe_has_what_a_schedule_and_a_best_model_need(tmp_path):
     changes = {
         "lr_scheduler_type": "cosine_with_min_lr",

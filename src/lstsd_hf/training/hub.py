@@ -78,6 +78,8 @@ class HubMixin(_Trainer):
 
     def _lstsd_less_probable(self) -> int | None:
         """How many labels were, on average over the epochs, less probable than another class; None if not known."""
+        if not self.state.global_step:  # a store that is there is of another run
+            return None
         path = Path(self.logits_path())
         found = read_folded(LogitsStore.open(path), MARGIN) if (path / manifest.NAME).exists() else None
         if found is None:

@@ -129,6 +129,29 @@ def opening(num_samples: int | None, less_probable: int | None, model_class: typ
     return " ".join(lines).replace(" \n", "\n").strip()
 
 
+def _taught(settings: Settings) -> str:
+    """Sentences on which of the run's own teachers taught."""
+    if not settings.long_term_weight and not settings.short_term_weight:
+        return "Both teachers' weights were 0: the labels alone taught, and predictions were only recorded."
+    is_ensemble = settings.long_term_teacher == "ensemble"
+    short_term = "the short-term teacher is its prediction in the previous epoch"
+    long_term = "the one at the end of the previous mini-generation of `K` epochs"
+    if is_ensemble:
+        long_term = "the running mean of its predictions"
+    # Until there is a long-term teacher, its weight may be the short-term one's.
+    lends = settings.lone_teacher == "teacher" and not is_ensemble
+    if not settings.long_term_weight:
+        teachers = f"{short_term}. The long-term teacher's weight was 0"
+    elif not settings.short_term_weight and not lends:
+        teachers = f"the long-term teacher is {long_term}. The short-term teacher's weight was 0"
+    else:
+        teachers = f"{short_term}, the long-term teacher {long_term}"
+    return (
+        "Every training sample was taught, beside its label, by what the model itself had predicted for it earlier: "
+        f"{teachers}. There was one model, and one training run."
+    )
+
+
 def describe(
     settings: Settings,
     distillation: DistillationArguments,
@@ -148,19 +171,9 @@ def describe(
     k = settings.mini_generation_epochs
     epochs = next((entry["epoch"] for entry in reversed(log_history) if "epoch" in entry), args.num_train_epochs)
     shares = [coverage(log_history, teacher) for teacher in ("long_term", "short_term")]
-    taught = (
-        "Every training sample was taught, beside its label, by what the model itself had predicted for it earlier: "
-        "the short-term teacher is its prediction in the previous epoch, the long-term teacher the one at the end of "
-        "the previous mini-generation of `K` epochs. There was one model, and one training run."
-    )
     is_ensemble = settings.long_term_teacher == "ensemble"
-    if is_ensemble:
-        taught = taught.replace(
-            "the one at the end of the previous mini-generation of `K` epochs", "their running mean"
-        )
     has_own = settings.long_term_weight or settings.short_term_weight
-    if not has_own:
-        taught = "Both teachers' weights were 0: the labels alone taught, and predictions were only recorded."
+    taught = _taught(settings)
     if settings.outside_weight:
         kept = f"kept predictions of another model, or of an earlier run, with weight {settings.outside_weight:g}"
         taught = f"{taught} Beside them taught {kept}." if has_own else f"Beside the labels taught {kept}."
