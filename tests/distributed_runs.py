@@ -18,12 +18,27 @@ from accelerate import PartialState
 from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback
 
 import many_toys
-from lstsd_hf import LSTSDTrainer, add_sample_ids, record_predictions
+from lstsd_hf import LSTSDMixin, LSTSDTrainer, add_sample_ids, record_predictions
 from toys import config, rows, tiny_bert, weights
 
 
 def sum_over_count(outputs, labels, num_items_in_batch=None):
     return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+
+def token_sum_over_count(outputs, labels, num_items_in_batch=None):
+    return sum_over_count({"logits": outputs["logits"].flatten(0, 1)}, labels.flatten(), num_items_in_batch)
+
+
+class Passing(Trainer):
+    """Has a loss of its own, which hands the count of items on to the plain Trainer."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class BehindTheMixin(LSTSDMixin, Passing):
+    pass
 
 
 BASE = {
@@ -65,6 +80,17 @@ MANY = {
     "spans": ("spans", 32, {}),
     "vocabulary accumulated": ("vocabulary", 48, {"gradient_accumulation_steps": 2}),
     "gpt2": ("gpt2", 32, {}),
+    "gpt2, counts of one process": (
+        "gpt2",
+        32,
+        {"average_tokens_across_devices": False, "gradient_accumulation_steps": 2},
+    ),
+    "gpt2 of a parent": ("gpt2", 32, {"trainer": BehindTheMixin}),
+    "tokens of a parent": (
+        "tokens",
+        32,
+        {"trainer": BehindTheMixin, "compute_loss_func": token_sum_over_count},
+    ),
     "padding-free": ("vocabulary", 32, {"data_collator": DataCollatorWithFlattening(return_tensors="pt")}),
     "tokens padded": ("tokens", 42, {}),
     "vocabulary padded": ("vocabulary", 42, {"dataloader_num_workers": 1}),
@@ -118,14 +144,15 @@ def resumable_tokens(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:
 
 def train_many(folder: Path, world: int, name: str) -> None:
     kind, count, changes = MANY[name]
-    collator = changes.get("data_collator", many_toys.Pad())
-    changes = {key: value for key, value in changes.items() if key != "data_collator"}
+    changes = {"trainer": LSTSDTrainer, "data_collator": many_toys.Pad(), "compute_loss_func": None} | changes
+    trainer_class = changes.pop("trainer")
+    options = {name: changes.pop(name) for name in ("data_collator", "compute_loss_func")}
     settings = BASE | {"per_device_train_batch_size": 16 // world, "logits_top_k": many_toys.K, "eval_strategy": "no"}
-    trainer = LSTSDTrainer(
+    trainer = trainer_class(
         many_toys.make(kind),
         config(folder / name, **settings | {"num_train_epochs": 3} | changes),
         train_dataset=add_sample_ids(many_toys.data(kind, count, length=many_toys.SPAN_LENGTH.get(kind))),
-        data_collator=collator,
+        **options,
     )
     trainer.train()
     if trainer.is_world_process_zero():

@@ -46,3 +46,12 @@ def test_streams_need_ids_and_their_number():
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="training set is empty"):
         inspect_training_set(rows(3).select([]), "sample_id", None, None)
+
+
+def test_labels_that_are_true_or_false_are_two_classes():
+    data = rows(12)
+    truths = [label > 0 for label in data["label"]]
+    found = inspect_training_set(data.remove_columns("label").add_column("label", truths), "sample_id", None)
+    assert found.labels is not None
+    assert found.labels.dtype == np.int64
+    assert found.labels.tolist() == truths

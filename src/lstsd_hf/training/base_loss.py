@@ -76,6 +76,8 @@ class BaseLossMixin(LoaderMixin):
         count = sum(self._lstsd_items_in(batch) for batch in batch_samples)
         if self.accelerator.num_processes == 1:
             return count
+        if self._plain_items is not None and not self.args.average_tokens_across_devices:  # it is this process's own
+            self._plain_items = self.accelerator.reduce(self._plain_items.to(device), "sum")
         return self.accelerator.reduce(torch.full((), count, device=device), "sum")
 
     def _lstsd_items_in(self, batch: Any) -> int:
@@ -106,13 +108,14 @@ class BaseLossMixin(LoaderMixin):
 
     def _lstsd_parents_loss(self, model: nn.Module, inputs: Any, **kwargs: Any) -> Any:
         """The loss of a parent that has its own, by keyword, as the Trainer calls it."""
-        accepts = self.model_accepts_loss_kwargs
+        averages = self.args.average_tokens_across_devices
         try:
-            # Where the parent hands the count on to the plain Trainer, that multiplies by the number of processes.
-            self.model_accepts_loss_kwargs = accepts and self.accelerator.num_processes == 1
+            # Where it says that the count is of all processes, and the parent hands the count on to the plain Trainer,
+            # that multiplies the loss by their number. But the count is this process's own.
+            self.args.average_tokens_across_devices = False
             return super().compute_loss(model, copy.copy(inputs), **kwargs)
         finally:
-            self.model_accepts_loss_kwargs = accepts
+            self.args.average_tokens_across_devices = averages
 
     @taught
     def compute_loss(

@@ -97,7 +97,7 @@ def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt
     if name is None:
         return None
     values = dataset.with_format("numpy").select_columns([name])[:][name]
-    if values.dtype.kind not in "iuf":
+    if values.dtype.kind not in "biuf":
         return None
     return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
 
