@@ -15,11 +15,21 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from accelerate import PartialState
-from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback
+from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, default_data_collator
 
 import many_toys
 from lstsd_hf import LSTSDMixin, LSTSDTrainer, add_sample_ids, record_predictions
 from toys import config, rows, tiny_bert, weights
+
+
+class MapsOne:
+    """A collator that changes the label of one sample, which only one of two processes sees."""
+
+    def __call__(self, features):
+        changed = [
+            {**row, "label": (row["label"] + (row["input_ids"] == rows(64)[5]["input_ids"])) % 3} for row in features
+        ]
+        return default_data_collator(changed)
 
 
 def sum_over_count(outputs, labels, num_items_in_batch=None):
@@ -69,6 +79,7 @@ VARIANTS = {
     "cut short": (64, 16, "classes", {"max_steps": 14}),
     # Only the honest past teaches: what a teacher adds that is trusted by its confidence depends on the micro-batch.
     "honest": (96, 16, "classes", {"teacher_trust": "honest", "long_term_weight": 1e-9, "short_term_weight": 1e-9}),
+    "mapped labels": (64, 32, "classes", {"data_collator": MapsOne()}),
     "outside teacher": (64, 32, "classes", {"outside_teacher": "recorded"}),
 }
 
@@ -208,7 +219,7 @@ def main(folder: Path, world: int, only: str | None = None) -> None:
         changes = dict(changes)
         if "outside_teacher" in changes:
             changes["outside_teacher"] = str(folder / changes["outside_teacher"])
-        options = {"compute_loss_func": changes.pop("compute_loss_func", None)}
+        options = {option: changes.pop(option, None) for option in ("compute_loss_func", "data_collator")}
         settings = config(folder / name, **BASE | {"per_device_train_batch_size": batch // world} | changes)
         trainer = LSTSDTrainer(
             tiny_bert(head, dropout=0.0),

@@ -182,7 +182,7 @@ def test_ids_are_taken_out_of_dictionaries_without_touching_them(store):
         ({"sample_id": "7"}, r"sample_id='7': expected an integer"),
         ({"sample_id": None}, r"sample_id=None: expected an integer"),
         ({"sample_id": -2}, r"sample_id=-2: expected 0 to 5"),
-        ({"sample_id": 6}, r"sample_id=6: expected 0 to 5\. Give the largest id plus 1 as num_samples"),
+        ({"sample_id": 6}, r"sample_id=6: expected 0 to 5\. Give the largest id plus 1 with the arguments"),
     ],
 )
 def test_rows_without_a_proper_id_are_refused_at_their_batch(store, feature, message):

@@ -1,8 +1,8 @@
 """`LSTSDConfig` refuses bad values, and says what it found and what is allowed."""
 
 import ast
+import dataclasses
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
-from lstsd_hf import DistillationArguments, LSTSDConfig
+from lstsd_hf import DistillationArguments, LSTSDConfig, LSTSDTrainer
 from lstsd_hf.method.heads import Classes, Scores
+from toys import config, rows, tiny_bert
 
 SETTINGS = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -59,7 +60,7 @@ def test_the_settings_alone_are_checked_too(settings, message):
 @pytest.mark.parametrize("config_class", [LSTSDConfig, Seq2SeqConfig])
 def test_with_any_arguments_class_the_store_has_its_place(tmp_path, config_class):
     made = config_class(output_dir=str(tmp_path), learning_rate=1e-3)
-    assert (made.logits_dir, made.learning_rate) == (os.path.join(tmp_path, "_logits"), 1e-3)
+    assert (made.logits_dir, made.learning_rate) == (None, 1e-3)  # it follows output_dir
     with pytest.raises(ValueError, match="expected a name that starts with '_'"):
         config_class(output_dir=str(tmp_path), logits_dir=str(tmp_path / "logits"))
     with pytest.raises(ValueError, match="requires the save and eval strategy to match"):  # a check of transformers
@@ -89,7 +90,7 @@ def test_a_weight_that_was_given_stays(tmp_path):
 
 
 def test_the_store_lies_in_the_output_folder_where_a_push_leaves_it(tmp_path):
-    assert LSTSDConfig(output_dir=str(tmp_path)).logits_dir == os.path.join(tmp_path, "_logits")
+    LSTSDConfig(output_dir=str(tmp_path), logits_dir=str(tmp_path / "_logits"))
     LSTSDConfig(output_dir=str(tmp_path / "run"), logits_dir=str(tmp_path / "elsewhere"))
     LSTSDConfig(output_dir=str(tmp_path), logits_dir=str(tmp_path / "_a" / "b"))
     for name in ("logits", "a/_logits", "."):
@@ -123,3 +124,22 @@ def test_a_tilde_in_logits_dir_is_the_home_folder(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     config = LSTSDConfig(output_dir="~/out", logits_dir="~/predictions")
     assert (config.output_dir, config.logits_dir) == (f"{tmp_path}/out", f"{tmp_path}/predictions")
+
+
+def test_the_store_follows_output_dir(tmp_path: Path) -> None:
+    """The folds of a cross-validation: replaced, or assigned."""
+    first = config(tmp_path / "fold0", num_train_epochs=1)
+    second = dataclasses.replace(first, output_dir=str(tmp_path / "fold1"))
+    for arguments in (first, second):
+        LSTSDTrainer(tiny_bert(), arguments, train_dataset=rows(16)).train()
+    second.output_dir = str(tmp_path / "fold2")
+    LSTSDTrainer(tiny_bert(), second, train_dataset=rows(16)).train()
+    stores = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/_logits*/store.json"))
+    assert stores == [f"fold{number}/_logits/store.json" for number in range(3)]
+
+
+def test_a_folder_of_the_users_own_is_checked_against_an_output_dir_that_is_set_later(tmp_path: Path) -> None:
+    arguments = config(tmp_path / "run", logits_dir=str(tmp_path / "elsewhere"))
+    arguments.output_dir = str(tmp_path)
+    with pytest.raises(ValueError, match=r"lies inside output_dir=.* under 'elsewhere': expected a name that starts"):
+        LSTSDTrainer(tiny_bert(), arguments, train_dataset=rows(16)).train()

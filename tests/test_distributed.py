@@ -81,6 +81,7 @@ def test_two_processes_leave_the_predictions_that_one_does(runs, name):
     assert one.sealed_epochs == two.sealed_epochs == [0, 1, 2, 3]
     for store in (one, two):
         store.verify()
+        assert (store.read_labels() is None) == (name == "mapped labels")
         assert not list((store.path / "open").iterdir())
     for epoch in two.sealed_epochs:
         first, second = one.read(epoch, range(count)), two.read(epoch, range(count))

@@ -158,6 +158,29 @@ def test_a_model_of_ones_own_with_many_rows_needs_a_word_of_what_they_are(tmp_pa
     assert logged(trainer, "short_term_coverage")[-1] == 1.0
 
 
+class TagsTagger(Tagger):
+    def forward(self, input_ids: torch.Tensor, tags: torch.Tensor, **kwargs: Any) -> Any:
+        return super().forward(input_ids, tags)
+
+
+def test_a_taggers_labels_may_have_another_name(tmp_path):
+    tokens = torch.randint(1, 60, (20, 6), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row, "tags": row % 5} for row in tokens]
+    said = {"problem_type": "token_classification", "num_train_epochs": 3}
+    with pytest.raises(ValueError, match=r"expected labels of shape .* another name, give it as label_names"):
+        LSTSDTrainer(TagsTagger(), config(tmp_path / "refused", **said), train_dataset=data).train()
+    trainer = LSTSDTrainer(
+        TagsTagger(), config(tmp_path / "said", label_names=["tags"], **said), train_dataset=data, eval_dataset=data
+    )
+    trainer.train()
+    assert logged(trainer, "short_term_coverage")[-1] == 1.0
+    assert (
+        LogitsStore.open(tmp_path / "said" / "_logits").read_row_labels().labels.tolist()
+        == (tokens % 5).flatten().tolist()
+    )
+    assert "eval_loss" in trainer.evaluate()
+
+
 # ---- callbacks
 
 

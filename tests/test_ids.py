@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, add_sample_ids, cli, write_report
 from lstsd_hf.training.sample_ids import SampleIdError
@@ -239,8 +239,19 @@ def test_a_torch_data_set_with_ids_of_its_own_needs_their_number(tmp_path):
     items = [
         {"input_ids": row["input_ids"], "labels": row["label"], "sample_id": 10 * i} for i, row in enumerate(rows(8))
     ]
-    with pytest.raises(SampleIdError, match="Give the largest id plus 1 as num_samples"):
+    with pytest.raises(SampleIdError, match="Give the largest id plus 1 with the arguments"):
         train(tmp_path / "few", items)
     train(tmp_path / "enough", items, num_samples=71)
     shutil.rmtree(tmp_path / "few")
     assert LogitsStore.open(tmp_path / "enough" / "_logits").num_samples == 71
+
+
+def test_a_subset_of_a_numbered_set_under_plain_arguments(tmp_path):
+    part = torch.utils.data.Subset(add_sample_ids(rows(20)), range(10, 18))
+    plain = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False
+    )
+    with pytest.raises(SampleIdError, match=r"LSTSDConfig\(num_samples=\.\.\.\), in place of TrainingArguments"):
+        LSTSDTrainer(tiny_bert(), plain, train_dataset=part).train()
+    train(tmp_path, part, num_samples=20)
+    assert np.isfinite(LogitsStore.open(tmp_path / "_logits").read(0, range(10, 18))).all()

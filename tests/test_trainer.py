@@ -595,6 +595,19 @@ def test_multiple_choice_has_more_choices_than_num_labels(tmp_path):
     assert LogitsStore.open(tmp_path / "_logits").row_shape == (4,)
 
 
+def test_multiple_choice_with_a_number_of_choices_that_varies(tmp_path):
+    rows_of_choices = [[tokens] * (2 + (i >= 8)) for i, tokens in enumerate(rows(16)["input_ids"])]
+    data = datasets.Dataset.from_dict({"input_ids": rows_of_choices, "label": [1] * 16})
+    settings = {"train_sampling_strategy": "sequential", "num_train_epochs": 1}
+    trainer = LSTSDTrainer(BertForMultipleChoice(tiny_bert().config), config(tmp_path, **settings), train_dataset=data)
+    with pytest.raises(StoreError, match=r"Does the number of choices vary .* Fill it up: every sample needs as many"):
+        trainer.train()
+    nothing = [1] * TOKENS
+    filled = data.map(lambda row: {"input_ids": (row["input_ids"] + [nothing])[:3]})
+    model = BertForMultipleChoice(tiny_bert().config)
+    LSTSDTrainer(model, config(tmp_path, **settings), train_dataset=filled).train()
+
+
 def test_a_padding_collator_of_the_users_is_still_there_when_the_trainer_saves(tmp_path):
     collator = DataCollatorWithPadding(tokenizer=object())
     trainer = LSTSDTrainer(tiny_bert(), config(tmp_path), train_dataset=rows(8), data_collator=collator)

@@ -211,11 +211,9 @@ class DistillationArguments(TeacherArguments):
             super().__post_init__()  # type: ignore[misc]
             self.check()
             self.outside_teacher = self.outside_teacher and os.path.expanduser(self.outside_teacher)
-            output_dir = str(self.output_dir)  # typed as optional, but never None here
-            if self.logits_dir is None:
-                self.logits_dir = os.path.join(output_dir, LOGITS_FOLDER)
-            self.logits_dir = os.path.expanduser(self.logits_dir)  # as the Trainer does with output_dir
-            check_logits_dir(self.logits_dir, output_dir)
+            if self.logits_dir is not None:  # else it follows output_dir, which may be set anew
+                self.logits_dir = os.path.expanduser(self.logits_dir)  # as the Trainer does with output_dir
+                check_logits_dir(self.logits_dir, str(self.output_dir))
         else:
             self.check()
 

@@ -16,6 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from ..config import LSTSDConfig
+from ..paths import LOGITS_FOLDER
 from .config_file import nearest
 from .errors import WRONG_VALUE, as_value_error
 
@@ -71,12 +72,13 @@ def check_training_arguments(args: LSTSDConfig) -> None:
     if args.do_predict and args.prediction_loss_only:
         raise ValueError("prediction_loss_only=True keeps no predictions: expected False with do_predict.")
     for name in ("output_dir", "logits_dir"):
-        if not values[name]:
+        folder = os.path.join(values["output_dir"], LOGITS_FOLDER) if values[name] is None else values[name]
+        if not folder:
             raise ValueError(f"{name} is empty: expected the name of a folder.")
-        if not _is_utf8(values[name]):  # tokenizers cannot write there, and would say so after the training
-            raise ValueError(f"{name}={values[name]!r}: expected the name of a folder in UTF-8.")
-        if os.path.exists(values[name]) and not os.path.isdir(values[name]):
-            raise ValueError(f"{name}={values[name]!r} is a file: expected a folder, or a name that is free.")
+        if not _is_utf8(folder):  # tokenizers cannot write there, and would say so after the training
+            raise ValueError(f"{name}={folder!r}: expected the name of a folder in UTF-8.")
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise ValueError(f"{name}={folder!r} is a file: expected a folder, or a name that is free.")
     _check_services(args)
     if args.torch_compile:
         with as_value_error("torch_compile", *WRONG_VALUE):  # compiles nothing yet, but checks the names

@@ -5,7 +5,7 @@ the model's outputs at these positions, so nothing is ever realigned.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +33,7 @@ class ManyRows(Head):
     # Taggers and spans did better with this than with twice as much: see docs/heads.md.
     default_weight = 0.2
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
-    grid: ClassVar[tuple[str, ...]] = ("labels",)
+    grid: tuple[str, ...] = ("labels",)
 
     @abstractmethod
     def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
@@ -50,11 +50,15 @@ class ManyRows(Head):
 class Tokens(ManyRows):
     """A tagger: one distribution over C classes for each token whose label is not -100; these tokens are the items."""
 
+    def __init__(self, label_names: Sequence[str] = ()) -> None:
+        """`label_names`: what a batch may call the labels, besides "labels"."""
+        self.grid = (*label_names, "labels")
+
     def index(self, batch: Mapping[str, Any], samples: int) -> RowIndex:
-        return labelled_tokens(_labels_of(batch))
+        return labelled_tokens(_labels_of(batch, self.grid))
 
     def row_labels(self, batch: Mapping[str, Any], index: RowIndex) -> torch.Tensor:
-        return batch["labels"].flatten()[index.positions].int()
+        return _labels_of(batch, self.grid).flatten()[index.positions].int()
 
     def items(self, samples: int, rows: int) -> int:
         return rows
@@ -175,26 +179,29 @@ class Vocabulary(ManyRows):
         return Compared(terms, {VALUES: own.log_probabilities, CLASSES: own.classes, REST: own.log_rest}, vocabulary)
 
 
-def _labels_of(batch: Mapping[str, Any]) -> torch.Tensor:
-    labels = batch.get("labels")
+def _labels_of(batch: Mapping[str, Any], names: Sequence[str] = ("labels",)) -> torch.Tensor:
+    labels = next((batch[name] for name in names if name in batch), None)
     if not isinstance(labels, torch.Tensor) or labels.ndim != 2:
         found = f"labels of shape {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else sorted(batch)
+        known = " or ".join(dict.fromkeys(names))
         raise ValueError(
-            f"The batch holds {found}: expected labels of shape (samples, tokens), -100 where a token has none. Use "
-            "a data collator that pads labels, such as DataCollatorForTokenClassification."
+            f"The batch holds {found}: expected {known} of shape (samples, tokens), -100 where a token has none. Use "
+            "a data collator that pads labels, such as DataCollatorForTokenClassification. If a tagger's labels have "
+            "another name, give it as label_names."
         )
     return labels
 
 
-def many_rows_head(problem_type: str | None, k: int) -> ManyRows | None:
+def many_rows_head(problem_type: str | None, k: int, label_names: Sequence[str] = ()) -> ManyRows | None:
     """The head for a problem whose samples have many rows; None for any other problem.
 
     Args:
         problem_type: See `heads.ProblemType`.
         k: How many classes of the vocabulary to record for each predicted token.
+        label_names: What a batch may call a tagger's labels, besides "labels".
     """
     if problem_type == "token_classification":
-        return Tokens()
+        return Tokens(label_names)
     if problem_type == "question_answering":
         return Spans()
     if problem_type in ("causal_lm", "seq2seq_lm", "masked_lm"):

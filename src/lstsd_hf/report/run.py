@@ -179,8 +179,9 @@ def _labels(store: LogitsStore, is_multi_label: bool) -> tuple[Array, Array, Arr
     labels = store.read_labels()
     if labels is None:
         raise StoreError(
-            f"{store.labels_path} is missing: expected the training labels. A stream, a torch data set, and labels "
-            "that are no numbers have none in the store: the report needs a `datasets.Dataset` with labels."
+            f"{store.labels_path} is missing: expected the training labels. A stream, a torch data set, labels that "
+            "are no numbers, and labels that a transform or a data collator maps are not in the store: the report "
+            "needs a `datasets.Dataset` with the labels that the loss sees."
         )
     if labels.ndim == 2 and len(store.row_shape) == 1 and labels.shape[1] == store.row_shape[0]:
         return _vectors(store, np.asarray(labels, np.float64), is_multi_label)

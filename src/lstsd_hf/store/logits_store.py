@@ -189,12 +189,12 @@ class LogitsStore(SealedEpochs):
             ids, rows = each_once(ids, np.asarray(counts), rows)
         found, expected = {name: part.shape for name, part in rows.items()}, self._rows.shapes(len(ids))
         if found != expected or self.is_ragged != (counts is not None):
-            names = (*expected, *found)
-            wrong = next((name for name in names if found.get(name) != expected.get(name)), VALUES)
+            wrong = next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), VALUES)
             raise StoreMismatchError(
                 f"{'Logits' if wrong == VALUES else wrong.capitalize()} of shape {found.get(wrong)} for {len(ids)} "
                 f"{'rows' if self.is_ragged else 'sample ids'} do not fit the store at {self.path}: expected "
-                f"{expected.get(wrong)}. Has the number of labels changed? Start a new run."
+                f"{expected.get(wrong)}. Has the number of labels changed? Start a new run. Does the number of "
+                "choices vary (multiple choice)? Fill it up: every sample needs as many."
             )
         if not len(ids):
             return

@@ -37,21 +37,25 @@ class PerSampleFiles(TrainingLog):
         """
         return read_manifest(self.path)["label_changes"]
 
-    def write_labels(self, labels: npt.ArrayLike, sample_ids: npt.ArrayLike | None = None) -> None:
+    def write_labels(self, labels: npt.ArrayLike | None, sample_ids: npt.ArrayLike | None = None) -> None:
         """Stores the training labels beside the predictions.
 
         Args:
-            labels: Numbers (N, ...).
+            labels: Numbers (N, ...); None: the store no longer has labels.
             sample_ids: (N,) the samples of these labels; other samples get -100, or NaN if labels are floating-point.
                 None: the labels are of all rows of a sealed file, in the order of `self.sample_ids`.
 
         Raises:
             StoreMismatchError: there is not one label for each row or sample id.
         """
-        checksum = write_array(self.labels_path, self._labels_by_row(labels, sample_ids))
+        checksum = None
+        if labels is not None:
+            checksum = write_array(self.labels_path, self._labels_by_row(labels, sample_ids))
         manifest = read_manifest(self.path)
         manifest["labels"] = checksum
         write_manifest(self.path, manifest)
+        if labels is None:
+            discard(self.labels_path)
 
     def read_labels(self) -> npt.NDArray[Any] | None:
         """The training labels, (rows, ...), memory-mapped; None if the manifest names none.

@@ -76,8 +76,10 @@ class BaseLossMixin(LoaderMixin):
         count = sum(self._lstsd_items_in(batch) for batch in batch_samples)
         if self.accelerator.num_processes == 1:
             return count
-        if self._plain_items is not None and not self.args.average_tokens_across_devices:  # it is this process's own
-            self._plain_items = self.accelerator.reduce(self._plain_items.to(device), "sum")
+        if (
+            self._lstsd_plain_items is not None and not self.args.average_tokens_across_devices
+        ):  # it is this process's own
+            self._lstsd_plain_items = self.accelerator.reduce(self._lstsd_plain_items.to(device), "sum")
         return self.accelerator.reduce(torch.full((), count, device=device), "sum")
 
     def _lstsd_items_in(self, batch: Any) -> int:

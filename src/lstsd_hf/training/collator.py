@@ -248,7 +248,7 @@ class TeacherCollator:
         if not 0 <= sample_id < self._num_samples:
             raise SampleIdError(
                 f"A training row has {self._column}={sample_id}: expected 0 to {self._num_samples - 1}. Give the "
-                "largest id plus 1 as num_samples."
+                "largest id plus 1 with the arguments: LSTSDConfig(num_samples=...), in place of TrainingArguments."
             )
         return sample_id
 

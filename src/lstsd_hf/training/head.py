@@ -60,7 +60,7 @@ class HeadMixin(HubMixin):
     def _lstsd_many_rows_head(self) -> ManyRows | None:
         """The head of a model whose samples have any number of rows; None if each sample has one row."""
         said = self.distillation.problem_type or many_rows_problem(self.model)
-        return many_rows_head(said, self.distillation.logits_top_k)
+        return many_rows_head(said, self.distillation.logits_top_k, self.label_names)
 
     def _lstsd_refuse_drawn_mask(self) -> None:
         """Raises ValueError if the collator draws another mask for a language model in each epoch."""

@@ -47,6 +47,8 @@ class Honesty:
         gate: From 0 (the loss with trust by confidence) to 1 (the label and the honest past together teach in its
             place). It changes between epochs only.
         smoothing: How far this epoch's labels are smoothed, from 0 to 1.
+        is_asked_for: Whether the user has set this trust by name. Then it does not wait for `SINCE_STEP`, and a
+            warning tells if the measures end.
     """
 
     def __init__(
@@ -58,13 +60,12 @@ class Honesty:
             teachers: The run's teachers.
             memory: The run's measures of what is memorised.
             accelerator: The run's.
-            is_asked_for: Whether the user has set this trust by name. Then it does not wait for `SINCE_STEP`, and a
-                warning tells if the measures end.
+            is_asked_for: See the attribute.
         """
         self._teachers = [teacher.store is None and teacher.track == PREDICTIONS for teacher in teachers]
         self._names = [teacher.name for teacher in teachers]
         self._memory, self._device, self._is_main = memory, accelerator.device, accelerator.is_main_process
-        self._is_asked_for = is_asked_for
+        self.is_asked_for = is_asked_for
         steps = 0 if is_asked_for else SINCE_STEP
         # The first epoch whose predictions may count against labels.
         self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
@@ -87,8 +88,10 @@ class Honesty:
         self._corrections, self.gate = None, 0.0
         if not epoch or store is None:
             return
-        if self._memory.left_out is not None:  # for instance because an epoch was cut short; the log says why
-            if self._is_asked_for and not self._gave_up and self._is_main:
+        labels = store.read_labels()
+        # For instance because an epoch was cut short, or because batches have other labels; a warning has said why.
+        if self._memory.left_out is not None or labels is None:
+            if self.is_asked_for and not self._gave_up and self._is_main:
                 logger.warning("teacher_trust='honest' is trust by confidence for the rest of this run.")
             self._gave_up, self.smoothing = True, 0.0
             return
@@ -104,8 +107,6 @@ class Honesty:
             del self._honest[forgotten]
         if not own:
             return
-        labels = store.read_labels()
-        assert labels is not None
         priors = LabelShares.of(labels, store.row_shape[-1])
         for e in sorted({e for e in own.values() if e >= COUNTED_FROM} - self._contradicted.keys()):
             found = said(store.epoch_rows(e), labels)
@@ -153,7 +154,7 @@ class Honesty:
             ValueError: the labels are not one class for each sample, and the user has set this trust by name or the
                 gate is open.
         """
-        if labels is None and (self._is_asked_for or self._corrections is not None):
+        if labels is None and (self.is_asked_for or self._corrections is not None):
             raise ValueError(
                 "teacher_trust='honest' compares predictions with labels: expected one integer class for each sample "
                 f"in a batch's labels, under a name in label_names. {_ADVICE}."

@@ -15,6 +15,7 @@ from accelerate.data_loader import DataLoaderDispatcher
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
 
+from ..config import check_logits_dir
 from ..paths import LOGITS_FOLDER
 from .collator import IdentifiedDataset, TeacherCollator, TeachingEpochs
 from .head import HeadMixin
@@ -151,6 +152,7 @@ class LoaderMixin(HeadMixin):
         """The folder of the run's store, absolute, with links resolved. Each trial of a search has its own."""
         default = os.path.join(str(self.args.output_dir), LOGITS_FOLDER)
         path = self.distillation.logits_dir or default
+        check_logits_dir(path, str(self.args.output_dir))  # which may have been set since the arguments were made
         if self._lstsd_trial is not None:
             run = self._get_output_dir(self._lstsd_trial)
             path = os.path.join(run, LOGITS_FOLDER) if path == default else os.path.join(path, os.path.basename(run))

@@ -29,6 +29,7 @@ from .fold import fold_statistics
 from .forecast import Forecast
 from .honesty import Honesty
 from .log import keep_log
+from .mapped_labels import MappedLabels
 from .memory_log import MemoryLog
 from .on_its_way import OnItsWay
 from .row_counts import RowCounts
@@ -164,6 +165,7 @@ class Recorder:
         # The store has the ids and labels of all rows now, so free them here.
         self._plan = replace(self._plan, training_set=self._plan.training_set.without_rows())
         self._store = LogitsStore.open(self._plan.path)
+        self._mapped = MappedLabels(self._store, self._processes)
 
     def release(self) -> None:
         """Unlocks the folders for other runs, and lets the loaders make plain batches again."""
@@ -269,6 +271,7 @@ class Recorder:
             self._write(*batch)
         if self._store is not None:
             self.memory.flush(self._store)
+            self._mapped.settle()
 
     def _write(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
         parts = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -279,6 +282,8 @@ class Recorder:
         rows: dict[str, Any] = {"logits" if name == VALUES else name: part for name, part in parts.items()}
         rows |= {} if counts is None else {"counts": counts, "labels": labels}
         self._store.record(self.epoch, ids, step=step, rank=self._processes.rank, **rows)
+        is_needed = self.honesty is not None and self.honesty.is_asked_for
+        self._mapped.compare(ids, labels, is_needed=is_needed)
         self.memory.add(step - self._passes.began_at, ids, parts, labels, counts, self.head, self._store)
 
     def _create(self, compared: Compared, counts: torch.Tensor | None) -> None:

@@ -26,8 +26,8 @@ class TrainingSet:
         num_samples: The largest sample id plus 1.
         fingerprint: Equal for equal training sets, on every machine and in every order of the rows.
         ids: int64 (N,): the id of each row; None if they are not known ahead, or the store has them already.
-        labels: (N, ...): the label of each row, integers or floats; None if they cannot be read ahead, are not
-            numbers, or the store has them already.
+        labels: (N, ...): the label of each row, integers or floats, before any transform; None if they cannot be read
+            ahead, are not numbers, or the store has them already.
         streamed: Whether the rows come from an iterable, so that their ids can only be checked as they come.
     """
 
