@@ -167,6 +167,24 @@ def test_flags_that_are_refused(base: list[str], refused: Callable[..., str], fl
     assert not Path("out").exists()
 
 
+def test_a_problem_type_other_than_the_labels(base: list[str], refused: Callable[..., str]) -> None:
+    classes = "expected 'single_label_classification', because the labels are classes. Leave it out"
+    line = refused([*base, "--problem_type", "regression"], alone=True)
+    assert line == (
+        f"problem_type='regression': {classes}; if the labels are scores, set label_kind (--label_kind scores)."
+    )
+    line = refused([*base, "--problem_type", "multi_label_classification"], alone=True)
+    assert line.endswith(f"{classes}, or use LSTSDTrainer: this command learns one class or one score for each row.")
+    scores = [*base, "--problem_type", "regression", "--label_kind", "scores"]  # as the first line advises
+    line = refused([*scores, "--problem_type", "single_label_classification"], alone=True)
+    assert line.endswith(
+        "because the labels are scores. Leave it out; if the labels are classes, set label_kind "
+        "(--label_kind classes)."
+    )
+    assert not Path("out").exists()
+    cli.main(["train", *scores])
+
+
 @pytest.mark.parametrize(
     ("left_out", "message"),
     [

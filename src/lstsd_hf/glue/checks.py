@@ -121,6 +121,29 @@ def _rehearse_optimizer(args: TrainingArguments) -> None:
         get_scheduler(schedule, optimizer, 0, 100, kwargs)
 
 
+def check_problem_type(args: LSTSDConfig, has_classes: bool, from_file: bool) -> None:
+    """Raises ValueError if `problem_type` is not what the labels are: the teachers would learn something else.
+
+    Args:
+        args: The training arguments.
+        has_classes: Whether the labels are classes; otherwise they are scores.
+        from_file: Whether they are those of the user's file, of which `label_kind` says what they are.
+    """
+    names = {"classes": "single_label_classification", "scores": "regression"}
+    kind = "classes" if has_classes else "scores"
+    if args.problem_type in (None, names[kind]):
+        return
+    advice = "Leave it out"
+    if from_file and args.problem_type in names.values():
+        other = "scores" if has_classes else "classes"
+        advice += f"; if the labels are {other}, set label_kind (--label_kind {other})"
+    elif args.problem_type not in names.values():
+        advice += ", or use LSTSDTrainer: this command learns one class or one score for each row"
+    raise ValueError(
+        f"problem_type={args.problem_type!r}: expected {names[kind]!r}, because the labels are {kind}. {advice}."
+    )
+
+
 def check_metric(args: TrainingArguments, metrics: Collection[str]) -> None:
     """Raises ValueError if `metric_for_best_model` is neither one of the metrics nor one that Trainer adds."""
     wanted = args.metric_for_best_model
