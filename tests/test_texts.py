@@ -280,3 +280,45 @@ print(sorted({{"torch", "transformers"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[4:] == ["[]"]
+
+
+def test_rows_that_moved_under_equal_labels_are_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """After `lstsd train`, which notes what the texts were; `--max_train_samples` leaves the last rows out."""
+    texts = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]} {i}" for i in range(48)]
+    trained = write(tmp_path / "train.csv", "text,label", *(f"{text},{i % 2}" for i, text in enumerate(texts)))
+    out = tmp_path / "out"
+    settings = "--do_train --num_train_epochs 3 --use_cpu --disable_tqdm true --save_strategy epoch"
+    settings += f" --max_train_samples 40 --output_dir {out}"
+    main(["--model_name_or_path", model, "--train_file", str(trained), *settings.split()])
+
+    def told(command: str, run: Path, dataset: Path, *more: str) -> str:
+        with pytest.raises(SystemExit) as leaving:
+            cli.main([command, str(run), "--dataset", str(dataset), *more])
+        assert leaving.value.code == 2
+        return capsys.readouterr().err
+
+    moved = [texts[(i + 2) % 40] for i in range(40)] + texts[40:]
+    rotated = write(tmp_path / "rotated.csv", "text,label", *(f"{text},{i % 2}" for i, text in enumerate(moved)))
+    copied = tmp_path / "copy.csv"
+    drop = ("--drop", "--min_score", "0.5", "-o", str(copied))
+    for run in (out, out / "checkpoint-5"):  # a checkpoint's store has the same note
+        for line in (told("report", run, rotated), told("clean", run, rotated, *drop)):
+            assert "the texts in 'text' are not those that the run was trained on, row by row" in line
+    assert not copied.exists()
+    numbered = [f"{text},{i % 2},{texts.index(text)}" for i, text in enumerate(moved)]
+    named = write(tmp_path / "numbered.csv", "text,label,was", *numbered)  # as the message advises
+    cli.main(["clean", str(out), "--dataset", str(named), "--sample_id_column", "was", *drop])
+
+    longer = [*texts[:40], *("new" for _ in range(9))]  # what was not trained on may change
+    same = write(tmp_path / "same.csv", "text,label", *(f"{text},{i % 2}" for i, text in enumerate(longer)))
+    cli.main(["report", str(out), "--dataset", str(same)])
+    cli.main(
+        [
+            "report",
+            str(out),
+            "--dataset",
+            str(write(tmp_path / "other.csv", "x,label", *(f"a,{i % 2}" for i in range(40)))),
+        ]
+    )

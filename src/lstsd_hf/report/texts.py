@@ -32,7 +32,8 @@ class Texts:
 
         Raises:
             ValueError: a column is missing, or there is no text column; an id is missing, negative, repeated, or not
-                an integer; the data set has none of the run's samples, or other labels.
+                an integer; the data set has none of the run's samples, or other labels; or it has no ids, and other
+                texts.
         """
         if isinstance(text_columns, str):
             text_columns = [text_columns]
@@ -46,7 +47,9 @@ class Texts:
             )
         self.columns = tuple(columns)
         lists, others = (keys.labels, keys.ids) if keys.are_lists else ([], [*keys.ids, *keys.labels])
-        cells = file.read([*columns, *(name for name in lists if name not in columns)], others, to_show=True)
+        cells = file.read(
+            [*columns, *(name for name in [*lists, *keys.texts] if name not in columns)], others, to_show=True
+        )
         self._texts = cells.texts
         self._rows: RowsById = SampleRows(file.name, run, cells, keys)
 
@@ -142,14 +145,15 @@ def read_texts(
             (lines) or parquet file. Of a dictionary of splits, the split `train` is used.
         run: The run that was trained on it.
         text_columns: The column to show, or several; None: all text columns but the label's.
-        sample_id_column: The column of ids. If it is missing, a row's position is its id.
+        sample_id_column: The column of ids. If it is missing, a row's position is its id; after `lstsd train`, the
+            texts are then compared with the run's.
         label_column: The column of labels, which are compared with the run's; None: "labels", "label" or "label_ids",
             if there is one. Without labels, ids are needed.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Raises:
-        ValueError: nothing is there, it cannot be read, a column or the split is missing, or ids or labels are not
-            those of the run.
+        ValueError: nothing is there, it cannot be read, a column or the split is missing, or ids or labels, or texts
+            without ids, are not those of the run.
     """
     file = _opened(dataset, tsv_quoting)
     return Texts(file, run, text_columns, sample_id_column, label_column)
