@@ -292,6 +292,18 @@ def test_the_command_records_what_lstsd_train_then_takes(tmp_path, model, teache
     assert "was made on other inputs: attention_mask, input_ids" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_the_command_needs_no_labels(tmp_path, teacher, train_file):
+    texts = [line.split(",")[0] for line in Path(train_file).read_text(encoding="utf-8").splitlines()[1:]]
+    cli.main(["record", "--model", teacher, "--dataset", train_file, "-o", str(tmp_path / "both")])
+    expected = LogitsStore.open(tmp_path / "both")
+    for name, header, end in (("one", "text,label", ",good"), ("empty", "text,label", ","), ("none", "text", "")):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([header, *(text + end for text in texts), ""]), encoding="utf-8")
+        cli.main(["record", "--model", teacher, "--dataset", str(path), "-o", str(tmp_path / name)])
+        found = LogitsStore.open(tmp_path / name)
+        assert (found.fingerprint, found.epoch_checksums) == (expected.fingerprint, expected.epoch_checksums)
+
+
 def test_inputs_of_the_command_that_are_wrong_end_in_one_line(tmp_path, model, teacher, train_file, capsys):
     def refused(*changes: str) -> str:
         base = {"--model": teacher, "--dataset": train_file, "-o": str(tmp_path / "s")}
@@ -305,6 +317,7 @@ def test_inputs_of_the_command_that_are_wrong_end_in_one_line(tmp_path, model, t
         return err[-1]
 
     assert "no model's configuration" in refused("--model", str(tmp_path / "nobody"))
+    assert "--model is empty" in refused("--model", "")
     assert "returned no logits" in refused("--model", model)
     assert "nowhere.csv" in refused("--dataset", str(tmp_path / "nowhere.csv"))
     assert "top_k=0 is not allowed" in refused("--top_k", "0")
