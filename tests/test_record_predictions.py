@@ -292,6 +292,19 @@ def test_the_command_records_what_lstsd_train_then_takes(tmp_path, model, teache
     assert "was made on other inputs: attention_mask, input_ids" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_names_of_very_many_classes_are_left_out(tmp_path, caplog):
+    names = {i: f"{i} {'of a long name' * 4}" for i in range(20_000)}
+    teacher = tiny_bert(num_labels=len(names), id2label=names, label2id={name: i for i, name in names.items()})
+    store = record_predictions(teacher, rows(8), tmp_path / "s", batch_size=8)
+    assert store.source["classes"] is None
+    assert (store.path / "store.json").stat().st_size < 1e5
+    student = tiny_bert(num_labels=len(names), id2label=names, label2id={name: i for i, name in names.items()})
+    settings = config(tmp_path / "out", outside_teacher=str(store.path), outside_weight=0.5, num_train_epochs=1)
+    LSTSDTrainer(student, settings, train_dataset=rows(8)).train()
+    assert "The outside teacher's classes are not named (id2label), and those of the model ['0 of a" in caplog.text
+    assert len(caplog.text) < 10_000
+
+
 def test_the_command_needs_no_labels(tmp_path, teacher, train_file):
     texts = [line.split(",")[0] for line in Path(train_file).read_text(encoding="utf-8").splitlines()[1:]]
     cli.main(["record", "--model", teacher, "--dataset", train_file, "-o", str(tmp_path / "both")])
