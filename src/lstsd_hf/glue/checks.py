@@ -75,8 +75,9 @@ def check_training_arguments(args: LSTSDConfig) -> None:
             raise ValueError(f"{name} is empty: expected the name of a folder.")
         if not _is_utf8(values[name]):  # tokenizers cannot write there, and would say so after the training
             raise ValueError(f"{name}={values[name]!r}: expected the name of a folder in UTF-8.")
-        if os.path.exists(values[name]) and not os.path.isdir(values[name]):
-            raise ValueError(f"{name}={values[name]!r} is a file: expected a folder, or a name that is free.")
+        if os.path.lexists(values[name]) and not os.path.isdir(values[name]):
+            what = "file" if os.path.exists(values[name]) else "link to nothing"
+            raise ValueError(f"{name}={values[name]!r} is a {what}: expected a folder, or a name that is free.")
     _check_services(args)
     if args.torch_compile:
         with as_value_error("torch_compile", *WRONG_VALUE):  # compiles nothing yet, but checks the names

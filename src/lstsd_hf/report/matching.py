@@ -43,20 +43,23 @@ class KeyColumns:
     ) -> None:
         """Chooses the columns; for labels the one that is named, else "labels", "label" or "label_ids".
 
+        A column of texts that the run was trained on is none of labels unless it is named.
+
         `run`: if its labels are rows of numbers, the label column may hold lists.
 
         Raises:
             ValueError: one of these columns, or of `wanted`, is missing.
         """
         self.id_column = sample_id_column
-        there = [label_column] if label_column else [name for name in LABEL_COLUMNS if name in file.columns]
+        trained_on = {} if run is None else run.store.texts
+        usual = [name for name in LABEL_COLUMNS if name in file.columns and name not in trained_on]
+        there = [label_column] if label_column else usual
         values = file.value_columns(there)
         may_be_lists = label_column is not None or (run is not None and run.vectors is not None)
         self.labels = (values or there if may_be_lists else values)[:1]
         self.are_lists = run is not None and run.vectors is not None and (run.is_multi_label or not values)
         self.ids = [] if self.labels and sample_id_column not in file.columns else [sample_id_column]
-        known = {} if run is None or self.ids else run.store.texts
-        self.texts = [name for name in known if name in file.columns]
+        self.texts = [] if self.ids else [name for name in trained_on if name in file.columns]
         needed = [*self.ids, *wanted, *self.labels]
         missing = [name for name in needed if name not in file.columns]
         if missing:

@@ -38,12 +38,15 @@ class Texts:
         if isinstance(text_columns, str):
             text_columns = [text_columns]
         keys = KeyColumns(file, sample_id_column, label_column, text_columns or (), run=run)
-        known = (sample_id_column, *LABEL_COLUMNS, *keys.labels)
+        usual = [name for name in LABEL_COLUMNS if name not in run.store.texts]
+        known = [name for name in file.columns if name in (sample_id_column, *usual, *keys.labels)]
         columns = text_columns or file.text_columns([name for name in file.columns if name and name not in known])
         if not columns:
+            taken = f" beside those taken for ids and labels ({listed(known)})" if known else ""
             raise ValueError(
-                f"{file.name} has no column of text, but {listed(file.columns)}. Name the columns to "
-                "show with text_columns (--text_columns)."
+                f"{file.name} has no column of text{taken}, but {listed(file.columns)}. Name the columns to show with "
+                "text_columns (--text_columns), and those of labels and ids, if they are others, with label_column "
+                "and sample_id_column."
             )
         self.columns = tuple(columns)
         lists, others = (keys.labels, keys.ids) if keys.are_lists else ([], [*keys.ids, *keys.labels])
