@@ -583,3 +583,11 @@ def test_from_a_file_to_a_cleaned_file_and_a_run_on_it(model, tmp_path, capsys):
     assert output.read_text().splitlines() == ["text,label", *(line for i, line in enumerate(lines) if i not in wrong)]
     main(["--train_file", str(output), "--output_dir", str(tmp_path / "again"), *common])
     assert not clean(tmp_path / "again", output, tmp_path / "once_more.csv", drop=True).dropped
+
+
+@pytest.mark.parametrize("name", ["n" * 248 + ".csv", "\u00e9" * 125 + "x.csv"])
+def test_a_name_as_long_as_a_name_may_be(run, tmp_path, name):
+    path = csv_of(tmp_path)
+    clean(run, path, tmp_path / name, drop=True, min_score=0.5)
+    assert (tmp_path / name).is_file()
+    assert not [file for file in tmp_path.iterdir() if "tmp" in file.suffix]

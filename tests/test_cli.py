@@ -166,6 +166,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     [
         ("lstsd --version > /dev/full", 2, "lstsd: error: the output could not be written: No space left on"),
         ("lstsd train --help | true; exit ${PIPESTATUS[0]}", 0, ""),
+        ("PYTHONUNBUFFERED=1 lstsd completion bash | true; exit ${PIPESTATUS[0]}", 0, ""),
         ("lstsd train --help >&-", 0, ""),
     ],
 )

@@ -167,6 +167,24 @@ def test_flags_that_are_refused(base: list[str], refused: Callable[..., str], fl
     assert not Path("out").exists()
 
 
+def test_a_problem_type_other_than_the_labels(base: list[str], refused: Callable[..., str]) -> None:
+    classes = "expected 'single_label_classification', because the labels are classes. Leave it out"
+    line = refused([*base, "--problem_type", "regression"], alone=True)
+    assert line == (
+        f"problem_type='regression': {classes}; if the labels are scores, set label_kind (--label_kind scores)."
+    )
+    line = refused([*base, "--problem_type", "multi_label_classification"], alone=True)
+    assert line.endswith(f"{classes}, or use LSTSDTrainer: this command learns one class or one score for each row.")
+    scores = [*base, "--problem_type", "regression", "--label_kind", "scores"]  # as the first line advises
+    line = refused([*scores, "--problem_type", "single_label_classification"], alone=True)
+    assert line.endswith(
+        "because the labels are scores. Leave it out; if the labels are classes, set label_kind "
+        "(--label_kind classes)."
+    )
+    assert not Path("out").exists()
+    cli.main(["train", *scores])
+
+
 @pytest.mark.parametrize(
     ("left_out", "message"),
     [
@@ -188,6 +206,14 @@ def test_files_in_the_place_of_folders(base: list[str], refused: Callable[..., s
     assert line == f"output_dir={train_file!r} is a file: expected a folder, or a name that is free."
     line = refused([*base, "--logits_dir", train_file], alone=True)
     assert line == f"logits_dir={train_file!r} is a file: expected a folder, or a name that is free."
+    Path("dangling").symlink_to("nowhere")
+    for name in ("output_dir", "logits_dir"):
+        line = refused([*base, f"--{name}", "dangling"], alone=True)
+        assert line == f"{name}='dangling' is a link to nothing: expected a folder, or a name that is free."
+    line = refused([*base, "--logits_dir", "/"], alone=True)
+    assert line.endswith(
+        "'/' is the root of all folders: expected a folder for the store alone, such as 'out/_logits'."
+    )
     assert refused([*base, "--output_dir", f"{train_file}/out"]) == f"{train_file}/out: Not a directory"
     task = ["--model_name_or_path", "m", "--task_name", "rte", "--output_dir", "out", "--do_train"]
     assert "expected a folder 'RTE' in data_dir" in refused([*task, "--data_dir", train_file], alone=True)
@@ -644,6 +670,15 @@ def test_a_process_of_its_own(lstsd: Callable[..., Any]) -> None:
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
     assert err == "lstsd train: error: argument --seed: invalid int value: 'x'\n"
+
+
+def test_ctrl_c_while_python_imports(tmp_path: Path) -> None:
+    """The interrupt comes at the first import of numpy, which a file of that name stands for."""
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "lstsd_hf", "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "lstsd: interrupted.\n")
 
 
 def test_ctrl_c_says_how_to_resume(base: list[str], lstsd: Callable[..., Any]) -> None:

@@ -115,6 +115,18 @@ def test_without_locks_a_run_goes_on_with_one_warning(tmp_path, monkeypatch, num
     assert not list(tmp_path.glob("*.lock"))
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPERM, errno.ESTALE], ids=errno.errorcode.get)
+def test_a_lock_that_fails_leaves_no_file_but_another_runs(tmp_path, monkeypatch, number):
+    monkeypatch.setattr("fcntl.flock", refuse(number))
+    with pytest.raises(StoreError, match=r"_logits\.lock could not be locked"):
+        train(tmp_path)
+    assert not list(tmp_path.glob("*.lock"))
+    (tmp_path / "_logits.lock").touch()
+    with pytest.raises(StoreError, match=r"_logits\.lock could not be locked"):
+        train(tmp_path)
+    assert (tmp_path / "_logits.lock").exists()
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.ENOTSUP], ids=errno.errorcode.get)
 def test_a_folder_that_cannot_be_flushed(tmp_path, monkeypatch, number):
     fsync = os.fsync

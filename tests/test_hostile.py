@@ -213,7 +213,7 @@ TABLES = ({}, {"0": "x"}, {"-1": NO_SUM}, {"0" * 20: NO_SUM}, {"4294967296": NO_
 hostile_values = st.sampled_from([*NUMBERS, *TEXTS, *LISTS, *TABLES])
 MANIFEST_KEYS = ("format", "version", "num_samples", "row_shape", "dtype", "fingerprint", "ids", "labels", "sealed")
 MANIFEST_KEYS += ("statistics", "open", "note", "label_changes", "aside", "layout", "parts", "checksum", "else")
-MANIFEST_KEYS += ("label_offsets", "log")
+MANIFEST_KEYS += ("label_offsets", "log", "texts")
 
 
 @pytest.mark.parametrize("read", READERS)

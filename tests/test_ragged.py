@@ -312,3 +312,41 @@ def test_as_many_labels_as_rows_are_expected(tmp_path):
     store = ragged_store(tmp_path / "s")
     with pytest.raises(StoreMismatchError, match=r"Labels of shape \(2,\) for 3 rows do not fit"):
         store.record(0, [0], np.ones((3, 2)), counts=[3], labels=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": [[1, 70_000]] * 3}, r"Classes from 1 to 70000 do not fit the store: expected 0 to 49999\."),
+        ({"classes": [[1, 60_000]] * 3}, r"Classes from 1 to 60000"),
+        ({"classes": [[1, -4]] * 3}, r"Classes from -4 to 1"),
+        ({"classes": np.full((3, 2), 2**64 - 1, np.uint64)}, r"Classes from 18446744073709551615"),
+        ({"classes": [[1.0, 2.0]] * 3}, r"Classes of type float64: expected integers"),
+        (
+            {"labels": [0, 1, 2**40]},
+            r"Labels from 0 to 1099511627776 do not fit .* expected -2147483648 to 2147483647",
+        ),
+        ({"labels": [0, 1, -(2**31) - 1]}, r"Labels from -2147483649"),
+        ({"labels": [0.0, 1.0, 2.0]}, r"Labels of type float64: expected integers"),
+        ({"rest": np.ones(3, complex)}, r"Rest of type complex128: expected real numbers"),
+        (
+            {"counts": [2, -1]},
+            r"Counts of shape \(2,\) and type int64 for 2 sample ids: expected an integer of at least 0",
+        ),
+        ({"counts": [2.0, 1.0]}, r"Counts of shape \(2,\) and type float64"),
+        ({"counts": [3]}, r"Counts of shape \(1,\)"),
+        ({"counts": None}, r"Rows without counts do not fit the store"),
+        ({"logits": 1.0}, r"Logits of shape \(\) for 3 rows do not fit the store"),
+        ({"sample_ids": [4, 4], "rest": np.ones(2)}, r"Rest of shape \(2,\) for 3 rows do not fit the store"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(tmp_path, changes, message):
+    store = LogitsStore.create(tmp_path / "s", 6, (2,), "float32", "toy", vocabulary=50_000)
+    given = {"epoch": 0, "sample_ids": [0, 1], "logits": np.ones((3, 2)), "counts": [2, 1], "rest": np.ones(3)}
+    given["classes"] = np.array([[1, 49_999]] * 3)
+    with pytest.raises(StoreMismatchError, match=message):
+        store.record(**given | changes)
+    store.record(**given | {"labels": [2**31 - 1, -(2**31), 7]})
+    store.seal(0)
+    assert store.read_rows(0, [0, 1]).parts["classes"].tolist() == given["classes"].tolist()
+    assert store.read_row_labels().labels.tolist() == [2**31 - 1, -(2**31), 7]

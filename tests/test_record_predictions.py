@@ -292,6 +292,31 @@ def test_the_command_records_what_lstsd_train_then_takes(tmp_path, model, teache
     assert "was made on other inputs: attention_mask, input_ids" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_names_of_very_many_classes_are_left_out(tmp_path, caplog):
+    names = {i: f"{i} {'of a long name' * 4}" for i in range(20_000)}
+    teacher = tiny_bert(num_labels=len(names), id2label=names, label2id={name: i for i, name in names.items()})
+    store = record_predictions(teacher, rows(8), tmp_path / "s", batch_size=8)
+    assert store.source["classes"] is None
+    assert (store.path / "store.json").stat().st_size < 1e5
+    student = tiny_bert(num_labels=len(names), id2label=names, label2id={name: i for i, name in names.items()})
+    settings = config(tmp_path / "out", outside_teacher=str(store.path), outside_weight=0.5, num_train_epochs=1)
+    LSTSDTrainer(student, settings, train_dataset=rows(8)).train()
+    assert "The outside teacher's classes are not named (id2label), and those of the model ['0 of a" in caplog.text
+    assert len(caplog.text) < 10_000
+
+
+def test_the_command_needs_no_labels(tmp_path, teacher, train_file):
+    texts = [line.split(",")[0] for line in Path(train_file).read_text(encoding="utf-8").splitlines()[1:]]
+    cli.main(["record", "--model", teacher, "--dataset", train_file, "-o", str(tmp_path / "both")])
+    expected = LogitsStore.open(tmp_path / "both")
+    for name, header, end in (("one", "text,label", ",good"), ("empty", "text,label", ","), ("none", "text", "")):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([header, *(text + end for text in texts), ""]), encoding="utf-8")
+        cli.main(["record", "--model", teacher, "--dataset", str(path), "-o", str(tmp_path / name)])
+        found = LogitsStore.open(tmp_path / name)
+        assert (found.fingerprint, found.epoch_checksums) == (expected.fingerprint, expected.epoch_checksums)
+
+
 def test_inputs_of_the_command_that_are_wrong_end_in_one_line(tmp_path, model, teacher, train_file, capsys):
     def refused(*changes: str) -> str:
         base = {"--model": teacher, "--dataset": train_file, "-o": str(tmp_path / "s")}
@@ -305,6 +330,7 @@ def test_inputs_of_the_command_that_are_wrong_end_in_one_line(tmp_path, model, t
         return err[-1]
 
     assert "no model's configuration" in refused("--model", str(tmp_path / "nobody"))
+    assert "--model is empty" in refused("--model", "")
     assert "returned no logits" in refused("--model", model)
     assert "nowhere.csv" in refused("--dataset", str(tmp_path / "nowhere.csv"))
     assert "top_k=0 is not allowed" in refused("--top_k", "0")

@@ -387,3 +387,22 @@ AnySequence.TestCase.settings = settings(
     max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestAnySequence = AnySequence.TestCase
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"step": 2**63}, ValueError, "step=9223372036854775808: expected an integer of 64 bits"),
+        ({"step": 1.5}, ValueError, "step=1.5: expected an integer of 64 bits"),
+        ({"logits": np.ones((2, 3), complex)}, StoreMismatchError, "Logits of type complex128: expected real numbers"),
+        ({"logits": np.full((2, 3), "1")}, StoreMismatchError, "Logits of type <U1: expected real numbers"),
+        ({"counts": [1, 1]}, StoreMismatchError, "Counts do not fit .* expected one row for each sample id"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(tmp_path, changes, error, message):
+    store = make(tmp_path / "s")
+    with pytest.raises(error, match=message):
+        store.record(**{"epoch": 0, "sample_ids": [0, 1], "logits": np.ones((2, 3))} | changes)
+    store.record(0, [0, 1], np.ones((2, 3), bool), step=-1)
+    store.seal(0)
+    assert store.read(0, [0, 1, 2])[:, 0].tolist()[:2] == [1, 1]

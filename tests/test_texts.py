@@ -215,7 +215,9 @@ def test_numbers_are_no_text_until_they_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ",text,label,n,empty", "0,a,0,1.5,", "1,b,1,2,", "2,c,2,,")
     assert texts_of(folder, path) == ["a", "b", "c"]
     assert texts_of(folder, path, ["n", "text"]) == ["1.5\na", "2\nb", "\nc"]
-    with pytest.raises(ValueError, match=r"a\.csv has no column of text, but 'label', 'n'\. Name the columns to show"):
+    with pytest.raises(
+        ValueError, match=r"no column of text beside .* \('label'\), but 'label', 'n'\. Name the columns to show"
+    ):
         texts_of(folder, write(path, "label,n", "0,1", "1,2", "2,3"))
 
 
@@ -280,3 +282,73 @@ print(sorted({{"torch", "transformers"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[4:] == ["[]"]
+
+
+def test_rows_that_moved_under_equal_labels_are_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """After `lstsd train`, which notes what the texts were; `--max_train_samples` leaves the last rows out."""
+    texts = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]} {i}" for i in range(48)]
+    trained = write(tmp_path / "train.csv", "text,label", *(f"{text},{i % 2}" for i, text in enumerate(texts)))
+    out = tmp_path / "out"
+    settings = "--do_train --num_train_epochs 3 --use_cpu --disable_tqdm true --save_strategy epoch"
+    settings += f" --max_train_samples 40 --output_dir {out}"
+    main(["--model_name_or_path", model, "--train_file", str(trained), *settings.split()])
+
+    def told(command: str, run: Path, dataset: Path, *more: str) -> str:
+        with pytest.raises(SystemExit) as leaving:
+            cli.main([command, str(run), "--dataset", str(dataset), *more])
+        assert leaving.value.code == 2
+        return capsys.readouterr().err
+
+    moved = [texts[(i + 2) % 40] for i in range(40)] + texts[40:]
+    rotated = write(tmp_path / "rotated.csv", "text,label", *(f"{text},{i % 2}" for i, text in enumerate(moved)))
+    copied = tmp_path / "copy.csv"
+    drop = ("--drop", "--min_score", "0.5", "-o", str(copied))
+    for run in (out, out / "checkpoint-5"):  # a checkpoint's store has the same note
+        for line in (told("report", run, rotated), told("clean", run, rotated, *drop)):
+            assert "the texts in 'text' are not those that the run was trained on, row by row" in line
+    assert not copied.exists()
+    numbered = [f"{text},{i % 2},{texts.index(text)}" for i, text in enumerate(moved)]
+    named = write(tmp_path / "numbered.csv", "text,label,was", *numbered)  # as the message advises
+    cli.main(["clean", str(out), "--dataset", str(named), "--sample_id_column", "was", *drop])
+
+    longer = [*texts[:40], *("new" for _ in range(9))]  # what was not trained on may change
+    same = write(tmp_path / "same.csv", "text,label", *(f"{text},{i % 2}" for i, text in enumerate(longer)))
+    cli.main(["report", str(out), "--dataset", str(same)])
+    cli.main(
+        [
+            "report",
+            str(out),
+            "--dataset",
+            str(write(tmp_path / "other.csv", "x,label", *(f"a,{i % 2}" for i in range(40)))),
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", ["labels", "label_ids"])
+def test_texts_under_a_name_of_labels(model: str, tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    lines = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]} {i},{i % 2}" for i in range(48)]
+    trained, out = write(tmp_path / "train.csv", f"{name},label", *lines), tmp_path / "out"
+    settings = f"--do_train --num_train_epochs 3 --use_cpu --disable_tqdm true --report true --output_dir {out}"
+    main(["--model_name_or_path", model, "--train_file", str(trained), *settings.split()])
+    cli.main(["report", str(out), "--dataset", str(trained)])  # as the last line of a run advises
+    assert texts_of(out, trained) == [line.split(",")[0] for line in lines]
+    capsys.readouterr()
+    cli.main(
+        ["clean", str(out), "--dataset", str(trained), "--drop", "--min_score", "1", "-o", str(tmp_path / "c.csv")]
+    )
+
+    # A column of texts that is named as the label's is in the message, which says what to name.
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(out), "--dataset", str(trained), "--label_column", name])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"has no column of text beside those taken for ids and labels ('{name}', 'label')" in line
+
+
+def test_a_run_whose_name_is_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = run_of(tmp_path / "r\udce9", [0, 1, 2, 1], WORDS)
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(run)])
+    assert f"{tmp_path}/r\\udce9: expected a folder whose name is in UTF-8" in capsys.readouterr().err
+    cli.main(["report", str(run.rename(tmp_path / "r"))])  # as the message advises

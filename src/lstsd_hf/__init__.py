@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from ._version import __version__
-from .store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
 
 if TYPE_CHECKING:
     from .config import DistillationArguments, LSTSDConfig
     from .report import write_report
     from .report.clean import clean
     from .report.history import read_history
+    from .store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
     from .training.memory_stopping import MemoryStoppingCallback
     from .training.mixin import LSTSDMixin
     from .training.prediction_recorder import PredictionRecorder
@@ -36,15 +36,19 @@ __all__ = [
     "write_report",
 ]
 
-# torch and transformers take seconds to import, and the store needs neither. So each of these names is imported on
-# first use.
+# torch and transformers take seconds to import, and the store needs neither; numpy takes a tenth of one, in which a
+# Ctrl-C could not be told in one line. So each of these names is imported on first use.
 _MODULES = {
     "DistillationArguments": "config",
     "LSTSDConfig": "config",
     "LSTSDMixin": "training.mixin",
     "LSTSDTrainer": "training.trainer",
+    "LogitsStore": "store",
     "MemoryStoppingCallback": "training.memory_stopping",
     "PredictionRecorder": "training.prediction_recorder",
+    "StoreCorruptionError": "store",
+    "StoreError": "store",
+    "StoreMismatchError": "store",
     "add_sample_ids": "training.sample_ids",
     "clean": "report.clean",
     "read_history": "report.history",

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,13 @@ def _flush() -> None:
             end(2, f"lstsd: error: the output could not be written: {error.strerror}")
 
 
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe whose reader has closed it."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _run(argv: Sequence[str] | None) -> None:
     parsed, rest = _parser().parse_known_args(argv)
     name = f"lstsd {parsed.command}"
@@ -64,6 +72,12 @@ def _run(argv: Sequence[str] | None) -> None:
             raise
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the clean-up at once
         end(130, f"{name}: interrupted. {stop}")
+    except BrokenPipeError as error:
+        if parsed.traceback:
+            raise
+        # An output without a buffer fails at once, and not in `_flush`. Only training does more after it has printed.
+        if parsed.command in ("train", "glue") or not _reader_is_gone():
+            end(2, f"{name}: error: {_told(error)}")
     except USER_ERRORS as error:
         is_own = isinstance(error, ImportError) and (error.name or "").startswith(__package__)
         if parsed.traceback or is_own:

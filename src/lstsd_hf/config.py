@@ -291,7 +291,12 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
 
 
 def check_logits_dir(logits_dir: str, output_dir: str) -> None:
-    """Raises ValueError if a push of `output_dir` to the Hub would upload the store."""
+    """Raises ValueError if the store would be the root, or if a push of `output_dir` to the Hub would upload it."""
+    if not os.path.basename(os.path.realpath(logits_dir)):
+        raise ValueError(
+            f"logits_dir={logits_dir!r} is the root of all folders: expected a folder for the store alone, such as "
+            f"{os.path.join(output_dir, LOGITS_FOLDER)!r}."
+        )
     inside = os.path.relpath(os.path.realpath(logits_dir), os.path.realpath(output_dir))
     first = inside.split(os.sep)[0]
     if first != os.pardir and not first.startswith("_"):

@@ -77,8 +77,9 @@ def check_training_arguments(args: LSTSDConfig) -> None:
             raise ValueError(f"{name} is empty: expected the name of a folder.")
         if not _is_utf8(folder):  # tokenizers cannot write there, and would say so after the training
             raise ValueError(f"{name}={folder!r}: expected the name of a folder in UTF-8.")
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise ValueError(f"{name}={folder!r} is a file: expected a folder, or a name that is free.")
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            what = "file" if os.path.exists(folder) else "link to nothing"
+            raise ValueError(f"{name}={folder!r} is a {what}: expected a folder, or a name that is free.")
     _check_services(args)
     if args.torch_compile:
         with as_value_error("torch_compile", *WRONG_VALUE):  # compiles nothing yet, but checks the names
@@ -121,6 +122,29 @@ def _rehearse_optimizer(args: TrainingArguments) -> None:
     what = f"lr_scheduler_type={schedule.value!r} with lr_scheduler_kwargs={kwargs!r}"
     with as_value_error(what, ValueError, *WRONG_VALUE):
         get_scheduler(schedule, optimizer, 0, 100, kwargs)
+
+
+def check_problem_type(args: LSTSDConfig, has_classes: bool, from_file: bool) -> None:
+    """Raises ValueError if `problem_type` is not what the labels are: the teachers would learn something else.
+
+    Args:
+        args: The training arguments.
+        has_classes: Whether the labels are classes; otherwise they are scores.
+        from_file: Whether they are those of the user's file, of which `label_kind` says what they are.
+    """
+    names = {"classes": "single_label_classification", "scores": "regression"}
+    kind = "classes" if has_classes else "scores"
+    if args.problem_type in (None, names[kind]):
+        return
+    advice = "Leave it out"
+    if from_file and args.problem_type in names.values():
+        other = "scores" if has_classes else "classes"
+        advice += f"; if the labels are {other}, set label_kind (--label_kind {other})"
+    elif args.problem_type not in names.values():
+        advice += ", or use LSTSDTrainer: this command learns one class or one score for each row"
+    raise ValueError(
+        f"problem_type={args.problem_type!r}: expected {names[kind]!r}, because the labels are {kind}. {advice}."
+    )
 
 
 def check_metric(args: TrainingArguments, metrics: Collection[str]) -> None:

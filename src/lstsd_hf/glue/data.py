@@ -235,8 +235,7 @@ def load_files(
 
     file = open_file(args.train_file, "train")
     text_columns = _text_columns(args, file.columns, sample_id_column)
-    own_ids = [sample_id_column] if sample_id_column in file.columns else []
-    training = _Rows(file, args.where, text_columns, [args.label_column, *own_ids])
+    training = _Rows(file, args.where, text_columns, [args.label_column, *_own_ids(file, sample_id_column)])
     labels = [training.labels(args.label_column)]
     if args.validation_file is not None and evaluation:
         held_out = _Rows(open_file(args.validation_file, "validation"), args.where, text_columns, [args.label_column])
@@ -245,8 +244,7 @@ def load_files(
     if line is not None:
         tell(line)
 
-    ids = training.ids(sample_id_column) if own_ids else np.array(training.numbers, np.int64)
-    rows = training.data_set(labels[0], names, {sample_id_column: ids})
+    rows = training.data_set(labels[0], names, {sample_id_column: training.ids(sample_id_column)})
     splits = {}
     if labels[1:]:
         splits[""] = held_out.data_set(labels[1], names)
@@ -257,6 +255,23 @@ def load_files(
     if args.test_file is not None and prediction:
         unseen["predictions.tsv"] = _Rows(open_file(args.test_file, "test"), args.where, text_columns).data_set()
     return GlueData(text_columns, names, rows if train else None, splits, unseen)
+
+
+def load_texts(args: DataArguments, sample_id_column: str) -> GlueData:
+    """Loads the texts and ids of the user's training file; whether it has labels, and which, does not matter.
+
+    Raises:
+        ValueError: the file is missing or cannot be read, a column is missing, or a text cell is empty.
+    """
+    assert args.train_file is not None
+    file = open_user_file(args.train_file, tsv_quoting=args.tsv_quoting)
+    text_columns = _text_columns(args, file.columns, sample_id_column)
+    rows = _Rows(file, args.where, text_columns, _own_ids(file, sample_id_column))
+    return GlueData(text_columns, (), rows.data_set(ids={sample_id_column: rows.ids(sample_id_column)}), {}, {})
+
+
+def _own_ids(file: UserFile, sample_id_column: str) -> list[str]:
+    return [sample_id_column] if sample_id_column in file.columns else []
 
 
 class _Rows:
@@ -292,6 +307,9 @@ class _Rows:
         return file_labels(self.file.name, column, self._others[column], self.numbers)
 
     def ids(self, column: str) -> npt.NDArray[np.int64]:
+        """The sample ids: those of the column, or, if the file has none, the positions of the rows."""
+        if column not in self._others:
+            return np.array(self.numbers, np.int64)
         return sample_ids(self.file.name, column, self._others[column], self.numbers)
 
     def data_set(

@@ -17,6 +17,7 @@ from ..config import LSTSDConfig
 from ..extras import require
 from ..report.folder import report_folder
 from .arguments import DataArguments, ModelArguments, parse
+from .checks import check_problem_type
 from .data import GlueData, load_files, load_task
 from .errors import as_value_error
 from .resume import checkpoint_to_resume
@@ -78,6 +79,7 @@ def prepare(argv: Sequence[str]) -> Job:
                 sample_id_column=args.sample_id_column,
                 seed=args.seed,
             )
+    check_problem_type(args, bool(data.labels), data_args.train_file is not None)
 
     config, tokenizer = load_config_and_tokenizer(model_args)
     labels = label_order(data.labels, config)

@@ -24,7 +24,7 @@ from ..training.model_head import many_rows_problem
 from ..training.record import record_predictions
 from .arguments import DataArguments, ModelArguments
 from .checks import check_tokens
-from .data import load_files, load_task
+from .data import load_task, load_texts
 from .errors import as_value_error, errors_of_a_run
 from .prepare import load_config_and_tokenizer, tokenize
 from .tasks import TASKS
@@ -40,6 +40,8 @@ def record(parsed: argparse.Namespace) -> LogitsStore:
         ValueError: the model, the data set or an argument is not as expected.
         StoreError, OSError, ImportError: likewise.
     """
+    if not parsed.model:
+        raise ValueError("--model is empty: expected a model's name on the Hub, or a folder.")
     if not sys.stderr.isatty():  # a log file would get every state of the bars
         datasets.disable_progress_bars()
         transformers.logging.disable_progress_bar()
@@ -117,13 +119,13 @@ def _rows(parsed: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, proble
             "classifiers and regressions texts are tokenized here. Tokenize the data set first."
         )
     of_data: dict[str, Any] = {"max_seq_length": parsed.max_seq_length, "label_column": parsed.label_column}
-    needed: dict[str, Any] = {"train": True, "evaluation": False, "prediction": False}
-    needed["sample_id_column"] = parsed.sample_id_column
     if parsed.dataset.lower() in TASKS:
-        data = load_task(DataArguments(task_name=parsed.dataset, data_dir=parsed.data_dir, **of_data), **needed)
+        task = DataArguments(task_name=parsed.dataset, data_dir=parsed.data_dir, **of_data)
+        column = parsed.sample_id_column
+        data = load_task(task, train=True, evaluation=False, prediction=False, sample_id_column=column)
     else:
         of_data |= {name: getattr(parsed, name) for name in ("text_columns", "where", "tsv_quoting")}
-        data = load_files(DataArguments(train_file=parsed.dataset, **of_data), **needed, seed=0)
+        data = load_texts(DataArguments(train_file=parsed.dataset, **of_data), parsed.sample_id_column)
     assert data.train is not None
     to_tokens = functools.partial(
         tokenize,

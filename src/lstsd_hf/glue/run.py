@@ -31,6 +31,7 @@ from ..report.history import open_run
 from ..report.measures import measure
 from ..report.texts import read_texts
 from ..store import StoreError
+from ..training.fingerprint import fingerprint
 from ..training.trainer import LSTSDTrainer
 from . import words
 from .arguments import DataArguments, ModelArguments
@@ -123,6 +124,9 @@ def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
     interrupts = InterruptCallback()
     trainer.add_callback(interrupts)
 
+    if isinstance(trainer, LSTSDTrainer):
+        trainer._lstsd_texts = fingerprints_of_texts(job)
+
     results: dict[str, float] = {}
     if data.train is not None:
         refuse_no_batch(args, len(data.train))
@@ -190,6 +194,19 @@ def load_model(job: Job) -> PreTrainedModel:
     if job.checkpoint is not None:
         check_checkpoint(job.checkpoint, model)
     return model
+
+
+def fingerprints_of_texts(job: Job) -> dict[str, str]:
+    """By text column of the user's file, the fingerprint of the training texts; empty without file or training.
+
+    The report compares them with a file that has no ids, whose rows may have moved. GLUE's texts differ between the
+    Hub and GLUE's own files.
+    """
+    if job.data.train is None or job.texts is None or job.data_args.train_file is None:
+        return {}
+    rows = job.texts.select(range(len(job.data.train)))
+    ids = np.asarray(rows[job.args.sample_id_column])
+    return {name: fingerprint(rows, ids, [name]) for name in job.data.text_columns}
 
 
 def collator_of(job: Job) -> Callable[..., dict[str, Any]]:

@@ -93,7 +93,7 @@ def clean(
     Args:
         run_dir: The run's output_dir, or a checkpoint in it.
         dataset: What the run was trained on: a CSV, TSV, JSON (lines) or parquet file, or a folder that `save_to_disk`
-            wrote. Rows are matched to samples by ids, or by position and labels, as for the report.
+            wrote. Rows are matched to samples by ids, or by position, labels and texts, as for the report.
         output: The file or folder to write, which must not exist; a file must have the suffix of `dataset`.
         drop: Whether to leave out the samples whose label looks wrong, by `looks_wrong` of `read_history`.
         relabel: Whether to give them the class with the highest mean probability over epochs; with several labels,
@@ -194,7 +194,8 @@ class _Rows:
         self._run = run
         keys = KeyColumns(file, sample_id_column, label_column, run=run)
         key_columns = [*keys.ids, *keys.labels]
-        cells = file.read(key_columns[-1:], keys.ids if keys.are_lists else key_columns, to_show=True)
+        texts = list(dict.fromkeys([*key_columns[-1:], *keys.texts]))
+        cells = file.read(texts, keys.ids if keys.are_lists else key_columns, to_show=True)
         known, self._places = SampleRows(file.name, run, cells, keys).find(run.ids)
         self.ids, self._labels = run.ids[known], run.labels[known]
         self._file, self._count, self._column = file.name, len(cells.texts), next(iter(keys.labels), None)

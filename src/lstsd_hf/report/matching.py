@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from datasets import Dataset
 
+from ..training.fingerprint import fingerprint
 from ..training.sample_ids import LABEL_COLUMNS
 from .cells import NUMBER, Cells, Column, listed, sample_ids, shown
 from .files import UserFile
@@ -26,6 +28,7 @@ class KeyColumns:
         ids: A list of the id column; empty if there is none. The rows are then taken to be in the order of their ids,
             as in a file that was trained on without ids; the labels must agree.
         labels: A list of the label column; empty if there is none.
+        texts: The columns whose texts must be those that were trained on, in their order, because there are no ids.
         are_lists: Whether the label column is read as lists of numbers.
     """
 
@@ -40,18 +43,23 @@ class KeyColumns:
     ) -> None:
         """Chooses the columns; for labels the one that is named, else "labels", "label" or "label_ids".
 
+        A column of texts that the run was trained on is none of labels unless it is named.
+
         `run`: if its labels are rows of numbers, the label column may hold lists.
 
         Raises:
             ValueError: one of these columns, or of `wanted`, is missing.
         """
         self.id_column = sample_id_column
-        there = [label_column] if label_column else [name for name in LABEL_COLUMNS if name in file.columns]
+        trained_on = {} if run is None else run.store.texts
+        usual = [name for name in LABEL_COLUMNS if name in file.columns and name not in trained_on]
+        there = [label_column] if label_column else usual
         values = file.value_columns(there)
         may_be_lists = label_column is not None or (run is not None and run.vectors is not None)
         self.labels = (values or there if may_be_lists else values)[:1]
         self.are_lists = run is not None and run.vectors is not None and (run.is_multi_label or not values)
         self.ids = [] if self.labels and sample_id_column not in file.columns else [sample_id_column]
+        self.texts = [] if self.ids else [name for name in trained_on if name in file.columns]
         needed = [*self.ids, *wanted, *self.labels]
         missing = [name for name in needed if name not in file.columns]
         if missing:
@@ -93,12 +101,12 @@ class SampleRows(RowsById):
         Args:
             name: The data set's name in messages.
             run: The run.
-            cells: The columns that were read of it, with those of `keys`.
+            cells: The columns that were read of it, with those of `keys`; its `texts` among the texts.
             keys: The columns of ids and labels.
 
         Raises:
             ValueError: an id is missing, negative, repeated, or not an integer; the data set has none of the run's
-                samples, or other labels.
+                samples, or other labels; or it has no ids, and other texts.
         """
         rows = range(len(cells.texts))
         ids = np.arange(len(rows))
@@ -111,6 +119,8 @@ class SampleRows(RowsById):
                 self._refuse_other_labels(name, run, column, cells.others[column], keys)
             else:
                 self._refuse_other_vectors(name, run, column, list(cells.texts[column]))
+        for column in keys.texts:
+            self._refuse_other_texts(name, run, column, cells.texts, keys)
 
     def _refuse_others(self, name: str, run: Run, missing_column: str | None) -> None:
         if missing_column is not None and len(self._ids) <= run.ids.max():
@@ -157,6 +167,16 @@ class SampleRows(RowsById):
                 f"trained on; the first is in data row {rows[first] + 1}, for sample id {run.ids[known][first]}: "
                 f"expected {stored[first].tolist()}, found {shown(str(cells[rows[first]]))}. Give the data set that "
                 "was trained on, as it was, with the ids that it had then (sample_id_column, --sample_id_column)."
+            )
+
+    def _refuse_other_texts(self, name: str, run: Run, column: str, texts: Dataset, keys: KeyColumns) -> None:
+        _, rows = self.find(run.ids)  # each sample has a row, because the rows were counted
+        if fingerprint(texts.select(rows), run.ids, [column]) != run.store.texts[column]:
+            raise ValueError(
+                f"{name} has no column {keys.id_column!r}, so its rows were counted, and the texts in {column!r} are "
+                "not those that the run was trained on, row by row: expected the file that was trained on, as it was. "
+                "If its rows have moved, put them back in their order, or add a column with the number that each row "
+                "had then, from 0, and name it (sample_id_column, --sample_id_column)."
             )
 
 

@@ -32,21 +32,27 @@ class Texts:
 
         Raises:
             ValueError: a column is missing, or there is no text column; an id is missing, negative, repeated, or not
-                an integer; the data set has none of the run's samples, or other labels.
+                an integer; the data set has none of the run's samples, or other labels; or it has no ids, and other
+                texts.
         """
         if isinstance(text_columns, str):
             text_columns = [text_columns]
         keys = KeyColumns(file, sample_id_column, label_column, text_columns or (), run=run)
-        known = (sample_id_column, *LABEL_COLUMNS, *keys.labels)
+        usual = [name for name in LABEL_COLUMNS if name not in run.store.texts]
+        known = [name for name in file.columns if name in (sample_id_column, *usual, *keys.labels)]
         columns = text_columns or file.text_columns([name for name in file.columns if name and name not in known])
         if not columns:
+            taken = f" beside those taken for ids and labels ({listed(known)})" if known else ""
             raise ValueError(
-                f"{file.name} has no column of text, but {listed(file.columns)}. Name the columns to "
-                "show with text_columns (--text_columns)."
+                f"{file.name} has no column of text{taken}, but {listed(file.columns)}. Name the columns to show with "
+                "text_columns (--text_columns), and those of labels and ids, if they are others, with label_column "
+                "and sample_id_column."
             )
         self.columns = tuple(columns)
         lists, others = (keys.labels, keys.ids) if keys.are_lists else ([], [*keys.ids, *keys.labels])
-        cells = file.read([*columns, *(name for name in lists if name not in columns)], others, to_show=True)
+        cells = file.read(
+            [*columns, *(name for name in [*lists, *keys.texts] if name not in columns)], others, to_show=True
+        )
         self._texts = cells.texts
         self._rows: RowsById = SampleRows(file.name, run, cells, keys)
 
@@ -142,14 +148,15 @@ def read_texts(
             (lines) or parquet file. Of a dictionary of splits, the split `train` is used.
         run: The run that was trained on it.
         text_columns: The column to show, or several; None: all text columns but the label's.
-        sample_id_column: The column of ids. If it is missing, a row's position is its id.
+        sample_id_column: The column of ids. If it is missing, a row's position is its id; after `lstsd train`, the
+            texts are then compared with the run's.
         label_column: The column of labels, which are compared with the run's; None: "labels", "label" or "label_ids",
             if there is one. Without labels, ids are needed.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Raises:
-        ValueError: nothing is there, it cannot be read, a column or the split is missing, or ids or labels are not
-            those of the run.
+        ValueError: nothing is there, it cannot be read, a column or the split is missing, or ids or labels, or texts
+            without ids, are not those of the run.
     """
     file = _opened(dataset, tsv_quoting)
     return Texts(file, run, text_columns, sample_id_column, label_column)

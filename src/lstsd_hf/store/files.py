@@ -20,6 +20,7 @@ from .errors import StoreError
 
 CHUNK_BYTES = 1 << 20  # glibc would keep the memory of buffers from 32 MB on
 
+_LONGEST_NAME = 255  # bytes, on nearly every file system
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNKNOWN_TO_THE_FILE_SYSTEM = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _warned: set[str] = set()
@@ -106,7 +107,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """The name of a file while it is written."""
+    """The name of a file while it is written; a hash stands for a name that would become too long."""
+    name = os.fsencode(path.name)
+    if len(name) > _LONGEST_NAME - len("..tmp"):
+        return path.with_name(f".{xxhash.xxh3_64_hexdigest(name)}.tmp")
     return path.with_name(f".{path.name}.tmp")
 
 

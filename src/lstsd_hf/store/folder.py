@@ -72,7 +72,7 @@ class StoreFolder:
         - model: its class, and a hash of its weights
         - inputs: the names of its input columns; the statistic "inputs" has a hash of each value, (rows, columns)
         - tokenizer, max_length: how the inputs were made, each None if not known
-        - classes: the model's names of its classes, in order, or None
+        - classes: the model's names of its classes, in order; None if it has none, or they take more than 1 MiB
         - batch_size: how many samples were predicted at once
         """
         return read_manifest(self.path)["source"]

@@ -123,10 +123,16 @@ class JournalWriter:
             self._write(head)
 
     def append(self, step: int, rows: int, clipped: int, ids: bytes, payload: bytes) -> None:
-        """Appends a batch. Raises StoreError if the write fails, as on a full disk; the journal is then unchanged."""
+        """Appends a batch. Raises StoreError if the write fails, as on a full disk; the journal is then unchanged.
+
+        Raises ValueError if the step is not an integer of 64 bits.
+        """
         checksum = xxhash.xxh3_64(ids)
         checksum.update(payload)
-        head = _BLOCK_HEAD.pack(step, rows, clipped, checksum.intdigest())
+        try:
+            head = _BLOCK_HEAD.pack(step, rows, clipped, checksum.intdigest())
+        except struct.error as error:
+            raise ValueError(f"step={step!r}: expected an integer of 64 bits, with its sign.") from error
         self._write(b"".join((head, _hash(head), ids, payload)))
 
     def _write(self, data: bytes) -> None:

@@ -34,7 +34,7 @@ from .ids import SampleIndex
 from .journal import ID, Journal, JournalWriter, journal_head
 from .manifest import DTYPES, Manifest, new_manifest, read_manifest, refuse_epoch, write_manifest
 from .npy import map_array, reason_of, write_array
-from .ragged import LABELS, NO_LABEL, RaggedRows, each_once
+from .ragged import LABELS, NO_LABEL, RaggedRows, by_row, each_once
 from .rows import VALUES
 
 
@@ -178,24 +178,23 @@ class LogitsStore(SealedEpochs):
         Raises:
             StoreError: the store has no row for an id, the epoch is sealed, or the disk is full. The batch is then not
                 recorded; all earlier batches are.
-            StoreMismatchError: the shape of the logits or of another part does not fit the store.
+            StoreMismatchError: the shape, the type or a value of the logits or of another part does not fit the store.
+            ValueError: the epoch or the rank is not a number from 0 to 2^32 - 1, or the step is none of 64 bits.
         """
         ids = np.asarray(sample_ids)
         self.index.rows_of(ids, self.path)
         rows = {VALUES: np.asarray(logits), **{name: np.asarray(part) for name, part in parts.items()}}
+        of_rows = ids
+        if counts is not None:
+            counts = np.asarray(counts)
+            of_rows = by_row(ids, counts)
         if labels is not None or self.is_ragged:
-            rows[LABELS] = np.full(len(rows[VALUES]), NO_LABEL) if labels is None else np.asarray(labels)
-        if self.is_ragged and counts is not None:
-            ids, rows = each_once(ids, np.asarray(counts), rows)
-        found, expected = {name: part.shape for name, part in rows.items()}, self._rows.shapes(len(ids))
+            rows[LABELS] = np.full(len(of_rows), NO_LABEL, np.int32) if labels is None else np.asarray(labels)
+        found, expected = {name: part.shape for name, part in rows.items()}, self._rows.shapes(len(of_rows))
         if found != expected or self.is_ragged != (counts is not None):
-            wrong = next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), VALUES)
-            raise StoreMismatchError(
-                f"{'Logits' if wrong == VALUES else wrong.capitalize()} of shape {found.get(wrong)} for {len(ids)} "
-                f"{'rows' if self.is_ragged else 'sample ids'} do not fit the store at {self.path}: expected "
-                f"{expected.get(wrong)}. Has the number of labels changed? Start a new run. Does the number of "
-                "choices vary (multiple choice)? Fill it up: every sample needs as many."
-            )
+            raise _misfit(self, found, expected, len(of_rows), counts is not None)
+        if counts is not None:
+            ids, rows = each_once(ids, counts, of_rows, rows)
         if not len(ids):
             return
         payload, clipped = self._rows.encode(rows)
@@ -288,3 +287,25 @@ class LogitsStore(SealedEpochs):
         path = self.journal_path(epoch, rank)
         end = Journal(path, epoch, rank, self._rows.row_bytes).end() if path.exists() else 0
         return JournalWriter(path, end, journal_head(epoch, rank, self._rows.row_bytes))
+
+
+def _misfit(
+    store: LogitsStore,
+    found: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
+    rows: int,
+    has_counts: bool,
+) -> StoreMismatchError:
+    """The error about parts of `rows` rows whose shapes are not the expected ones, or about counts."""
+    if store.is_ragged != has_counts:
+        return StoreMismatchError(
+            f"{'Counts' if has_counts else 'Rows without counts'} do not fit the store at {store.path}: expected "
+            + ("how many rows each sample has." if store.is_ragged else "one row for each sample id.")
+        )
+    wrong = next(name for name in (*expected, *found) if found.get(name) != expected.get(name))
+    return StoreMismatchError(
+        f"{'Logits' if wrong == VALUES else wrong.capitalize()} of shape {found.get(wrong)} for {rows} "
+        f"{'rows' if store.is_ragged else 'sample ids'} do not fit the store at {store.path}: expected "
+        f"{expected.get(wrong)}. Has the number of labels changed? Start a new run. Does the number of choices vary "
+        "(multiple choice)? Fill it up: every sample needs as many."
+    )

@@ -7,6 +7,7 @@ labels            the checksum of labels.npy, or null
 label_offsets     if labels.npy has a label for each row of a sample: the checksum of labels.offsets.npy
 label_changes     if labels were corrected: the corrections, oldest first, see `LogitsStore.relabel`
 layout            if samples have any number of rows: the kind of rows, see `ragged`
+texts             in a store of `lstsd train` on a file: by text column, the fingerprint of its texts
 source            in a store of `record_predictions`: what made the predictions, see `LogitsStore.source`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
@@ -56,6 +57,7 @@ _OPTIONAL: dict[str, Any] = {
     "label_offsets": None,
     "layout": {},
     "source": {},
+    "texts": {},
     "parts": {},
     "log": {},
     "label_changes": [],
@@ -76,6 +78,7 @@ class Manifest(TypedDict):
     label_changes: list[dict[str, Any]]
     layout: dict[str, Any]
     source: dict[str, Any]
+    texts: dict[str, str]
     sealed: dict[str, str]
     parts: dict[str, str]
     statistics: dict[str, str]
@@ -109,6 +112,7 @@ def new_manifest(
         label_changes=[],
         layout=layout,
         source=source,
+        texts={},
         sealed={},
         parts={},
         statistics={},
@@ -285,6 +289,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "layout": (_is_layout, "nothing, ragged rows, or the largest of a vocabulary of at most 2^32"),
     "source": (_is_source, "nothing, or a model, its inputs, tokenizer, largest length, classes and batch size"),
+    "texts": (_is_table("(?s:.*)", is_text), "fingerprints by column"),
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
     "parts": (_is_table(rf"(?:offsets|classes|rest) {_NUMBER}", _is_checksum), "checksums by part and epoch"),
     "statistics": (_is_table(rf"(?!epoch )[a-z_]+ {_NUMBER}", _is_checksum), "checksums by name and epoch"),

@@ -24,6 +24,19 @@ _STATISTIC_NAME = re.compile(r"(?!epoch$)[a-z_]+")
 class PerSampleFiles(TrainingLog):
     """The files with a row for each sample, other than an epoch's predictions."""
 
+    # ---- texts
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """By column of the user's file, the fingerprint of the texts that a run was trained on; empty if not known."""
+        return read_manifest(self.path)["texts"]
+
+    def write_texts(self, texts: dict[str, str]) -> None:
+        """Notes the fingerprints of the texts by column. Each is printable text of at most 1,000 characters."""
+        manifest = read_manifest(self.path)
+        manifest["texts"] = texts
+        write_manifest(self.path, manifest)
+
     # ---- labels
 
     @property

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .errors import StoreCorruptionError
+from .errors import StoreCorruptionError, StoreMismatchError
 from .files import CHUNK_BYTES
 from .ids import SampleIndex
 from .journal import ID, Block, Journal
 from .manifest import DTYPES
 from .npy import NpyWriter, map_array, reason_of
-from .rows import VALUES, blocks_in_order, clip, samples_of
+from .rows import VALUES, blocks_in_order, clip, refuse_other, samples_of
 
 Array = npt.NDArray[Any]
 
@@ -65,25 +65,42 @@ class Rows(NamedTuple):
         return aligned
 
 
-def each_once(ids: Array, counts: Array, parts: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+def by_row(ids: Array, counts: Array) -> Array:
+    """(R,): the sample id of each row of B samples, of which each has `counts` (B,) rows.
+
+    Raises:
+        StoreMismatchError: there is not one count for each sample, or one is negative, or no integer.
+    """
+    if counts.shape == ids.shape:
+        try:
+            return np.repeat(ids, counts)
+        except (ValueError, TypeError):  # negative, or of a type that is no integer
+            pass
+    raise StoreMismatchError(
+        f"Counts of shape {counts.shape} and type {counts.dtype} for {len(ids)} sample ids: expected an integer of at "
+        "least 0 for each, its number of rows."
+    )
+
+
+def each_once(ids: Array, counts: Array, of_rows: Array, parts: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
     """Keeps only the first occurrence of each sample, because an evenly padded batch may hold a sample twice.
 
     Args:
         ids: (B,) sample ids.
         counts: (B,) the number of rows of each sample.
+        of_rows: (R,) the sample id of each row.
         parts: The parts of the R rows.
 
     Returns:
         The sample id of each row that is kept, and the parts of these rows.
     """
-    by_row = np.repeat(ids, counts)
     _, first = np.unique(ids, return_index=True)
     if len(first) == len(ids):
-        return by_row, dict(parts)
+        return of_rows, dict(parts)
     kept = np.zeros(len(ids), np.bool_)
     kept[first] = True
     rows = np.repeat(kept, counts)
-    return by_row[rows], {name: part[rows] for name, part in parts.items()}
+    return of_rows[rows], {name: part[rows] for name, part in parts.items()}
 
 
 class RowLabels(NamedTuple):
@@ -130,6 +147,9 @@ class RaggedRows:
         self.row_bytes = self.record.itemsize
         self.limit = float(np.finfo(DTYPES[dtype]).max)
 
+    # The largest class of a row that names its classes.
+    _largest_class = 0
+
     def _fields(self, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
         return [(VALUES, dtype, row_shape)]
 
@@ -150,12 +170,18 @@ class RaggedRows:
         """The bytes of R rows, and how many values were clipped to the dtype's range. Labels may be left out.
 
         A part of a row with a value that is not finite becomes all NaN.
+
+        Raises:
+            StoreMismatchError: a part is not of real numbers, or a class or a label is not one that can be stored.
         """
         rows = np.empty(len(parts[VALUES]), self.record)
+        if LABELS in parts:
+            refuse_other(LABELS, parts[LABELS], _LABEL)
         rows[LABELS] = parts.get(LABELS, NO_LABEL)
         clipped = 0
         for name in self._names:
             part = np.asarray(parts[name])
+            refuse_other(name, part, self.row[name].base, self._largest_class)
             if part.dtype.kind == "f":
                 part, count = clip(part, self.row[name].base)
                 clipped += count
@@ -338,7 +364,7 @@ class TopKRows(RaggedRows):
     """Any number of rows for each sample, each with the k largest of V classes and the mass of the rest."""
 
     def __init__(self, index: SampleIndex, row_shape: tuple[int, ...], dtype: str, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
+        self.vocabulary, self._largest_class = vocabulary, vocabulary - 1
         super().__init__(index, row_shape, dtype)
 
     def _fields(self, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import StoreCorruptionError
+from .errors import StoreCorruptionError, StoreMismatchError
 from .files import CHUNK_BYTES
 from .ids import SampleIndex
 from .journal import BLOCK_TABLE, ID, Block, Journal
@@ -28,6 +28,35 @@ VALUES = "values"
 _BITS = {dtype: np.dtype(f"<u{dtype.itemsize}") for dtype in DTYPES.values()}
 _INFINITY = {dtype: np.array(np.inf, dtype).view(bits) for dtype, bits in _BITS.items()}
 _INDEXED = 1 << 24  # how many rows are located at once, at 10 bytes each
+
+
+def refuse_other(name: str, part: npt.NDArray[Any], dtype: np.dtype[Any], largest: int = 0) -> None:
+    """Raises StoreMismatchError if a part holds what its dtype in the store cannot hold.
+
+    Args:
+        name: The part's name.
+        part: The part; floats may be of any range, see `clip`.
+        dtype: Its dtype in the store: floats, classes as unsigned or labels as signed integers.
+        largest: The largest class.
+    """
+    if part.dtype.kind not in ("fiub" if dtype.kind == "f" else "iub"):
+        expected = "real numbers" if dtype.kind == "f" else "integers"
+        raise StoreMismatchError(
+            f"{'Logits' if name == VALUES else name.capitalize()} of type {part.dtype}: expected {expected}."
+        )
+    if not part.size or dtype.kind == "f" or (dtype.kind == "i" and part.dtype == dtype):
+        return
+    if dtype.kind == "u":
+        # Checks both ends in one pass: read as unsigned, a negative number is huge.
+        low, high = 0, largest
+        fits = part.astype(np.int64, copy=False).view(np.uint64).max() <= largest
+    else:
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        fits = low <= part.min() and part.max() <= high
+    if not fits:
+        raise StoreMismatchError(
+            f"{name.capitalize()} from {part.min()} to {part.max()} do not fit the store: expected {low} to {high}."
+        )
 
 
 def clip(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
@@ -103,7 +132,11 @@ class FixedRows:
         """The bytes of (B, *row_shape) rows, and how many values were clipped to the dtype's range.
 
         A row with a value that is not finite becomes all NaN.
+
+        Raises:
+            StoreMismatchError: they are not real numbers.
         """
+        refuse_other(VALUES, parts[VALUES], self.dtype)
         rounded, clipped = clip(parts[VALUES], self.dtype)
         return rounded.tobytes(), clipped
 

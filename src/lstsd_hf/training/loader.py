@@ -1,9 +1,11 @@
 """The training loader: adds sample ids and teachers to batches, and refuses unfit data before the first one."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import datasets
@@ -35,6 +37,8 @@ class LoaderMixin(HeadMixin):
     _lstsd_trial: Any
     # Whether `__init__` is done. A parent's may ask for loaders, evaluate or log, and gets what is the parent's own.
     _lstsd_is_made = False
+    # By text column of the user's file, the fingerprint of the texts in the training set, for the store.
+    _lstsd_texts: Mapping[str, str] = MappingProxyType({})
     # The training set as the user gave it, while the parent makes a loader from the one with ids.
     _lstsd_given_dataset: Any = None
 
@@ -61,6 +65,7 @@ class LoaderMixin(HeadMixin):
         training_set = inspect_training_set(
             dataset, column, taken, distillation.num_samples, label_names, of_rows=head is not None
         )
+        training_set = replace(training_set, texts=dict(self._lstsd_texts))
         self._lstsd_refuse_labels_outside(training_set)
         if self._lstsd_head is None:  # else this is another loader, made during training
             self._lstsd_open_outside(dataset, training_set)

@@ -16,7 +16,7 @@ from ..method.outside import LAST, MEAN_OF_EPOCHS
 from ..method.teachers import MEAN, PREDICTIONS, OutsideSource
 from ..paths import CHECKPOINT_PREFIX
 from ..store import LogitsStore, StoreError, StoreMismatchError
-from ..store.manifest import is_text
+from ..store.manifest import is_text, shortened
 from ..store.ragged import OFFSETS
 from ..store.rows import VALUES
 from .fingerprint import input_hashes, is_same, same_inputs
@@ -139,8 +139,8 @@ class OutsideTeacher:
         if names is None or own is None or isinstance(head, Spans):
             if (names is None) != (own is None) and store.source and len(store.row_shape) == 1:
                 self._warn(
-                    f"The outside teacher's classes are {names or 'not named'}, and those of the model "
-                    f"{own or 'are not named (id2label)'}: they are taken to be in the same order."
+                    f"The outside teacher's classes are {_names_in_words(names)}, and those of the model "
+                    f"{_names_in_words(own)}: they are taken to be in the same order."
                 )
             return self
         known = {name.lower(): column for column, name in enumerate(names)}
@@ -348,6 +348,10 @@ def input_lengths(dataset: Any, names: Collection[str] = ("input_ids",)) -> npt.
     batches = dataset.with_format("arrow").select_columns([name]).iter(10_000)
     parts = [np.array([len(value) for value in table[name].to_pylist()], np.int64) for table in batches]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _names_in_words(names: list[str] | None) -> str:
+    return "not named (id2label)" if names is None else shortened(names)
 
 
 def _rows_in_words(store: LogitsStore) -> str:

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -54,6 +55,7 @@ def lock_file(file: Path, what: str) -> list[BaseFileLock]:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             # First, because the lock library takes some errors that can happen here for a lock of another process.
+            is_new = not os.path.lexists(file)
             opened = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
             size = os.fstat(opened).st_size
             os.close(opened)
@@ -68,6 +70,9 @@ def lock_file(file: Path, what: str) -> list[BaseFileLock]:
             ) from error
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                if is_new:  # else it may be the lock of another run
+                    with suppress(OSError):
+                        file.unlink(missing_ok=True)
                 raise StoreError(f"{file} could not be locked: {error.strerror}.") from error
             file.unlink(missing_ok=True)
             warn_once(

@@ -1,6 +1,7 @@
 """Records what any model predicts for a data set, as a store of one epoch that can teach other models."""
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ logger = logging.get_logger(__name__)
 
 EPOCH = 0  # the only epoch of such a store
 _FEW = 5
+_LONGEST_NAMES = 1 << 20  # bytes as JSON
 
 
 def record_predictions(
@@ -360,9 +362,14 @@ class _Recording:
             "inputs": self._inputs,
             "tokenizer": tokenizer_name(self._processing_class),
             "max_length": int(self._lengths.max()) if self._unit == "token" else None,
-            "classes": class_names(self._model, columns) if columns else None,
+            "classes": _noted_names(class_names(self._model, columns)) if columns else None,
             "batch_size": self._batch_size,
         }
+
+
+def _noted_names(names: list[str] | None) -> list[str] | None:
+    """The names of the classes, unless they would take most of the manifest, which is read again and again."""
+    return names if names is None or len(json.dumps(names)) <= _LONGEST_NAMES else None
 
 
 def _weights_hash(model: nn.Module) -> str:

@@ -332,7 +332,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabulary: int | None) -> None:
-    """Creates an empty store, with the training labels unless rows are ragged; raises as `LogitsStore.create`."""
+    """Creates an empty store, with what is known of labels and texts ahead; raises as `LogitsStore.create`."""
     known = plan.training_set
     store = LogitsStore.create(
         plan.path,
@@ -346,6 +346,8 @@ def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabu
     )
     if known.labels is not None and not is_ragged:
         store.write_labels(known.labels, known.ids)
+    if known.texts:
+        store.write_texts(known.texts)
 
 
 class Size(NamedTuple):

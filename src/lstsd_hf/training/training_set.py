@@ -1,7 +1,7 @@
 """What the store must know about a training set, read before the first step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -28,6 +28,7 @@ class TrainingSet:
         ids: int64 (N,): the id of each row; None if they are not known ahead, or the store has them already.
         labels: (N, ...): the label of each row, integers or floats, before any transform; None if they cannot be read
             ahead, are not numbers, or the store has them already.
+        texts: By text column of the user's file, the fingerprint of its texts; empty if there is no such file.
         streamed: Whether the rows come from an iterable, so that their ids can only be checked as they come.
     """
 
@@ -35,6 +36,7 @@ class TrainingSet:
     fingerprint: str
     ids: npt.NDArray[np.int64] | None = None
     labels: npt.NDArray[Any] | None = None
+    texts: dict[str, str] = field(default_factory=dict)
     streamed: bool = False
 
     def without_rows(self) -> "TrainingSet":
