@@ -84,6 +84,8 @@ def test_supervised_fine_tuning_has_teachers(tmp_path, tokenizer):
     assert np.diff(offsets).tolist() == [len(tokens) for tokens in token_lists()]
     assert store.vocabulary == len(WORDS)
     assert np.exp(np.float32(store.epoch_rows(2))).sum(axis=1).max() <= 1.001
+    assert not logged(trainer, "mean_token_accuracy")  # SFTTrainer computes it in its loss without logits
+    assert {"eval_mean_token_accuracy", "eval_entropy"} <= trainer.evaluate(trainer.train_dataset).keys()
 
 
 def test_a_loss_that_would_not_be_called_is_refused(tmp_path, tokenizer):
