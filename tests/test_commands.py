@@ -376,7 +376,10 @@ def test_model_folders_that_are_refused(base: list[str], refused: Callable[..., 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"vocab_size": 8}, "the model knows 8 tokens"), ({"max_position_embeddings": 4}, "Set max_seq_length=4.")],
+    [
+        ({"vocab_size": 8}, "the model knows 8 tokens"),
+        ({"max_position_embeddings": 4}, "Set max_seq_length=4, or cut the rows"),
+    ],
 )
 def test_rows_that_a_model_has_no_embedding_for(
     base: list[str], refused: Callable[..., str], model: str, changes: dict[str, int], message: str
