@@ -216,7 +216,8 @@ def test_numbers_are_no_text_until_they_are_named(tmp_path: Path) -> None:
     assert texts_of(folder, path) == ["a", "b", "c"]
     assert texts_of(folder, path, ["n", "text"]) == ["1.5\na", "2\nb", "\nc"]
     with pytest.raises(
-        ValueError, match=r"no column of text beside .* \('label'\), but 'label', 'n'\. Name the columns to show"
+        ValueError,
+        match=r"no column of text, but 'label', 'n' \(taken for ids and labels: 'label'\)\. Name the columns to show",
     ):
         texts_of(folder, write(path, "label,n", "0,1", "1,2", "2,3"))
 
@@ -343,7 +344,7 @@ def test_texts_under_a_name_of_labels(model: str, tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         cli.main(["report", str(out), "--dataset", str(trained), "--label_column", name])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"has no column of text beside those taken for ids and labels ('{name}', 'label')" in line
+    assert f"(taken for ids and labels: '{name}', 'label')" in line
 
 
 def test_a_run_whose_name_is_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

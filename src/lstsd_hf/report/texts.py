@@ -42,9 +42,9 @@ class Texts:
         known = [name for name in file.columns if name in (sample_id_column, *usual, *keys.labels)]
         columns = text_columns or file.text_columns([name for name in file.columns if name and name not in known])
         if not columns:
-            taken = f" beside those taken for ids and labels ({listed(known)})" if known else ""
+            taken = f" (taken for ids and labels: {listed(known)})" if known else ""
             raise ValueError(
-                f"{file.name} has no column of text{taken}, but {listed(file.columns)}. Name the columns to show with "
+                f"{file.name} has no column of text, but {listed(file.columns)}{taken}. Name the columns to show with "
                 "text_columns (--text_columns), and those of labels and ids, if they are others, with label_column "
                 "and sample_id_column."
             )
