@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_the_settings_alone_are_checked_too(settings, message):
 @pytest.mark.parametrize("config_class", [LSTSDConfig, Seq2SeqConfig])
 def test_with_any_arguments_class_the_store_has_its_place(tmp_path, config_class):
     made = config_class(output_dir=str(tmp_path), learning_rate=1e-3)
-    assert (made.logits_dir, made.learning_rate) == (None, 1e-3)  # it follows output_dir
+    assert (made.logits_dir, made.learning_rate) == (os.path.join(tmp_path, "_logits"), 1e-3)
     with pytest.raises(ValueError, match="expected a name that starts with '_'"):
         config_class(output_dir=str(tmp_path), logits_dir=str(tmp_path / "logits"))
     with pytest.raises(ValueError, match="requires the save and eval strategy to match"):  # a check of transformers
@@ -90,6 +91,7 @@ def test_a_weight_that_was_given_stays(tmp_path):
 
 
 def test_the_store_lies_in_the_output_folder_where_a_push_leaves_it(tmp_path):
+    assert LSTSDConfig(output_dir=str(tmp_path)).logits_dir == os.path.join(tmp_path, "_logits")
     LSTSDConfig(output_dir=str(tmp_path), logits_dir=str(tmp_path / "_logits"))
     LSTSDConfig(output_dir=str(tmp_path / "run"), logits_dir=str(tmp_path / "elsewhere"))
     LSTSDConfig(output_dir=str(tmp_path), logits_dir=str(tmp_path / "_a" / "b"))

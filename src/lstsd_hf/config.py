@@ -211,7 +211,9 @@ class DistillationArguments(TeacherArguments):
             super().__post_init__()  # type: ignore[misc]
             self.check()
             self.outside_teacher = self.outside_teacher and os.path.expanduser(self.outside_teacher)
-            if self.logits_dir is not None:  # else it follows output_dir, which may be set anew
+            if self.logits_dir is None or isinstance(self.logits_dir, DefaultFolder):
+                self.logits_dir = DefaultFolder(os.path.join(str(self.output_dir), LOGITS_FOLDER))
+            else:
                 self.logits_dir = os.path.expanduser(self.logits_dir)  # as the Trainer does with output_dir
                 check_logits_dir(self.logits_dir, str(self.output_dir))
         else:
@@ -288,6 +290,10 @@ class LSTSDConfig(DistillationArguments, TrainingArguments):
     Takes every argument of `TrainingArguments`, and every attribute of `DistillationArguments`, whose docstring
     explains them and says what is refused.
     """
+
+
+class DefaultFolder(str):
+    """The `logits_dir` that was not given. It follows `output_dir`, also if that is set later or replaced."""
 
 
 def check_logits_dir(logits_dir: str, output_dir: str) -> None:

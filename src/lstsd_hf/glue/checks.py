@@ -16,7 +16,6 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from ..config import LSTSDConfig
-from ..paths import LOGITS_FOLDER
 from .config_file import nearest
 from .errors import WRONG_VALUE, as_value_error
 
@@ -72,7 +71,7 @@ def check_training_arguments(args: LSTSDConfig) -> None:
     if args.do_predict and args.prediction_loss_only:
         raise ValueError("prediction_loss_only=True keeps no predictions: expected False with do_predict.")
     for name in ("output_dir", "logits_dir"):
-        folder = os.path.join(values["output_dir"], LOGITS_FOLDER) if values[name] is None else values[name]
+        folder = values[name]
         if not folder:
             raise ValueError(f"{name} is empty: expected the name of a folder.")
         if not _is_utf8(folder):  # tokenizers cannot write there, and would say so after the training

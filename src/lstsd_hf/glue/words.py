@@ -1,15 +1,14 @@
 """What `lstsd train` prints about a run: its plan at the start, and what it found at the end."""
 
 import math
-import os
 import shlex
 
 import numpy as np
 from transformers import PreTrainedModel
 
+from ..config import DefaultFolder
 from ..method.heads import Classes, Scores
 from ..method.teachers import teachers_of
-from ..paths import LOGITS_FOLDER
 from ..report.cells import shown
 from ..report.headline import headline
 from ..report.measures import Measures
@@ -40,9 +39,8 @@ def plan(job: Job, model: PreTrainedModel) -> str:
         firsts = [f"{name.replace('_', '-')} from epoch {found[0]}" for name, found in speaks.items() if found]
         firsts += ["outside from epoch 0"] if args.outside_share else []
         size = len(rows) * (len(job.data.labels) or 1) * np.dtype(args.logits_dtype).itemsize
-        folder = args.logits_dir or os.path.join(str(args.output_dir), LOGITS_FOLDER)
         lines[1] = f"{length}. Teachers: {', '.join(firsts) or 'none'}."
-        lines.append(f"Predictions: {folder}, {size / 1000:,.0f} kB for each epoch that is kept.")
+        lines.append(f"Predictions: {args.logits_dir}, {size / 1000:,.0f} kB for each epoch that is kept.")
     return "\n".join(lines)
 
 
@@ -64,7 +62,7 @@ def report_command(job: Job) -> list[str]:
         words += ["--sample_id_column", args.sample_id_column] if args.sample_id_column != "sample_id" else []
         words += ["--tsv_quoting"] if data.tsv_quoting else []
         words += ["--text_columns", *data.text_columns] if data.text_columns else []
-    words += ["--logits_dir", args.logits_dir] if args.logits_dir is not None else []
+    words += [] if isinstance(args.logits_dir, DefaultFolder) else ["--logits_dir", str(args.logits_dir)]
     return words
 
 

@@ -17,7 +17,7 @@ from accelerate.data_loader import DataLoaderDispatcher
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
 
-from ..config import check_logits_dir
+from ..config import DefaultFolder, check_logits_dir
 from ..paths import LOGITS_FOLDER
 from .collator import IdentifiedDataset, TeacherCollator, TeachingEpochs
 from .head import HeadMixin
@@ -156,7 +156,8 @@ class LoaderMixin(HeadMixin):
     def logits_path(self) -> str:
         """The folder of the run's store, absolute, with links resolved. Each trial of a search has its own."""
         default = os.path.join(str(self.args.output_dir), LOGITS_FOLDER)
-        path = self.distillation.logits_dir or default
+        given = self.distillation.logits_dir
+        path = default if given is None or isinstance(given, DefaultFolder) else given
         check_logits_dir(path, str(self.args.output_dir))  # which may have been set since the arguments were made
         if self._lstsd_trial is not None:
             run = self._get_output_dir(self._lstsd_trial)
