@@ -15,11 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from accelerate import PartialState
-from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, default_data_collator
+from transformers import DataCollatorWithFlattening, Trainer, default_data_collator
 
 import many_toys
 from lstsd_hf import LSTSDMixin, LSTSDTrainer, add_sample_ids, record_predictions
-from toys import config, rows, tiny_bert, weights
+from toys import Preempted, StopAfter, config, rows, tiny_bert, weights
 
 
 class MapsOne:
@@ -108,19 +108,6 @@ MANY = {
 }
 
 FIRST_ID = 1_500_000_000_000_000_000  # of the resumable runs
-
-
-class Preempted(Exception):  # noqa: N818
-    pass
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Preempted
 
 
 def resumable(folder: Path, world: int, stop: int = 0) -> LSTSDTrainer:

@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizer, Trai
 
 from hub_server import READER, USER, WRITER, Hub
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreError, add_sample_ids
-from toys import config, rows, tiny_bert, weights
+from toys import Preempted, config, rows, tiny_bert, weights
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_glue.py"
 REPO = f"{USER}/model"
@@ -56,10 +56,6 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setitem(http_backoff.__kwdefaults__, "base_wait_time", 0.01)
         monkeypatch.setitem(http_backoff.__kwdefaults__, "max_wait_time", 0.01)
         yield server
-
-
-class Preempted(Exception):  # noqa: N818
-    pass
 
 
 class AfterSave(TrainerCallback):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, add_sample_ids, cli, write_report
 from lstsd_hf.training.sample_ids import SampleIdError
-from toys import config, rows, tiny_bert, weights
+from toys import Preempted, StopAfter, config, rows, tiny_bert, weights
 
 FAR = 1_500_000_000_000_000_000  # as large as ids from a database, or hashes
 
@@ -129,19 +129,6 @@ def test_damaged_ids_are_named(tmp_path, damage):
 
 
 # ---- in training
-
-
-class Preempted(Exception):  # noqa: N818
-    pass
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Preempted
 
 
 def test_far_ids_train_resume_and_report_like_near_ones(tmp_path):

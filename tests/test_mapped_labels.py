@@ -7,10 +7,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, default_data_collator
+from transformers import Trainer, default_data_collator
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, PredictionRecorder, StoreError, add_sample_ids, read_history
-from toys import config, logged, rows, tiny_bert, weights
+from toys import Preempted, StopAfter, config, logged, rows, tiny_bert, weights
 
 COUNT, CLASSES = 96, 5
 
@@ -24,19 +24,6 @@ class Maps:
     def __call__(self, features: list[Any]) -> Any:
         batch = default_data_collator(features)
         return batch | {"labels": self.mapping(batch["labels"])}
-
-
-class Preempted(Exception):  # noqa: N818
-    pass
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Preempted
 
 
 def mirrored(labels: Any) -> Any:

@@ -9,24 +9,13 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from transformers import TrainerCallback
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreMismatchError, add_sample_ids, cli, write_report
 from lstsd_hf.method.statistics import MARGIN
-from toys import config, logged, rows, tiny_bert, weights
+from toys import Preempted, StopAfter, config, logged, rows, tiny_bert, weights
 
 STEPS = 3  # per epoch: 20 rows in batches of 8
 CUT = 8  # in the middle of epoch 2
-
-
-class Preempted(Exception):  # noqa: N818
-    pass
-
-
-class StopAfter(TrainerCallback):
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == CUT:
-            raise Preempted
 
 
 def run(folder: Path, data: datasets.Dataset, head: str = "classes", **changes: Any) -> LSTSDTrainer:
@@ -34,7 +23,7 @@ def run(folder: Path, data: datasets.Dataset, head: str = "classes", **changes: 
     saving = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.02}
     trainer = LSTSDTrainer(tiny_bert(head), config(folder, **saving | changes), train_dataset=data)
     if resume is None:
-        trainer.add_callback(StopAfter())
+        trainer.add_callback(StopAfter(CUT))
         with pytest.raises(Preempted):
             trainer.train()
     else:

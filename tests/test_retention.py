@@ -6,28 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
 
 from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, StoreCorruptionError, add_sample_ids
 from lstsd_hf.store.manifest import read_manifest, write_manifest
 from lstsd_hf.training.forecast import Forecast
-from toys import config, rows, tiny_bert
+from toys import Preempted, StopAfter, config, rows, tiny_bert
 
 SAMPLES, EPOCHS = 20, 6
 HISTORY = SAMPLES * EPOCHS * 3 * 4  # bytes, of three float32 logits
-
-
-class Preempted(Exception):  # noqa: N818
-    pass
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Preempted
 
 
 def run(folder: Path, *, resume: bool = False, stop: int = 0, data: Any = None, **changes: Any) -> list[int]:
@@ -37,7 +23,7 @@ def run(folder: Path, *, resume: bool = False, stop: int = 0, data: Any = None, 
         tiny_bert(),
         config(folder, **settings | changes),
         train_dataset=data or add_sample_ids(rows(SAMPLES)),
-        callbacks=[StopAt(stop)],
+        callbacks=[StopAfter(stop)],
     )
     if stop:
         with pytest.raises(Preempted):

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import TrainerCallback
 
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError
 from lstsd_hf.method import dynamics
 from lstsd_hf.method.statistics import ABSOLUTE_ERROR, MARGIN, Statistic
-from toys import config, rows, tiny_bert
+from toys import Preempted, StopAfter, config, rows, tiny_bert
 
 NAN = np.nan
 EPOCHS, STEPS = 5, 3  # 20 rows in batches of 8
@@ -76,21 +75,6 @@ def test_a_sample_does_not_depend_on_the_others(statistic):
 
 
 # ---- in a run
-
-
-class Preempted(Exception):  # noqa: N818
-    pass
-
-
-class StopAfter(TrainerCallback):
-    """Interrupts a run after the checkpoint of a step was saved."""
-
-    def __init__(self, step: int | None) -> None:
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Preempted
 
 
 def run(folder: Path, head: str, *, stop: int | None = None, resume: bool = False, **changes: Any) -> Path:

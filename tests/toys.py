@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 import xxhash
-from transformers import BertConfig, BertForSequenceClassification, set_seed
+from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, set_seed
 
 from lstsd_hf import LSTSDConfig
 
@@ -99,3 +99,18 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 def logged(trainer: Any, name: str) -> list[float]:
     """What the trainer logged under a name, in order."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+class Preempted(Exception):  # noqa: N818
+    """The end of a run that `StopAfter` interrupts."""
+
+
+class StopAfter(TrainerCallback):
+    """Interrupts a run after the checkpoint of a step was saved; None: never."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Preempted

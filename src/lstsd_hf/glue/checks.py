@@ -16,6 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from ..config import LSTSDConfig
+from ..training.fingerprint import is_list
 from .config_file import nearest
 from .errors import WRONG_VALUE, as_value_error
 
@@ -203,14 +204,12 @@ def _extent(column: str, parts: Iterable[Dataset]) -> tuple[int, int, int]:
     for rows in parts:
         for batch in rows.with_format("arrow").iter(10_000):
             lists = batch[column]
-            kind = lists.type
-            is_lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-            values = pc.list_flatten(lists) if is_lists else lists
-            if not (is_lists and (pa.types.is_integer(values.type) or not len(values))) or (
-                lists.null_count or values.null_count
-            ):
+            values = pc.list_flatten(lists) if is_list(lists.type) else lists
+            are_integers = values is not lists and (pa.types.is_integer(values.type) or not len(values))
+            if not are_integers or lists.null_count or values.null_count:
                 raise ValueError(
-                    f"Column {column!r} holds {kind}, or has missing values: expected a list of integers in each row."
+                    f"Column {column!r} holds {lists.type}, or has missing values: expected a list of integers in "
+                    "each row."
                 )
             found = pc.min_max(values)
             least = min(least, found["min"].as_py() or 0)

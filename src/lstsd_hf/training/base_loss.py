@@ -47,11 +47,8 @@ class BaseLossMixin(LoaderMixin):
         try:
             yield
         finally:
-            self._lstsd_is_computing_base_loss, self._lstsd_batch_sample_ids, self._lstsd_batch_teachers = (
-                False,
-                None,
-                MappingProxyType({}),
-            )
+            self._lstsd_is_computing_base_loss, self._lstsd_batch_sample_ids = False, None
+            self._lstsd_batch_teachers = MappingProxyType({})
 
     def _lstsd_prepare_loss(self) -> None:
         # `compute_loss` already returns this micro-batch's part of the mean over all samples of the step, whatever a
@@ -76,9 +73,8 @@ class BaseLossMixin(LoaderMixin):
         count = sum(self._lstsd_items_in(batch) for batch in batch_samples)
         if self.accelerator.num_processes == 1:
             return count
-        if (
-            self._lstsd_plain_items is not None and not self.args.average_tokens_across_devices
-        ):  # it is this process's own
+        counts_own = not self.args.average_tokens_across_devices  # the plain Trainer: those of this process alone
+        if self._lstsd_plain_items is not None and counts_own:
             self._lstsd_plain_items = self.accelerator.reduce(self._lstsd_plain_items.to(device), "sum")
         return self.accelerator.reduce(torch.full((), count, device=device), "sum")
 

@@ -77,6 +77,11 @@ def _hashes(name: str) -> tuple[str, tuple[str, str] | None]:
     return whole, (whole.partition(",")[0], inputs) if found else None
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column has a list in each row, of any length or of one length."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _row_hashes(array: Any) -> npt.NDArray[np.uint64]:
     """A number for each value of an Arrow array, equal for equal values, whatever the width of their type."""
     if isinstance(array, pa.ChunkedArray):  # what combine_chunks leaves of a column without rows
@@ -93,7 +98,7 @@ def _row_hashes(array: Any) -> npt.NDArray[np.uint64]:
             parts["path"] = pa.array(names, pa.string())
         cells = [_row_hashes(part) for part in parts.values()]
         hashes = _hash_rows(np.column_stack(cells)) if cells else np.zeros(len(array), np.uint64)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    elif is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
         hashes = _hash_slices(_row_hashes(array.flatten()), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
     elif pa.types.is_null(kind):
