@@ -59,11 +59,16 @@ def record(path: Path) -> LogitsStore:
 # ---- what a store writes, it can read
 
 
-@pytest.mark.parametrize("epoch", [-1, 2**32, True])
+@pytest.mark.parametrize("epoch", [-1, 2**32, True, 1.0, "1", None])
 def test_an_epoch_that_no_manifest_may_name_is_refused(tmp_path, epoch):
     store = make(tmp_path / "s")
-    for write in (lambda: store.seal(epoch), lambda: store.write_statistic("a", epoch, np.ones(6))):
-        with pytest.raises(ValueError, match=rf"epoch={epoch}, rank=0: expected numbers from 0"):
+    writes = (
+        lambda: store.seal(epoch),
+        lambda: store.record(epoch, [0], np.zeros((1, *store.row_shape))),
+        lambda: store.write_statistic("a", epoch, np.ones(6)),
+    )
+    for write in writes:
+        with pytest.raises(ValueError, match=rf"epoch={epoch!r}, rank=0: expected numbers from 0"):
             write()
     LogitsStore.open(store.path).verify()
     assert sorted(path.name for path in store.path.iterdir()) == ["open", "store.json"]

@@ -208,10 +208,11 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()
 
 
-def refuse_epoch(epoch: Any, rank: int = 0) -> None:
+def refuse_epoch(epoch: Any, rank: Any = 0) -> None:
     """Raises ValueError unless an epoch, and the number of a process, are what the name of a file may have."""
-    if isinstance(epoch, bool) or not 0 <= min(epoch, rank) <= max(epoch, rank) < 2**32:
-        raise ValueError(f"epoch={epoch}, rank={rank}: expected numbers from 0 to {2**32 - 1}.")
+    plain = (number.item() if isinstance(number, np.integer) else number for number in (epoch, rank))
+    if not all(is_whole(number, high=2**32 - 1) for number in plain):
+        raise ValueError(f"epoch={epoch!r}, rank={rank!r}: expected numbers from 0 to {2**32 - 1}.")
 
 
 def _is_shape(value: Any) -> bool:
