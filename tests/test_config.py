@@ -41,6 +41,11 @@ BAD_VALUES = pytest.mark.parametrize(
         ({"problem_type": "ranking"}, r"problem_type='ranking' .* None, 'regression', 'single_label_classification'"),
         ({"num_samples": 0}, r"num_samples=0 .* at least 1"),
         ({"sample_id_column": ""}, r"sample_id_column='' .* name of a column"),
+        ({"logits_dir": ""}, r"logits_dir='' .* a folder for the store alone"),
+        ({"logits_dir": 3}, r"logits_dir=3 .* a folder for the store alone"),
+        ({"push_logits": "false"}, r"push_logits='false' .* True or False"),
+        ({"resume_without_logits": None}, r"resume_without_logits=None .* True or False"),
+        ({"accept_new_labels": 1}, r"accept_new_labels=1 .* True or False"),
     ],
 )
 

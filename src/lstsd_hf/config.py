@@ -16,6 +16,7 @@ from .paths import LOGITS_FOLDER
 LogitsDtype = Literal["float16", "float32"]
 LogitsRetention = Literal["needed", "all"]
 
+_SWITCHES = ("push_logits", "resume_without_logits", "accept_new_labels")
 _CHOICES = {
     "weight_schedule": get_args(WeightSchedule),
     "teacher_trust": (None, *get_args(TeacherTrust)),
@@ -269,6 +270,12 @@ class DistillationArguments(TeacherArguments):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _refuse(name, getattr(self, name), "one of " + ", ".join(map(repr, allowed)))
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):  # the text "false" would count as true
+                raise _refuse(name, getattr(self, name), "True or False")
+        path = self.logits_dir
+        if path is not None and not (isinstance(path, (str, os.PathLike)) and os.fspath(path)):
+            raise _refuse("logits_dir", path, "a folder for the store alone, or None")
         budget = self.history_budget
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
             raise _refuse("history_budget", budget, "a number of bytes, an integer of at least 0")
