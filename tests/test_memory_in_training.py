@@ -1,6 +1,7 @@
 """What real runs log about memory: with and without teachers, accumulated, resumed, in an order that is not random."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from lstsd_hf import LSTSDTrainer, MemoryStoppingCallback, PredictionRecorder, add_sample_ids, write_report
-from toys import HEADS, config, rows, tiny_bert, weights
+from toys import HEADS, Preempted, StopAfter, config, rows, tiny_bert, weights
 
 NAMES = ("honest_accuracy", "honest_accuracy_error", "memorised", "memorised_error")
 OF_LOSS = ("honest_loss", "honest_loss_error", "memorised", "memorised_error")
@@ -271,6 +272,33 @@ def test_a_run_that_memorises_random_labels_is_stopped_and_one_that_learns_is_no
     assert stopped.stopped_at is not None
     assert memorised.state.epoch == stopped.stopped_at < 15
     assert "Training ends here" in told_by_stopping[0]
+
+
+def test_a_run_resumed_after_the_epoch_at_which_it_stops_is_stopped(tmp_path: Path) -> None:
+    """A checkpoint of an epoch's last step is saved before that epoch is measured."""
+
+    def trained(folder: Path, stop: int | None = None, resumes: bool = False) -> tuple[Any, MemoryStoppingCallback]:
+        stopping = MemoryStoppingCallback()
+        changes = {"optim": "adamw_torch", "learning_rate": 5e-3, "num_train_epochs": 10, "logging_strategy": "no"}
+        changes |= {"save_strategy": "steps", "save_steps": 30}  # an epoch has 30
+        trainer = LSTSDTrainer(
+            tiny_bert(),
+            config(folder, **changes),
+            train_dataset=random_labels(240),
+            callbacks=[stopping, StopAfter(stop)],
+        )
+        with suppress(Preempted):
+            trainer.train(resume_from_checkpoint=resumes)
+        return trainer, stopping
+
+    whole, stopped = trained(tmp_path / "a")
+    assert stopped.stopped_at is not None
+    assert whole.state.global_step == 30 * stopped.stopped_at < 300
+    trained(tmp_path / "b", stop=whole.state.global_step)
+    resumed, again = trained(tmp_path / "b", resumes=True)
+    assert again.stopped_at == stopped.stopped_at
+    assert resumed.state.global_step == whole.state.global_step + 1
+    assert measured(resumed) == measured(whole)
 
 
 def test_stopping_says_that_it_has_nothing_to_go_by(tmp_path: Path, told_by_stopping: list[str]) -> None:

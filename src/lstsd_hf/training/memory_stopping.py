@@ -26,6 +26,8 @@ class MemoryStoppingCallback(TrainerCallback):
     `PredictionRecorder` makes. The final weights are those of the last epoch. With a learning rate that decays over
     the whole run, planning fewer epochs is better than stopping a run.
 
+    A run that resumes from a checkpoint of the last step before it would have stopped takes one step more.
+
     Attributes:
         stopped_at: The number of epochs after which the run first met this condition; None if it never did.
     """
@@ -46,16 +48,29 @@ class MemoryStoppingCallback(TrainerCallback):
         self.patience, self.stop = patience, stop
         self.stopped_at: int | None = None
         self._missed = False
+        self._judged = 0  # epochs
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.stopped_at, self._missed = None, False
+        self.stopped_at, self._missed, self._judged = None, False, len(_measured(state))
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint of an epoch's last step was saved before that epoch was measured. A run that resumes from it
+        # measures it now, and the Trainer looks whether to stop only after the next step.
+        if len(_measured(state)) > self._judged:
+            self._judge(state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        epochs = [entry for entry in state.log_history if "memorised" in entry]
+        self._judge(state, control)
+
+    def _judge(self, state: TrainerState, control: TrainerControl) -> None:
+        epochs = _measured(state)
+        self._judged = len(epochs)
         if not epochs and not self._missed:
             self._missed = True
             if state.is_world_process_zero:
@@ -81,3 +96,8 @@ class MemoryStoppingCallback(TrainerCallback):
             )
         if self.stop:
             control.should_training_stop = True
+
+
+def _measured(state: TrainerState) -> list[dict[str, float]]:
+    """The entries of the log that say what an epoch has memorised, oldest first."""
+    return [entry for entry in state.log_history if "memorised" in entry]
