@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from transformers import BertModel
 
-from lstsd_hf import LogitsStore, LSTSDTrainer, StoreMismatchError
+from lstsd_hf import LogitsStore, LSTSDTrainer, StoreMismatchError, clean, read_history, write_report
 from own_trainers import OneLogit, Scores, assert_taught, run
 from toys import logged, rows, tiny_bert, weights
 
@@ -220,6 +220,39 @@ def test_one_column_is_never_one_class(tmp_path, binary, label_names):
     assert all(map(math.isfinite, logged(trainer, "loss")))
     bernoulli = binary and label_names is not None  # else its labels are not known
     assert trainer.settings.long_term_weight == (0.4 if bernoulli else 0.1)
+
+
+@pytest.mark.parametrize("retention", ["all", "needed"])
+@pytest.mark.parametrize("kind", [int, float])
+def test_the_report_knows_one_logit_of_a_yes_or_no_from_a_score(tmp_path: Path, kind: type, retention: str) -> None:
+    data = zero_or_one(kind=kind).rename_column("labels", "target")
+    settings = {"label_names": ["target"], "logits_retention": retention}
+    run(LSTSDTrainer, tmp_path / "out", data, OneLogit(True), settings)
+    history = read_history(tmp_path / "out")
+    store, labels = LogitsStore.open(tmp_path / "out" / "_logits"), np.array(data["target"])
+    yes = np.stack([1 / (1 + np.exp(-store.read(e, range(24))[:, 0].astype(float))) for e in store.sealed_epochs])
+    given = np.where(labels == 1, yes, 1 - yes)
+    assert np.allclose(np.transpose(history["label_probability_by_epoch"]), given, atol=1e-6)
+    assert history["prediction"] == (yes[-1] > 0.5).astype(int).tolist()
+    assert np.array(history["looks_wrong"]).tolist() == (np.array(history["noise_score"]) > 0.5).tolist()
+    if retention == "all":
+        assert np.allclose(history["noise_score"], 1 - given.mean(axis=0), atol=1e-6)
+    assert "of 24 labels look" in write_report(tmp_path / "out").read_text(encoding="utf-8")
+
+    data.rename_column("target", "label").to_csv(tmp_path / "train.csv")
+    cleaned = clean(tmp_path / "out", tmp_path / "train.csv", tmp_path / "clean.csv", relabel=True, min_score=0.5)
+    changed = datasets.Dataset.from_csv(str(tmp_path / "clean.csv"))["label"]
+    wrong = np.array(history["suggested_label"]) != labels
+    assert wrong.any()
+    assert sum(cleaned.relabelled.values()) == (np.array(changed) != labels).sum() == wrong.sum()
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_scores_of_0_and_1_stay_scores_in_the_report(tmp_path: Path, kind: type) -> None:
+    data = zero_or_one(kind=kind).rename_column("labels", "target")
+    settings = {"label_names": ["target"], "problem_type": "regression"}
+    run(LSTSDTrainer, tmp_path, data.cast_column("target", datasets.Value("float32")), OneLogit(False), settings)
+    assert "mean_absolute_error" in read_history(tmp_path).column_names
 
 
 class Masked(nn.Module):

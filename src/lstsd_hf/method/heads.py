@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from .loss import TeacherTerms, bernoulli_log_probabilities, confidence, divergence
-from .rows import RowIndex
+from .rows import IGNORED, RowIndex
 from .statistics import ABSOLUTE_ERROR, MARGIN, Statistic
 from .teachers import Settings, TeacherTrust
 
@@ -172,7 +172,9 @@ class Labels(OneRow):
     """C labels, each present or not: Bernoulli distributions. Divergence and trust are means over labels."""
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
-        return ()
+        # One number for each sample, 0 or 1, is one of two classes. The report knows this head by the statistic.
+        known = labels[(labels == labels) & (labels != IGNORED)] if labels.ndim == 1 else None
+        return (MARGIN,) if known is not None and bool(((known == 0) | (known == 1)).all()) else ()
 
     def targets(self, labels: Any) -> torch.Tensor | None:
         return labels.float() if isinstance(labels, torch.Tensor) else None

@@ -49,6 +49,11 @@ def _running_mean(before: Array | None, values: Array) -> Array:
     return np.stack([before[:, 0] + step, count], axis=1).astype(np.float32)
 
 
+def two_columns(rows: Array) -> Array:
+    """(..., 2) logits whose softmax is the sigmoid of (..., 1) logits; other rows (..., C) as they are."""
+    return np.concatenate([-rows / 2, rows / 2], axis=-1) if rows.shape[-1] == 1 else rows
+
+
 def fold_margin(before: Array | None, rows: Array, labels: Array) -> Array:
     """The running mean of the label's probability less the largest of any other class, and the number of epochs.
 
@@ -56,9 +61,10 @@ def fold_margin(before: Array | None, rows: Array, labels: Array) -> Array:
 
     Args:
         before: (n, 2) float32, or None.
-        rows: Logits, (n, C).
+        rows: Logits, (n, C). One column is the logit of class 1 against class 0.
         labels: Classes, (n,); those outside of [0, C) have no margin.
     """
+    rows = two_columns(rows)
     known = (labels >= 0) & (labels < rows.shape[1])
     # In torch, because numpy converts float16 one number at a time and uses one core. Imported here, because the
     # import takes seconds and the report needs only the statistics' names from this module.

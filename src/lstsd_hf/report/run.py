@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..method.statistics import ABSOLUTE_ERROR, MARGIN
+from ..method.statistics import ABSOLUTE_ERROR, MARGIN, two_columns
 from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE, checkpoints_of
 from ..store import LogitsStore, StoreCorruptionError, StoreError
 from ..store.files import read_regular
@@ -118,6 +118,13 @@ class Run:
         return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
+class OneLogitRun(Run):
+    """A classifier of two classes with one logit for each sample: that of class 1 against class 0."""
+
+    def logits(self, ids: Array, epochs: Sequence[int] | None = None) -> Array:
+        return two_columns(super().logits(ids, epochs))
+
+
 def folders_of(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[str] | None) -> tuple[Path, Path]:
     """The folder of a run, and that of its store. Raises ValueError if the first does not exist."""
     run_dir = Path(run_dir)
@@ -144,8 +151,11 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
     checkpoints = checkpoints_of(run_dir)
     config = _config([run_dir, *checkpoints])
     ids, labels, vectors = _labels(store, config.get("problem_type") == "multi_label_classification")
-    classes = store.row_shape[0]
-    return Run(
+    classes, kind = store.row_shape[0], Run
+    # Only a head that takes a decision keeps this statistic; without it, one number for each sample is a score.
+    if classes == 1 and vectors is None and np.isin(labels, (0, 1)).all() and store.read_statistic(MARGIN.name):
+        classes, kind, labels = 2, OneLogitRun, labels.astype(np.int64)
+    return kind(
         name=run_dir.resolve().name,
         store=store,
         epochs=store.sealed_epochs,
