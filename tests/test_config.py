@@ -43,9 +43,9 @@ BAD_VALUES = pytest.mark.parametrize(
         ({"sample_id_column": ""}, r"sample_id_column='' .* name of a column"),
         ({"logits_dir": ""}, r"logits_dir='' .* a folder for the store alone"),
         ({"logits_dir": 3}, r"logits_dir=3 .* a folder for the store alone"),
-        ({"push_logits": "false"}, r"push_logits='false' .* True or False"),
-        ({"resume_without_logits": None}, r"resume_without_logits=None .* True or False"),
-        ({"accept_new_labels": 1}, r"accept_new_labels=1 .* True or False"),
+        ({"push_logits": "false"}, r"push_logits='false' .* one of False, True"),
+        ({"resume_without_logits": None}, r"resume_without_logits=None .* one of False, True"),
+        ({"accept_new_labels": "no"}, r"accept_new_labels='no' .* one of False, True"),
     ],
 )
 

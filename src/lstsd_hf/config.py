@@ -16,7 +16,6 @@ from .paths import LOGITS_FOLDER
 LogitsDtype = Literal["float16", "float32"]
 LogitsRetention = Literal["needed", "all"]
 
-_SWITCHES = ("push_logits", "resume_without_logits", "accept_new_labels")
 _CHOICES = {
     "weight_schedule": get_args(WeightSchedule),
     "teacher_trust": (None, *get_args(TeacherTrust)),
@@ -24,6 +23,8 @@ _CHOICES = {
     "logits_dtype": get_args(LogitsDtype),
     "logits_retention": (None, *get_args(LogitsRetention)),
     "problem_type": (None, *get_args(ProblemType)),
+    # The text "false" would count as true.
+    **dict.fromkeys(("push_logits", "resume_without_logits", "accept_new_labels"), (False, True)),
 }
 
 
@@ -245,9 +246,10 @@ class DistillationArguments(TeacherArguments):
         Called when the arguments are created, and again by the trainer in `train()`, because a hyper-parameter search
         sets fields one by one.
         """
-        k = self.mini_generation_epochs
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise _refuse("mini_generation_epochs", k, "an integer of at least 1")
+        for name in ("mini_generation_epochs", "logits_top_k"):
+            k = getattr(self, name)
+            if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+                raise _refuse(name, k, "an integer of at least 1")
         wrong = self.wrong_teacher()
         if wrong is not None:
             raise _refuse(*wrong)
@@ -270,24 +272,16 @@ class DistillationArguments(TeacherArguments):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _refuse(name, getattr(self, name), "one of " + ", ".join(map(repr, allowed)))
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):  # the text "false" would count as true
-                raise _refuse(name, getattr(self, name), "True or False")
-        path = self.logits_dir
-        if path is not None and not (isinstance(path, (str, os.PathLike)) and os.fspath(path)):
-            raise _refuse("logits_dir", path, "a folder for the store alone, or None")
+        if not (self.logits_dir is None or (isinstance(self.logits_dir, (str, os.PathLike)) and str(self.logits_dir))):
+            raise _refuse("logits_dir", self.logits_dir, "a folder for the store alone, or None")
         budget = self.history_budget
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
             raise _refuse("history_budget", budget, "a number of bytes, an integer of at least 0")
-        k = self.logits_top_k
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise _refuse("logits_top_k", k, "an integer of at least 1")
         if not isinstance(self.sample_id_column, str) or not self.sample_id_column:
             raise _refuse("sample_id_column", self.sample_id_column, "the name of a column")
-        if self.num_samples is not None and (
-            isinstance(self.num_samples, bool) or not isinstance(self.num_samples, int) or self.num_samples < 1
-        ):
-            raise _refuse("num_samples", self.num_samples, "an integer of at least 1, or None")
+        n = self.num_samples
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise _refuse("num_samples", n, "an integer of at least 1, or None")
 
 
 @dataclass
