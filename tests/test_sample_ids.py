@@ -27,6 +27,12 @@ def test_splits_are_numbered_on_their_own():
     assert {name: split["key"][:] for name, split in numbered.items()} == {"train": [0, 1, 2, 3], "test": [0, 1]}
 
 
+def test_an_empty_split_has_the_column_too():
+    numbered = add_sample_ids(datasets.DatasetDict(train=text(4), test=text(4).select([])))
+    assert numbered["test"].features == numbered["train"].features
+    assert len(numbered["test"]) == 0
+
+
 def test_streams_are_numbered():
     assert [row["sample_id"] for row in add_sample_ids(text().to_iterable_dataset())] == list(range(10))
 

@@ -45,7 +45,10 @@ def add_sample_ids(dataset: AnyDataset, column: str = "sample_id") -> AnyDataset
         return dataset.map(_number, with_indices=True, batched=True, fn_kwargs={"column": column})
     # Without the format, because a transform of the data set must not run here, and its result must not be written.
     bare = dataset.with_format(None)
-    numbered = bare.map(_number, with_indices=True, batched=True, fn_kwargs={"column": column})
+    if len(bare):
+        numbered = bare.map(_number, with_indices=True, batched=True, fn_kwargs={"column": column})
+    else:  # of which `map` makes no column
+        numbered = bare.add_column(column, np.empty(0, np.int64))
     style: dict[str, Any] = dataset.format
     columns = None if len(style["columns"]) == len(dataset.column_names) else [*style["columns"], column]
     if style["type"] == "custom":
