@@ -97,7 +97,7 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
         raise StoreError(
             f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "
             f"label in epochs {', '.join(map(str, run.epochs))}. Has training diverged? Train again with a lower "
-            "learning rate, or without float16."
+            "learning rate, or without float16. Are classes ruled out by -inf? Use a large negative number, -1e4."
         )
     return measures
 
