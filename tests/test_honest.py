@@ -192,6 +192,15 @@ def test_labels_are_smoothed_by_what_the_model_claims_too_much(
     assert smoothing_after(before, claimed, honest, classes=2) == pytest.approx(expected)
 
 
+def test_a_class_whose_probability_is_0_is_ruled_out() -> None:
+    logits, labels = data(500)
+    assert not said(logits, labels).rules_out
+    logits[9, 1] = -1e4
+    assert said(logits, labels).rules_out
+    logits[9] = np.nan
+    assert not said(logits, labels).rules_out
+
+
 def test_what_a_model_claims_is_its_mean_probability() -> None:
     logits, labels = data(500)
     known = [i for i in range(500) if i not in (3, 7)]
@@ -398,6 +407,36 @@ def test_while_no_label_looks_wrong_it_is_trust_by_confidence_that_claims_less(t
         for trust in ("honest", "confidence")
     ]
     assert claimed[0] < claimed[1] - 0.02
+
+
+class OneOfTwo(torch.nn.Module):
+    """A model whose samples have two candidates among the classes; the third gets a large negative number."""
+
+    def __init__(self, mask: float) -> None:
+        super().__init__()
+        self.bert = tiny_bert(dropout=0.0)
+        self.mask = mask
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Any:
+        logits = self.bert(input_ids=input_ids, attention_mask=attention_mask).logits
+        others = (labels + 1 + input_ids[:, 1] % 2) % 3
+        logits = logits.scatter(1, others[:, None], self.mask)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("mask", [-1e4, torch.finfo(torch.float32).min])
+def test_where_classes_are_ruled_out_it_ends(tmp_path: Path, mask: float) -> None:
+    """There a mask would give the logits their spread, and smoothed labels a loss without bound."""
+    found = []
+    for trust in ("honest", "confidence"):
+        settings = {"teacher_trust": trust, "num_train_epochs": EPOCHS, "optim": "adamw_torch", "learning_rate": 3e-3}
+        trainer = LSTSDTrainer(OneOfTwo(mask), config(tmp_path / trust, **settings), train_dataset=noise())
+        trainer.train()
+        found.append(trainer)
+    assert max(gates(found[0])) == max(smoothings(found[0])) == 0
+    assert logged(found[0], "loss") == logged(found[1], "loss")
+    assert max(logged(found[0], "loss")) < 2
+    assert torch.equal(weights(found[0].model), weights(found[1].model))
 
 
 def test_with_weights_of_0_it_is_the_plain_trainer(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ COUNTED, COUNTED_FROM = 2, 1
 # logarithms and quotients finite.
 _LEAST_SHARE, _LEAST_SPREAD = 1e-3, 1e-6
 _VALUES_AT_ONCE = 4 << 20
+# A class whose logit is this far below the row's largest has a probability of 0 in float32: it is ruled out.
+_RULED_OUT = 104.0
 
 
 class Witness(NamedTuple):
@@ -134,33 +136,37 @@ def _ahead(z: torch.Tensor, given: torch.Tensor) -> Array:
 
 
 class Said(NamedTuple):
-    """What an epoch's predictions say of themselves and of the labels; each from 0 to 1.
+    """What an epoch's predictions say of themselves and of the labels.
 
     Attributes:
-        claimed: The mean probability of the predicted class: how often the model claims to be right.
+        claimed: The mean probability of the predicted class, from 0 to 1: how often the model claims to be right.
         contradicted: The share of its surest predictions that contradict their labels; see `dynamics.contradicted`.
+        rules_out: Whether a prediction rules a class out, as a mask of -1e4 does. Then the spread of the logits is
+            that of the mask, and the loss of smoothed labels has no bound, so the formulas here do not hold.
     """
 
     claimed: float
     contradicted: float
+    rules_out: bool = False
 
 
 def said(rows: Array, labels: Array) -> Said:
-    """Both measures of an epoch's predictions, which are read once, in chunks. Without predictions both are 0.
+    """The measures of an epoch's predictions, which are read once, in chunks. Without predictions they are 0.
 
     Args:
         rows: As for `witness`.
         labels: As for `witness`.
     """
-    tops, hits = [], []
+    tops, hits, rules_out = [], [], False
     for chunk, given in _chunks(rows, labels):
+        rules_out = rules_out or bool((chunk.amax(dim=1) - chunk.amin(dim=1) > _RULED_OUT).any())
         most = chunk.softmax(dim=1).max(dim=1)
         tops.append(most.values)
         hits.append(most.indices == given)
     if not sum(map(len, tops)):
         return Said(0.0, 0.0)
     top = torch.cat(tops).double().numpy()
-    return Said(float(top.mean()), dynamics.contradicted(top, torch.cat(hits).double().numpy()))
+    return Said(float(top.mean()), dynamics.contradicted(top, torch.cat(hits).double().numpy()), rules_out)
 
 
 def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:

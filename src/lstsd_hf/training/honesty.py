@@ -91,9 +91,7 @@ class Honesty:
         labels = store.read_labels()
         # For instance because an epoch was cut short, or because batches have other labels; a warning has said why.
         if self._memory.left_out is not None or labels is None:
-            if self.is_asked_for and not self._gave_up and self._is_main:
-                logger.warning("teacher_trust='honest' is trust by confidence for the rest of this run.")
-            self._gave_up, self.smoothing = True, 0.0
+            self._give_up(tells=self.is_asked_for)
             return
         assert self._memory.meter is not None
         measured = self._memory.meter.values()
@@ -110,6 +108,10 @@ class Honesty:
         priors = LabelShares.of(labels, store.row_shape[-1])
         for e in sorted({e for e in own.values() if e >= COUNTED_FROM} - self._contradicted.keys()):
             found = said(store.epoch_rows(e), labels)
+            if found.rules_out:
+                self._contradicted.clear()  # so that a resumed run reads these predictions again, and ends here too
+                self._give_up(tells=True, why=", because the model rules classes out (logits far below the others)")
+                return
             self._contradicted[e] = found.contradicted
             if e >= self._since:
                 self.smoothing = smoothing_after(self.smoothing, found.claimed, self._honest[e], len(priors.shares))
@@ -119,6 +121,11 @@ class Honesty:
         self.gate = max(doubts, default=0.0)
         if self.gate:
             self._correct(own, store, labels, priors)
+
+    def _give_up(self, *, tells: bool, why: str = "") -> None:
+        if tells and not self._gave_up and self._is_main:
+            logger.warning(f"teacher_trust='honest' is trust by confidence for the rest of this run{why}.")
+        self._gave_up, self.smoothing = True, 0.0
 
     def _correct(self, own: dict[str, int], store: LogitsStore, labels: npt.NDArray[Any], priors: LabelShares) -> None:
         """Takes the memory out of the epochs that teach: `own` has the epoch of each teacher by its name."""
