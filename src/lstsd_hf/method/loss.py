@@ -17,8 +17,8 @@ class TeacherTerms(NamedTuple):
     Attributes:
         present: 1 where the teacher has a prediction for the sample, else 0.
         trust: c in `distillation_loss`, from 0 to 1; 0 where the teacher is absent.
-        divergence: 0 where student and teacher agree in full; an arbitrary finite value where the teacher is absent,
-            because its trust is 0 there.
+        divergence: 0 where student and teacher agree in full. Arbitrary where the teacher is absent, because its trust
+            is 0 there; finite if the student's logits are.
         agreement: The share of the sample's decisions that are the same for student and teacher: whether the largest
             logit is of the same class, or the share of a multi-label row's logits with the same sign. 0 where the
             teacher is absent. None for a regression, which takes no decision.
