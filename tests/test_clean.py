@@ -318,7 +318,9 @@ def test_several_lists_in_a_json_file_are_refused(run, tmp_path):
     assert not list(tmp_path.glob("*clean*"))
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
 def test_parquet_keeps_its_schema_metadata_and_compression(run, tmp_path, kind):
     label = pa.field("label", kind, nullable=False, metadata={"what": "labels"})
     schema = pa.schema([("a.b", pa.list_(pa.int16())), label, ("t", pa.timestamp("ms"))], {"mine": "kept"})
@@ -347,7 +349,8 @@ def test_parquet_keeps_its_schema_metadata_and_compression(run, tmp_path, kind):
     ]
     assert metadata[0].num_row_groups == metadata[1].num_row_groups == 2
     clean(run, path, tmp_path / "dropped.parquet", drop=True)
-    assert pq.read_table(tmp_path / "dropped.parquet").equals(table.take([0, 2, 3, 5]))
+    rows = [0, 2, 3, 5]
+    assert pq.read_table(tmp_path / "dropped.parquet").equals(pa.concat_tables([table.slice(i, 1) for i in rows]))
 
 
 @pytest.mark.parametrize("name", ["s3:a.parquet", "file:a.parquet", b"caf\xe9.parquet"])

@@ -232,7 +232,11 @@ def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
             for i in range(group.num_columns)
         }
         rows = max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))  # the first may be empty
-    edited = _edited_table(table, edit).filter(pa.array(edit.keep))
+    edited = _edited_table(table, edit)
+    try:
+        edited = edited.filter(pa.array(edit.keep))
+    except pa.ArrowNotImplementedError:
+        edited = _slices(edited, np.flatnonzero(edit.keep))
     with output.open("xb") as new:  # a name alone may be taken for an address
         pq.write_table(edited, new, compression=compression, row_group_size=rows, version=metadata.format_version)
 
@@ -248,7 +252,19 @@ def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
         new = pa.array([_with_flips(column[row].as_py(), edit.flips[row]) for row in lists], column.type)
         source[lists] = len(column) + np.arange(len(lists))
         column = pa.chunked_array([*column.chunks, new], column.type)
-    return table.set_column(at, table.schema.field(at), column.take(pa.array(source)))
+    try:
+        new_labels = column.take(pa.array(source))
+    except pa.ArrowNotImplementedError:
+        new_labels = _slices(pa.table([column], [edit.column]), source)[0]
+    return table.set_column(at, table.schema.field(at), new_labels)
+
+
+def _slices(table: pa.Table, rows: Array) -> pa.Table:
+    """The rows at some positions, of any type: `take` and `filter` know no views, in which polars writes text."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # where a run of neighbours begins
+    lengths = np.diff(starts, append=len(rows))
+    runs = zip(rows[starts].tolist(), lengths.tolist(), strict=True)
+    return pa.concat_tables([table.slice(start, length) for start, length in runs]).combine_chunks()
 
 
 def _with_flips(cell: Any, flips: Array) -> Any:
