@@ -426,6 +426,21 @@ def test_a_new_label_is_spelled_as_the_file_spells_it(run, tmp_path, spelling):
     assert (tmp_path / "decided.csv").read_text() == path.read_text().replace(f"0,{cells[0]}", f"0,{cells[1]}", 1)
 
 
+def test_the_label_that_was_learnt_is_corrected_where_another_column_says_the_same(tmp_path):
+    """The next `lstsd train` would learn "label" again, and clean would have corrected "labels"."""
+    run, labels = run_of(tmp_path / "run"), enumerate(zip(ROWS, LABELS, strict=True))
+    path = write(
+        tmp_path / "train.csv", "text,label,labels,sample_id", *(f"t {i},{a},{b},{i}" for i, (a, b) in labels)
+    )
+    clean(run, path, tmp_path / "by_trainer.csv", relabel=True)
+    assert "t 1,positive,0,1\n" in (tmp_path / "by_trainer.csv").read_text()  # a Trainer's labels are "labels"
+    LogitsStore.open(run / "_logits").write_texts({"text": "of a file"})
+    clean(run, path, tmp_path / "by_train.csv", relabel=True)
+    assert "t 1,negative,1,1\n" in (tmp_path / "by_train.csv").read_text()
+    clean(run, path, tmp_path / "named.csv", relabel=True, label_column="labels")
+    assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "by_trainer.csv").read_bytes()
+
+
 def test_a_class_that_no_row_has_cannot_be_given(tmp_path):
     run = run_of(tmp_path, [0, 1, 0, 0, 1, 1], PREDICTED)
     path = csv_of(tmp_path, ["negative", "positive", "negative", "negative", "positive", "positive"])

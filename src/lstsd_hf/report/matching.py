@@ -17,6 +17,8 @@ from .run import Run
 
 Array = npt.NDArray[Any]
 
+LABEL_OF_A_FILE = "label"  # the label_column of `lstsd train` unless it is named
+
 _NUMBER = re.compile(NUMBER)
 
 
@@ -43,7 +45,9 @@ class KeyColumns:
     ) -> None:
         """Chooses the columns; for labels the one that is named, else "labels", "label" or "label_ids".
 
-        A column of texts that the run was trained on is none of labels unless it is named.
+        `lstsd train` learns "label" of a file, unless told otherwise: after it "label" comes first, because another
+        column of labels may say the same, and would be the one to correct. A column of texts that the run was trained
+        on is none of labels unless it is named.
 
         `run`: if its labels are rows of numbers, the label column may hold lists.
 
@@ -53,6 +57,8 @@ class KeyColumns:
         self.id_column = sample_id_column
         trained_on = {} if run is None else run.store.texts
         usual = [name for name in LABEL_COLUMNS if name in file.columns and name not in trained_on]
+        if trained_on:
+            usual.sort(key=lambda name: name != LABEL_OF_A_FILE)
         there = [label_column] if label_column else usual
         values = file.value_columns(there)
         may_be_lists = label_column is not None or (run is not None and run.vectors is not None)
