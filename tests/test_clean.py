@@ -119,6 +119,7 @@ def test_decisions_that_a_spreadsheet_wrote(run, tmp_path, delimiter):
         ("Drop", "1", "sure, and\nagain", "", "positive", ""),
         ("", "", "", "", "", ""),
         ("relabel", " 4 ", "", "positive", "neutral", ""),
+        ("keep", "5.0", "", "", "positive", ""),
     ]
     lines = [delimiter.join(f'"{cell}"' if "\n" in cell else cell for cell in row) for row in rows]
     decisions = write(tmp_path / "decisions.csv", *lines, end="\r\n", bom=True)
@@ -152,6 +153,18 @@ def test_a_name_that_is_spelled_like_two_classes_is_neither(tmp_path):
     decisions = write(tmp_path / "decisions.csv", HEADER, "2,relabel,YES,NO")
     with pytest.raises(ValueError, match="line 2: expected a class as label, one of 'yes', 'Yes', 'no', found 'YES'"):
         clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+
+
+def test_a_name_of_several_classes_is_none_to_give(tmp_path):
+    run, path = run_of(tmp_path, names=("x", "x ", "y")), csv_of(tmp_path, LABELS)
+    decisions = write(tmp_path / "decisions.csv", HEADER, "0,drop,,x", "4,relabel,x,y")
+    with pytest.raises(ValueError, match=r"line 3: 'x' is the name of several classes: expected one\. Rename them"):
+        clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+    write(decisions, HEADER, "0,drop,,x", "4,relabel,1,y", "1,relabel,y,x")  # 1 as the file writes it
+    clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+    assert (tmp_path / "clean.csv").read_text() == csv_of(tmp_path, [0, 2, 2, 0, 1, 1]).read_text().replace(
+        "text 0,0\n", ""
+    )
 
 
 def test_a_decision_about_the_largest_ids(tmp_path):
@@ -202,6 +215,8 @@ HEADER = "sample_id,decision,label,given"
         ([HEADER, "6,drop,,"], r"line 2: expected the id of a sample that is in the run .*found '6'"),
         ([HEADER, "1,keep,,", "x,drop,,"], r"line 3: expected the id .*found 'x'"),
         ([HEADER, "-1,drop,,"], r"line 2: expected the id .*found '-1'"),
+        ([HEADER, "1.5,drop,,"], r"line 2: expected the id .*found '1\.5'"),
+        ([HEADER, "0000000000000001.0,drop,,"], r"line 2: expected the id .*found '0000000000000001\.0'"),
         ([HEADER, "1,delete,,"], r"line 2: expected keep, relabel or drop as decision, found 'delete'"),
         ([HEADER, "1,,,"], r"line 2: expected keep, relabel or drop as decision, found ''"),
         ([HEADER, "1,relabel,angry,"], r"line 2: expected a class as label, one of 'negative', .* found 'angry'"),
