@@ -135,6 +135,8 @@ def test_decisions_that_a_spreadsheet_wrote(run, tmp_path, delimiter):
         (("False", "True"), "FALSE", "TRUE"),
         (("01", "02"), "1", "2"),
         (("1.50", "2"), "1.5", "2.0"),
+        (("1.50", "2"), "1,5", "2,0"),
+        (("\t=a", "1,2,3"), "'\t=a", "1,2,3"),
         (("a\nb", "c  d"), "A\r\nB", "c d"),
     ],
 )
@@ -488,6 +490,8 @@ def test_scores_are_dropped_and_never_relabelled(tmp_path):
         clean(tmp_path, path, tmp_path / "again.csv", decisions=decisions)
     with pytest.raises(ValueError, match="made about the label '4', and sample id 4 has '5'"):
         clean(tmp_path, path, tmp_path / "again.csv", decisions=write(decisions, HEADER, "4,drop,,4"))
+    write(decisions, HEADER.replace(",", ";"), "3;drop;;0,4", "4;keep;;5,0")  # as in a language with decimal commas
+    assert clean(tmp_path, path, tmp_path / "again.csv", decisions=decisions).dropped == 1
 
 
 # ---- what is refused

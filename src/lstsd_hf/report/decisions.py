@@ -13,8 +13,8 @@ decision may be flip, in place of relabel. A sample that one row drops is droppe
 A spreadsheet may have written the file: with commas, semicolons or tabs, a byte-order mark, Windows line ends, extra
 cells to the right, rows of empty cells, and 7.0 for an id, as a table does if one of its ids is missing. The page puts
 an apostrophe in front of a name that a spreadsheet would run as a formula. If no class has the name as it stands, the
-apostrophe is removed. A spreadsheet also writes TRUE for True and 1 for 01: a name that no class has is that of the
-only class whose name differs by case, spaces, or how a number is written.
+apostrophe is removed. A spreadsheet also writes TRUE for True, 1 for 01 and 1,5 for 1.5: a name that no class has is
+that of the only class whose name differs by case, spaces, or how a number is written.
 """
 
 import re
@@ -85,7 +85,7 @@ def _delimiter(path: Path) -> str:
 def _spelled(name: str) -> str:
     """A name without its case and spaces, and a number by its value: what a spreadsheet may change of it."""
     name = " ".join(name.split()).casefold()
-    return str(float(name)) if re.fullmatch(NUMBER, name) else name
+    return str(float(name.replace(",", "."))) if re.fullmatch(NUMBER, name.replace(",", ".", 1)) else name
 
 
 class _Reader:
@@ -151,7 +151,7 @@ class _Reader:
         label = self._label_of(sample_id)
         if self._run.is_regression:
             try:
-                is_label = bool(np.isclose(float(given), label, rtol=1e-3, atol=1e-6))
+                is_label = bool(np.isclose(float(_spelled(given)), label, rtol=1e-3, atol=1e-6))
             except ValueError:
                 is_label = False
             name = f"{label:g}"
@@ -178,7 +178,7 @@ class _Reader:
         return label
 
     def _class(self, name: str) -> int | None:
-        for exact in (name, name.removeprefix("'")):
+        for exact in (name, name.removeprefix("'").strip()):
             if exact in self._classes:
                 return self._classes[exact]
         alike = self._alike.get(_spelled(name), set())
