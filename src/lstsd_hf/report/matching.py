@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 LABEL_OF_A_FILE = "label"  # the label_column of `lstsd train` unless it is named
 
 _NUMBER = re.compile(NUMBER)
+_TRUTH = {"True": 1, "False": 0}
 
 
 class KeyColumns:
@@ -187,12 +188,20 @@ class SampleRows(RowsById):
 
 
 def as_vector(cell: Any, size: int) -> Array:
-    """(size,) the numbers in a cell that holds a list, or a list as JSON; NaN if it holds anything else."""
+    """(size,) the numbers in a cell that holds a list, or one as JSON, Python or numpy write it; else NaN."""
     try:
-        vector = np.asarray(json.loads(cell) if isinstance(cell, str) else cell, np.float64)
+        vector = np.asarray(_list_in(cell) if isinstance(cell, str) else cell, np.float64)
     except (ValueError, TypeError, RecursionError):
         return np.full(size, np.nan)
     return vector if vector.shape == (size,) else np.full(size, np.nan)
+
+
+def _list_in(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # (1, 0), [True, False] and [1. 0.], as pandas writes tuples, lists and arrays to CSV
+        inside = re.sub(r"\A\s*[\[(](.*)[\])]\s*\Z", r"\1", text, flags=re.DOTALL)
+        return [_TRUTH.get(word, word) for word in inside.replace(",", " ").split()]
 
 
 def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run: Run) -> npt.NDArray[np.bool_]:

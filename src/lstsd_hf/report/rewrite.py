@@ -23,7 +23,8 @@ from .files import parquet_file
 from .matching import Array
 
 _SPACE = re.compile(r"\s*")
-_LISTED = re.compile(r"true|false|[-+.0-9eE]+")  # how JSON may write 0 and 1
+_LISTED = re.compile(r"[Tt]rue|[Ff]alse|[-+.0-9eE]+")  # how JSON, Python and numpy may write 0 and 1
+_OPPOSITE = {"true": "false", "false": "true", "True": "False", "False": "True"}
 
 
 class Edit(NamedTuple):
@@ -85,8 +86,8 @@ def _flipped(text: str, flips: Array) -> str:
         number = found[0]
         if not next(turned):
             return number
-        if number in ("true", "false"):
-            return "false" if number == "true" else "true"
+        if number in _OPPOSITE:
+            return _OPPOSITE[number]
         other = "0" if float(number) > 0.5 else "1"
         plain = re.fullmatch(r"[01](\.0*)?", number)
         return other + (plain[1] or "") if plain else other
@@ -268,10 +269,14 @@ def _slices(table: pa.Table, rows: Array) -> pa.Table:
 
 
 def _with_flips(cell: Any, flips: Array) -> Any:
-    """A list of 0 and 1, or one as text, with some numbers flipped; they keep their type."""
+    """A list of 0 and 1, or one as text or of texts, with some numbers flipped; they keep their type."""
     if isinstance(cell, str):
         return _flipped(cell, flips)
-    return [type(value)(value < 0.5) if turn else value for value, turn in zip(cell, flips.tolist(), strict=True)]
+    return [_turned(value) if turn else value for value, turn in zip(cell, flips.tolist(), strict=True)]
+
+
+def _turned(value: Any) -> Any:
+    return _flipped(value, np.array([True])) if isinstance(value, str) else type(value)(value < 0.5)
 
 
 def _write_folder(path: Path, output: Path, edit: Edit, split: str) -> None:
