@@ -387,6 +387,15 @@ def parquet_of(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def test_parquet_with_timestamps_as_spark_writes_them(run, tmp_path):
+    path, output = tmp_path / "train.parquet", tmp_path / "clean.parquet"
+    table = pa.table({"label": ROWS, "at": pa.array(range(6), pa.timestamp("ns"))})
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, version="1.0", store_schema=False)
+    clean(run, path, output, drop=True)
+    assert pq.read_table(output).equals(table.take([0, 2, 3, 5]))
+    assert pq.ParquetFile(output).schema.equals(pq.ParquetFile(path).schema)
+
+
 def test_parquet_whose_first_row_group_is_empty(run, tmp_path):
     table = pa.table({"text": ["t"] * 6, "label": ROWS})
     with pq.ParquetWriter(tmp_path / "train.parquet", table.schema) as file:

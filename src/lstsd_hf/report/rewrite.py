@@ -232,6 +232,8 @@ def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
             group.column(i).path_in_schema: group.column(i).compression.lower().replace("uncompressed", "none")
             for i in range(group.num_columns)
         }
+        # The timestamps of Spark and Impala, to the nanosecond, which version 1.0 has no other way to hold.
+        has_int96 = any(group.column(i).physical_type == "INT96" for i in range(group.num_columns))
         rows = max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))  # the first may be empty
     edited = _edited_table(table, edit)
     try:
@@ -239,7 +241,14 @@ def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
     except pa.ArrowNotImplementedError:
         edited = _slices(edited, np.flatnonzero(edit.keep))
     with output.open("xb") as new:  # a name alone may be taken for an address
-        pq.write_table(edited, new, compression=compression, row_group_size=rows, version=metadata.format_version)
+        pq.write_table(
+            edited,
+            new,
+            compression=compression,
+            row_group_size=rows,
+            version=metadata.format_version,
+            use_deprecated_int96_timestamps=has_int96,
+        )
 
 
 def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
