@@ -1,6 +1,5 @@
 """Matches the rows of a user's data set to a run's samples: by an id column, or by position if the labels agree."""
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from ..training.fingerprint import fingerprint
 from ..training.sample_ids import LABEL_COLUMNS
 from .cells import NUMBER, Cells, Column, listed, sample_ids, shown
 from .files import UserFile
+from .parsing import list_in
 from .run import Run
 
 Array = npt.NDArray[Any]
@@ -20,7 +20,6 @@ Array = npt.NDArray[Any]
 LABEL_OF_A_FILE = "label"  # the label_column of `lstsd train` unless it is named
 
 _NUMBER = re.compile(NUMBER)
-_TRUTH = {"True": 1, "False": 0}
 
 
 class KeyColumns:
@@ -190,18 +189,10 @@ class SampleRows(RowsById):
 def as_vector(cell: Any, size: int) -> Array:
     """(size,) the numbers in a cell that holds a list, or one as JSON, Python or numpy write it; else NaN."""
     try:
-        vector = np.asarray(_list_in(cell) if isinstance(cell, str) else cell, np.float64)
-    except (ValueError, TypeError, RecursionError):
+        vector = np.asarray(list_in(cell) if isinstance(cell, str) else cell, np.float64)
+    except (ValueError, TypeError):
         return np.full(size, np.nan)
     return vector if vector.shape == (size,) else np.full(size, np.nan)
-
-
-def _list_in(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:  # (1, 0), [True, False] and [1. 0.], as pandas writes tuples, lists and arrays to CSV
-        inside = re.sub(r"\A\s*[\[(](.*)[\])]\s*\Z", r"\1", text, flags=re.DOTALL)
-        return [_TRUTH.get(word, word) for word in inside.replace(",", " ").split()]
 
 
 def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run: Run) -> npt.NDArray[np.bool_]:
