@@ -119,6 +119,7 @@ def test_decisions_that_a_spreadsheet_wrote(run, tmp_path, delimiter):
         ("Drop", "1", "sure, and\nagain", "", "positive", ""),
         ("", "", "", "", "", ""),
         ("relabel", " 4 ", "", "positive", "neutral", ""),
+        ("keep", "5.0", "", "", "positive", ""),
     ]
     lines = [delimiter.join(f'"{cell}"' if "\n" in cell else cell for cell in row) for row in rows]
     decisions = write(tmp_path / "decisions.csv", *lines, end="\r\n", bom=True)
@@ -134,6 +135,8 @@ def test_decisions_that_a_spreadsheet_wrote(run, tmp_path, delimiter):
         (("False", "True"), "FALSE", "TRUE"),
         (("01", "02"), "1", "2"),
         (("1.50", "2"), "1.5", "2.0"),
+        (("1.50", "2"), "1,5", "2,0"),
+        (("\t=a", "1,2,3"), "'\t=a", "1,2,3"),
         (("a\nb", "c  d"), "A\r\nB", "c d"),
     ],
 )
@@ -152,6 +155,18 @@ def test_a_name_that_is_spelled_like_two_classes_is_neither(tmp_path):
     decisions = write(tmp_path / "decisions.csv", HEADER, "2,relabel,YES,NO")
     with pytest.raises(ValueError, match="line 2: expected a class as label, one of 'yes', 'Yes', 'no', found 'YES'"):
         clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+
+
+def test_a_name_of_several_classes_is_none_to_give(tmp_path):
+    run, path = run_of(tmp_path, names=("x", "x ", "y")), csv_of(tmp_path, LABELS)
+    decisions = write(tmp_path / "decisions.csv", HEADER, "0,drop,,x", "4,relabel,x,y")
+    with pytest.raises(ValueError, match=r"line 3: 'x' is the name of several classes: expected one\. Rename them"):
+        clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+    write(decisions, HEADER, "0,drop,,x", "4,relabel,1,y", "1,relabel,y,x")  # 1 as the file writes it
+    clean(run, path, tmp_path / "clean.csv", decisions=decisions)
+    assert (tmp_path / "clean.csv").read_text() == csv_of(tmp_path, [0, 2, 2, 0, 1, 1]).read_text().replace(
+        "text 0,0\n", ""
+    )
 
 
 def test_a_decision_about_the_largest_ids(tmp_path):
@@ -202,6 +217,8 @@ HEADER = "sample_id,decision,label,given"
         ([HEADER, "6,drop,,"], r"line 2: expected the id of a sample that is in the run .*found '6'"),
         ([HEADER, "1,keep,,", "x,drop,,"], r"line 3: expected the id .*found 'x'"),
         ([HEADER, "-1,drop,,"], r"line 2: expected the id .*found '-1'"),
+        ([HEADER, "1.5,drop,,"], r"line 2: expected the id .*found '1\.5'"),
+        ([HEADER, "0000000000000001.0,drop,,"], r"line 2: expected the id .*found '0000000000000001\.0'"),
         ([HEADER, "1,delete,,"], r"line 2: expected keep, relabel or drop as decision, found 'delete'"),
         ([HEADER, "1,,,"], r"line 2: expected keep, relabel or drop as decision, found ''"),
         ([HEADER, "1,relabel,angry,"], r"line 2: expected a class as label, one of 'negative', .* found 'angry'"),
@@ -318,7 +335,9 @@ def test_several_lists_in_a_json_file_are_refused(run, tmp_path):
     assert not list(tmp_path.glob("*clean*"))
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
 def test_parquet_keeps_its_schema_metadata_and_compression(run, tmp_path, kind):
     label = pa.field("label", kind, nullable=False, metadata={"what": "labels"})
     schema = pa.schema([("a.b", pa.list_(pa.int16())), label, ("t", pa.timestamp("ms"))], {"mine": "kept"})
@@ -347,7 +366,8 @@ def test_parquet_keeps_its_schema_metadata_and_compression(run, tmp_path, kind):
     ]
     assert metadata[0].num_row_groups == metadata[1].num_row_groups == 2
     clean(run, path, tmp_path / "dropped.parquet", drop=True)
-    assert pq.read_table(tmp_path / "dropped.parquet").equals(table.take([0, 2, 3, 5]))
+    rows = [0, 2, 3, 5]
+    assert pq.read_table(tmp_path / "dropped.parquet").equals(pa.concat_tables([table.slice(i, 1) for i in rows]))
 
 
 @pytest.mark.parametrize("name", ["s3:a.parquet", "file:a.parquet", b"caf\xe9.parquet"])
@@ -365,6 +385,15 @@ def parquet_of(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()
+
+
+def test_parquet_with_timestamps_as_spark_writes_them(run, tmp_path):
+    path, output = tmp_path / "train.parquet", tmp_path / "clean.parquet"
+    table = pa.table({"label": ROWS, "at": pa.array(range(6), pa.timestamp("ns"))})
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, version="1.0", store_schema=False)
+    clean(run, path, output, drop=True)
+    assert pq.read_table(output).equals(table.take([0, 2, 3, 5]))
+    assert pq.ParquetFile(output).schema.equals(pq.ParquetFile(path).schema)
 
 
 def test_parquet_whose_first_row_group_is_empty(run, tmp_path):
@@ -423,6 +452,21 @@ def test_a_new_label_is_spelled_as_the_file_spells_it(run, tmp_path, spelling):
     assert (tmp_path / "decided.csv").read_text() == path.read_text().replace(f"0,{cells[0]}", f"0,{cells[1]}", 1)
 
 
+def test_the_label_that_was_learnt_is_corrected_where_another_column_says_the_same(tmp_path):
+    """The next `lstsd train` would learn "label" again, and clean would have corrected "labels"."""
+    run, labels = run_of(tmp_path / "run"), enumerate(zip(ROWS, LABELS, strict=True))
+    path = write(
+        tmp_path / "train.csv", "text,label,labels,sample_id", *(f"t {i},{a},{b},{i}" for i, (a, b) in labels)
+    )
+    clean(run, path, tmp_path / "by_trainer.csv", relabel=True)
+    assert "t 1,positive,0,1\n" in (tmp_path / "by_trainer.csv").read_text()  # a Trainer's labels are "labels"
+    LogitsStore.open(run / "_logits").write_texts({"text": "of a file"})
+    clean(run, path, tmp_path / "by_train.csv", relabel=True)
+    assert "t 1,negative,1,1\n" in (tmp_path / "by_train.csv").read_text()
+    clean(run, path, tmp_path / "named.csv", relabel=True, label_column="labels")
+    assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "by_trainer.csv").read_bytes()
+
+
 def test_a_class_that_no_row_has_cannot_be_given(tmp_path):
     run = run_of(tmp_path, [0, 1, 0, 0, 1, 1], PREDICTED)
     path = csv_of(tmp_path, ["negative", "positive", "negative", "negative", "positive", "positive"])
@@ -455,6 +499,8 @@ def test_scores_are_dropped_and_never_relabelled(tmp_path):
         clean(tmp_path, path, tmp_path / "again.csv", decisions=decisions)
     with pytest.raises(ValueError, match="made about the label '4', and sample id 4 has '5'"):
         clean(tmp_path, path, tmp_path / "again.csv", decisions=write(decisions, HEADER, "4,drop,,4"))
+    write(decisions, HEADER.replace(",", ";"), "3;drop;;0,4", "4;keep;;5,0")  # as in a language with decimal commas
+    assert clean(tmp_path, path, tmp_path / "again.csv", decisions=decisions).dropped == 1
 
 
 # ---- what is refused

@@ -163,8 +163,10 @@ def test_words_are_found_by_tags_without_ids_and_a_cut_sentence_has_them_too(tag
     words = sentences().select_columns(["words", "tags"])
     file = tmp_path / "words.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in words), encoding="utf-8")
+    words.to_csv(tmp_path / "by_numpy.csv")  # ['w1' 'w2']
+    words.to_pandas().map(list).to_csv(tmp_path / "by_python.csv", index=False)  # ['w1', 'w2']
     expected = page_by_ids(tagged)
-    for given in (words, file):
+    for given in (words, file, tmp_path / "by_numpy.csv", tmp_path / "by_python.csv"):
         assert write_report(tagged, given).read_text(encoding="utf-8") == expected
 
 

@@ -373,3 +373,14 @@ def test_tokens_in_a_folder_that_are_no_tokens(tmp_path, teacher, capsys, column
     assert end.value.code == 2
     assert said.count("\n") == 1
     assert message in said
+
+
+def test_labels_in_a_folder_that_a_classifier_does_not_need_may_be_words(tmp_path, teacher, capsys):
+    rows = datasets.Dataset.from_dict({"input_ids": [[2, 3], [2]], "label": ["yes", None], "x": [1, 2]})
+    rows.save_to_disk(tmp_path / "rows")
+    command = ["record", "--model", teacher, "--dataset", str(tmp_path / "rows"), "-o", str(tmp_path / "s")]
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--where", "x=1"])
+    assert "has input_ids, so it is used as it is: expected neither where" in capsys.readouterr().err
+    cli.main(command)
+    assert LogitsStore.open(tmp_path / "s").num_samples == 2

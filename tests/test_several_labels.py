@@ -226,6 +226,11 @@ def test_a_name_of_two_labels_is_refused(run, tmp_path):
         ("train.jsonl", "[true, false, false]", "[true, true, false]"),
         ("train.jsonl", '"[1, 0, 0]"', '"[1, 1, 0]"'),
         ("train.json", "[1.00, 0.00, 1e-9]", "[1.00, 1.00, 1e-9]"),
+        ("train.csv", '"[True, False, False]"', '"[True, True, False]"'),
+        ("train.csv", '" (1, 0, 0)"', '" (1, 1, 0)"'),
+        ("train.csv", "[1. 0. 0.]", "[1. 1. 0.]"),
+        ("train.csv", '"[1 0\n 0]"', '"[1 1\n 0]"'),
+        ("train.jsonl", '["1", "0", "0"]', '["1", "1", "0"]'),
     ],
 )
 def test_a_number_turns_as_the_file_spells_it(tmp_path, name, first, expected):
@@ -251,19 +256,28 @@ def test_a_number_turns_as_the_file_spells_it(tmp_path, name, first, expected):
 
 @pytest.mark.parametrize(
     "kind",
-    [pa.list_(pa.int8()), pa.list_(pa.float32(), 3), pa.list_(pa.bool_()), pa.large_list(pa.float64()), pa.string()],
+    [
+        pa.list_(pa.int8()),
+        pa.list_(pa.float32(), 3),
+        pa.list_(pa.bool_()),
+        pa.large_list(pa.float64()),
+        pa.string(),
+        pa.list_(pa.string()),
+    ],
 )
 def test_lists_keep_their_type(run, tmp_path, kind):
     cells = [json.dumps(row) for row in GIVEN] if kind == pa.string() else GIVEN
     if pa.types.is_list(kind) and pa.types.is_boolean(kind.value_type):
         cells = [[value == 1 for value in row] for row in GIVEN]
+    if kind == pa.list_(pa.string()):
+        cells = [[str(value) for value in row] for row in GIVEN]
     table = pa.table({"sample_id": range(10, 15), "labels": pa.array(cells, kind)})
     pq.write_table(table, tmp_path / "train.parquet")
     clean(run, tmp_path / "train.parquet", tmp_path / "clean.parquet", relabel=True)
     found = pq.read_table(tmp_path / "clean.parquet")
     assert found.schema.field("labels").type == kind
     labels = [json.loads(cell) if isinstance(cell, str) else cell for cell in found["labels"].to_pylist()]
-    assert labels == PREDICTED
+    assert [[float(value) for value in row] for row in labels] == PREDICTED
 
 
 def test_a_score_from_which_on_labels_are_flipped_is_that_of_labels(run, tmp_path):

@@ -19,6 +19,8 @@ HUB_DATASET = "nyu-mll/glue"
 # What a word processor may have made of a flag's "--".
 _OTHER_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 
+# Settings that choose other rows, texts or labels in the user's own files, and that a GLUE task would leave unread.
+_OF_FILES = ("validation_file", "test_file", "text_columns", "label_kind", "where", "validation_fraction")
 _AT_LEAST_1 = (
     "max_seq_length",
     "max_train_samples",
@@ -184,10 +186,13 @@ class DataArguments:
             raise ValueError(f"text_columns={self.text_columns}: expected columns other than the label's.")
         if self.label_kind not in (None, "classes", "scores"):
             raise ValueError(f"label_kind={self.label_kind!r}: expected 'classes' or 'scores'.")
-        if self.train_file is None and self.label_kind is not None:
-            raise ValueError(
-                f"label_kind={self.label_kind!r} goes with train_file: a GLUE task says what its labels are."
-            )
+        if self.train_file is None:
+            for entry in fields(self):
+                if entry.name in _OF_FILES and getattr(self, entry.name) != entry.default:
+                    raise ValueError(
+                        f"{entry.name}={getattr(self, entry.name)!r} goes with train_file: a GLUE task says what its "
+                        "splits, columns and labels are. Leave it out."
+                    )
         if self.where is not None and not self.where.partition("=")[1]:
             raise ValueError(f"where={self.where!r}: expected COLUMN=VALUE.")
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:

@@ -22,6 +22,7 @@ from transformers import (
 from ..store import LogitsStore
 from ..training.model_head import many_rows_problem
 from ..training.record import record_predictions
+from ..training.sample_ids import LABEL_COLUMNS
 from .arguments import DataArguments, ModelArguments
 from .checks import check_tokens
 from .data import load_task, load_texts
@@ -105,26 +106,32 @@ def _load_model(model_args: ModelArguments, config: Any) -> PreTrainedModel:
 def _rows(parsed: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, problem: str | None) -> datasets.Dataset:
     """The data set with token ids: as it is if a folder has them, else its texts, tokenized as in `lstsd train`."""
     if Path(parsed.dataset).is_dir():
-        with as_value_error(f"{parsed.dataset}: no data set can be read from it", Exception):
+        with as_value_error(f"{parsed.dataset}: no data set with rows can be read from it", Exception):
             found = datasets.load_from_disk(parsed.dataset)
         if isinstance(found, datasets.DatasetDict):
             if "train" not in found:
                 raise ValueError(f"{parsed.dataset}: found the splits {sorted(found)}: expected one that is 'train'.")
             found = found["train"]
         if "input_ids" in found.column_names:
-            return found
+            if parsed.where or parsed.text_columns:
+                raise ValueError(
+                    f"{parsed.dataset} has input_ids, so it is used as it is: expected neither where nor "
+                    "text_columns. Choose its rows before you save it (Dataset.filter)."
+                )
+            # A classifier's labels are not needed. Words would stop the collator, which knows none.
+            return found if problem else found.remove_columns(sorted({*LABEL_COLUMNS} & {*found.column_names}))
     if problem is not None:
         raise ValueError(
             f"{parsed.dataset}: expected rows with input_ids, as Dataset.save_to_disk writes them, because only for "
             "classifiers and regressions texts are tokenized here. Tokenize the data set first."
         )
-    of_data: dict[str, Any] = {"max_seq_length": parsed.max_seq_length, "label_column": parsed.label_column}
+    of_data: dict[str, Any] = {"max_seq_length": parsed.max_seq_length}
+    of_data |= {name: getattr(parsed, name) for name in ("label_column", "text_columns", "where", "tsv_quoting")}
     if parsed.dataset.lower() in TASKS:
         task = DataArguments(task_name=parsed.dataset, data_dir=parsed.data_dir, **of_data)
         column = parsed.sample_id_column
         data = load_task(task, train=True, evaluation=False, prediction=False, sample_id_column=column)
     else:
-        of_data |= {name: getattr(parsed, name) for name in ("text_columns", "where", "tsv_quoting")}
         data = load_texts(DataArguments(train_file=parsed.dataset, **of_data), parsed.sample_id_column)
     assert data.train is not None
     to_tokens = functools.partial(

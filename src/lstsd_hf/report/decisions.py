@@ -11,10 +11,10 @@ If each sample has several labels, a row is about one of them: `label` is its na
 decision may be flip, in place of relabel. A sample that one row drops is dropped, whatever its other rows say.
 
 A spreadsheet may have written the file: with commas, semicolons or tabs, a byte-order mark, Windows line ends, extra
-cells to the right, and rows of empty cells. The page puts an apostrophe in front of a name that a spreadsheet would
-run as a formula. If no class has the name as it stands, the apostrophe is removed. A spreadsheet also writes TRUE for
-True and 1 for 01: a name that no class has is that of the only class whose name differs by case, spaces, or how a
-number is written.
+cells to the right, rows of empty cells, and 7.0 for an id, as a table does if one of its ids is missing. The page puts
+an apostrophe in front of a name that a spreadsheet would run as a formula. If no class has the name as it stands, the
+apostrophe is removed. A spreadsheet also writes TRUE for True, 1 for 01 and 1,5 for 1.5: a name that no class has is
+that of the only class whose name differs by case, spaces, or how a number is written.
 """
 
 import re
@@ -85,7 +85,7 @@ def _delimiter(path: Path) -> str:
 def _spelled(name: str) -> str:
     """A name without its case and spaces, and a number by its value: what a spreadsheet may change of it."""
     name = " ".join(name.split()).casefold()
-    return str(float(name)) if re.fullmatch(NUMBER, name) else name
+    return str(float(name.replace(",", "."))) if re.fullmatch(NUMBER, name.replace(",", ".", 1)) else name
 
 
 class _Reader:
@@ -134,7 +134,7 @@ class _Reader:
         return Decisions(ids(DROP), ids(RELABEL), np.array(labels, np.int64), len(ids(KEEP)))
 
     def _sample_id(self, line: int, cell: str) -> int:
-        found = sample_id(cell)
+        found = sample_id(re.sub(r"\A([0-9]{1,15})\.0+\Z", r"\1", cell))  # a float holds no more digits
         place = np.searchsorted(self._known, found)
         if place == len(self._known) or self._known[place] != found:
             self._refuse(
@@ -151,12 +151,13 @@ class _Reader:
         label = self._label_of(sample_id)
         if self._run.is_regression:
             try:
-                is_label = bool(np.isclose(float(given), label, rtol=1e-3, atol=1e-6))
+                is_label = bool(np.isclose(float(_spelled(given)), label, rtol=1e-3, atol=1e-6))
             except ValueError:
                 is_label = False
             name = f"{label:g}"
         else:
-            is_label, name = self._class(given) == label, self._run.classes[int(label)]
+            name = self._run.classes[int(label)]
+            is_label = given == name.strip() or self._class(given) == label  # several classes may have one name
         if not is_label:
             self._refuse(
                 line,
@@ -168,6 +169,8 @@ class _Reader:
         if self._run.is_regression:
             self._refuse(line, "a score cannot be relabelled: expected keep or drop. Change it in the data set itself")
         label = self._class(cell)
+        if [name.strip() for name in self._run.classes].count(cell) > 1:
+            self._refuse(line, f"{shown(cell)} is the name of several classes: expected one. Rename them (id2label)")
         if label is None:
             self._refuse(
                 line, f"expected a class as label, one of {listed(self._run.classes)}, found {shown(cell)}. Mend it"
@@ -175,7 +178,7 @@ class _Reader:
         return label
 
     def _class(self, name: str) -> int | None:
-        for exact in (name, name.removeprefix("'")):
+        for exact in (name, name.removeprefix("'").strip()):
             if exact in self._classes:
                 return self._classes[exact]
         alike = self._alike.get(_spelled(name), set())

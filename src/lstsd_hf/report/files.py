@@ -130,7 +130,7 @@ def open_data_set(dataset: Dataset | DatasetDict, name: str, split: str = "train
         if split not in dataset:
             raise ValueError(
                 f"{name} is a dictionary: expected a split {split!r}, found {listed(list(dataset))}. Give the "
-                "split that you mean."
+                "split that you mean; on disk it is a folder of its own in that of the dictionary."
             )
         dataset = dataset[split]
     return _TypedFile(name, dataset.features.arrow_schema, dataset.with_format(None).select_columns)

@@ -1,6 +1,5 @@
 """Matches the rows of a user's data set to a run's samples: by an id column, or by position if the labels agree."""
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,12 @@ from ..training.fingerprint import fingerprint
 from ..training.sample_ids import LABEL_COLUMNS
 from .cells import NUMBER, Cells, Column, listed, sample_ids, shown
 from .files import UserFile
+from .parsing import list_in
 from .run import Run
 
 Array = npt.NDArray[Any]
+
+LABEL_OF_A_FILE = "label"  # the label_column of `lstsd train` unless it is named
 
 _NUMBER = re.compile(NUMBER)
 
@@ -43,7 +45,9 @@ class KeyColumns:
     ) -> None:
         """Chooses the columns; for labels the one that is named, else "labels", "label" or "label_ids".
 
-        A column of texts that the run was trained on is none of labels unless it is named.
+        `lstsd train` learns "label" of a file, unless told otherwise: after it "label" comes first, because another
+        column of labels may say the same, and would be the one to correct. A column of texts that the run was trained
+        on is none of labels unless it is named.
 
         `run`: if its labels are rows of numbers, the label column may hold lists.
 
@@ -53,6 +57,8 @@ class KeyColumns:
         self.id_column = sample_id_column
         trained_on = {} if run is None else run.store.texts
         usual = [name for name in LABEL_COLUMNS if name in file.columns and name not in trained_on]
+        if trained_on:
+            usual.sort(key=lambda name: name != LABEL_OF_A_FILE)
         there = [label_column] if label_column else usual
         values = file.value_columns(there)
         may_be_lists = label_column is not None or (run is not None and run.vectors is not None)
@@ -181,10 +187,10 @@ class SampleRows(RowsById):
 
 
 def as_vector(cell: Any, size: int) -> Array:
-    """(size,) the numbers in a cell that holds a list, or a list as JSON; NaN if it holds anything else."""
+    """(size,) the numbers in a cell that holds a list, or one as JSON, Python or numpy write it; else NaN."""
     try:
-        vector = np.asarray(json.loads(cell) if isinstance(cell, str) else cell, np.float64)
-    except (ValueError, TypeError, RecursionError):
+        vector = np.asarray(list_in(cell) if isinstance(cell, str) else cell, np.float64)
+    except (ValueError, TypeError):
         return np.full(size, np.nan)
     return vector if vector.shape == (size,) else np.full(size, np.nan)
 

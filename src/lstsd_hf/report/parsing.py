@@ -1,5 +1,6 @@
 """Splits text files into rows: fields between commas or tabs, and objects of JSON. No cell is interpreted here."""
 
+import ast
 import csv
 import io
 import json
@@ -9,13 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cells import shown
+from .cells import NUMBER, shown
 
 # Stands for a carriage return that is text while the csv module, which would end the row there, splits a line. No file
 # in UTF-8 can hold it: half of a surrogate pair has no encoding.
 _RETURN = "\udc0d"
 _LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields above 128 KB unless told otherwise
 _SPACE = re.compile(r"\s*")
+_LIST = re.compile(r"\s*[\[(](.*)[\])]\s*", re.DOTALL)
+# An item of a list as Python or numpy write it.
+_ITEM = re.compile(rf"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|True|False|{NUMBER.replace("(", "(?:")}""")
 
 
 def text_lines(path: Path) -> Iterator[str]:
@@ -151,6 +155,25 @@ def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
     assert found is not None  # the pattern matches "" too
     return found.end()
+
+
+def list_in(text: str) -> list[Any] | None:
+    """The list that a cell of text holds, as JSON, Python or numpy write it; None if it holds anything else.
+
+    pandas writes lists to CSV as Python does, and `Dataset.to_csv` as numpy does: ['a' 'b'], [1. 0.].
+    """
+    try:
+        found = json.loads(text)
+        return found if isinstance(found, list) else None
+    except (ValueError, RecursionError):
+        inside = _LIST.fullmatch(text)
+    if inside is None or _ITEM.sub("", inside[1]).strip(", \n"):
+        return None
+    items = _ITEM.findall(inside[1])
+    try:
+        return [ast.literal_eval(item) if item[0] in "'\"TF" else item for item in items]
+    except (ValueError, SyntaxError):
+        return None
 
 
 def in_words(cell: Any) -> str:

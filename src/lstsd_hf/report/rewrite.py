@@ -23,7 +23,8 @@ from .files import parquet_file
 from .matching import Array
 
 _SPACE = re.compile(r"\s*")
-_LISTED = re.compile(r"true|false|[-+.0-9eE]+")  # how JSON may write 0 and 1
+_LISTED = re.compile(r"[Tt]rue|[Ff]alse|[-+.0-9eE]+")  # how JSON, Python and numpy may write 0 and 1
+_OPPOSITE = {"true": "false", "false": "true", "True": "False", "False": "True"}
 
 
 class Edit(NamedTuple):
@@ -85,8 +86,8 @@ def _flipped(text: str, flips: Array) -> str:
         number = found[0]
         if not next(turned):
             return number
-        if number in ("true", "false"):
-            return "false" if number == "true" else "true"
+        if number in _OPPOSITE:
+            return _OPPOSITE[number]
         other = "0" if float(number) > 0.5 else "1"
         plain = re.fullmatch(r"[01](\.0*)?", number)
         return other + (plain[1] or "") if plain else other
@@ -231,10 +232,23 @@ def _write_parquet(path: Path, output: Path, edit: Edit) -> None:
             group.column(i).path_in_schema: group.column(i).compression.lower().replace("uncompressed", "none")
             for i in range(group.num_columns)
         }
+        # The timestamps of Spark and Impala, to the nanosecond, which version 1.0 has no other way to hold.
+        has_int96 = any(group.column(i).physical_type == "INT96" for i in range(group.num_columns))
         rows = max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))  # the first may be empty
-    edited = _edited_table(table, edit).filter(pa.array(edit.keep))
+    edited = _edited_table(table, edit)
+    try:
+        edited = edited.filter(pa.array(edit.keep))
+    except pa.ArrowNotImplementedError:
+        edited = _slices(edited, np.flatnonzero(edit.keep))
     with output.open("xb") as new:  # a name alone may be taken for an address
-        pq.write_table(edited, new, compression=compression, row_group_size=rows, version=metadata.format_version)
+        pq.write_table(
+            edited,
+            new,
+            compression=compression,
+            row_group_size=rows,
+            version=metadata.format_version,
+            use_deprecated_int96_timestamps=has_int96,
+        )
 
 
 def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
@@ -248,14 +262,30 @@ def _edited_table(table: pa.Table, edit: Edit) -> pa.Table:
         new = pa.array([_with_flips(column[row].as_py(), edit.flips[row]) for row in lists], column.type)
         source[lists] = len(column) + np.arange(len(lists))
         column = pa.chunked_array([*column.chunks, new], column.type)
-    return table.set_column(at, table.schema.field(at), column.take(pa.array(source)))
+    try:
+        new_labels = column.take(pa.array(source))
+    except pa.ArrowNotImplementedError:
+        new_labels = _slices(pa.table([column], [edit.column]), source)[0]
+    return table.set_column(at, table.schema.field(at), new_labels)
+
+
+def _slices(table: pa.Table, rows: Array) -> pa.Table:
+    """The rows at some positions, of any type: `take` and `filter` know no views, in which polars writes text."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # where a run of neighbours begins
+    lengths = np.diff(starts, append=len(rows))
+    runs = zip(rows[starts].tolist(), lengths.tolist(), strict=True)
+    return pa.concat_tables([table.slice(start, length) for start, length in runs]).combine_chunks()
 
 
 def _with_flips(cell: Any, flips: Array) -> Any:
-    """A list of 0 and 1, or one as text, with some numbers flipped; they keep their type."""
+    """A list of 0 and 1, or one as text or of texts, with some numbers flipped; they keep their type."""
     if isinstance(cell, str):
         return _flipped(cell, flips)
-    return [type(value)(value < 0.5) if turn else value for value, turn in zip(cell, flips.tolist(), strict=True)]
+    return [_turned(value) if turn else value for value, turn in zip(cell, flips.tolist(), strict=True)]
+
+
+def _turned(value: Any) -> Any:
+    return _flipped(value, np.array([True])) if isinstance(value, str) else type(value)(value < 0.5)
 
 
 def _write_folder(path: Path, output: Path, edit: Edit, split: str) -> None:

@@ -151,7 +151,7 @@ def read_texts(
         sample_id_column: The column of ids. If it is missing, a row's position is its id; after `lstsd train`, the
             texts are then compared with the run's.
         label_column: The column of labels, which are compared with the run's; None: "labels", "label" or "label_ids",
-            if there is one. Without labels, ids are needed.
+            if there is one; after `lstsd train` on a file, "label" comes first. Without labels, ids are needed.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Raises:

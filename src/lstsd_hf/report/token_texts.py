@@ -5,7 +5,6 @@ labels. A truncated sentence has fewer tokens than words. If the data set has no
 more labels than words, as when each piece of a word has one, no word is marked.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ..training.sample_ids import LABEL_COLUMNS
 from .cells import listed, sample_ids, shown
 from .files import UserFile, open_data_set, open_user_file
 from .many_rows import TokenRun
+from .parsing import list_in
 
 Array = npt.NDArray[Any]
 
@@ -134,15 +134,12 @@ def _utf16_length(text: str) -> int:
 
 
 def _as_list(cell: Any) -> list[Any]:
-    """The list in a cell: a list, a list as JSON, or words between spaces."""
+    """The list in a cell: a list, a list as text, or words between spaces."""
     if cell is None:
         return []
     if isinstance(cell, str):
-        try:
-            found = json.loads(cell)
-        except json.JSONDecodeError:
-            found = None
-        return found if isinstance(found, list) else cell.split()
+        found = list_in(cell)
+        return cell.split() if found is None else found
     return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
 
 
