@@ -21,10 +21,12 @@ from lstsd_hf import (
     add_sample_ids,
     record_predictions,
 )
+from lstsd_hf.method.outside import LAST
 from lstsd_hf.method.statistics import fold_ensemble
 from lstsd_hf.method.teachers import MEAN, Teacher
 from lstsd_hf.training.collator import teacher_key, teacher_parts
 from lstsd_hf.training.fingerprint import input_hashes
+from lstsd_hf.training.outside import OutsideTeacher
 from lstsd_hf.training.teacher_reader import TeacherReader, holds
 from toys import config, logged, rows, tiny_bert, weights
 
@@ -157,6 +159,21 @@ def test_classes_in_another_order_are_mapped_by_their_names(tmp_path, data, teac
     refused = LSTSDTrainer(tiny_bert(**by_name), settings, train_dataset=data)
     with pytest.raises(StoreMismatchError, match=r"classes are \['Blue', 'red', 'green'\].* the model's are .*'grey'"):
         refused.train()
+
+
+def test_classes_whose_names_differ_in_case_alone_are_mapped(tmp_path, data):
+    def named(*names: str) -> Any:
+        by_name = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        return tiny_bert(**by_name)
+
+    def columns(model: Any) -> tuple[int, ...] | None:
+        return OutsideTeacher.open(store, LAST).for_model(model, None, 3).source.columns
+
+    store = record(tmp_path / "teacher", named("a", "A", "b"), data, ["a", "A", "b"])
+    assert columns(named("a", "A", "b")) is None
+    assert columns(named("A", "a", "b")) == (1, 0, 2)
+    with pytest.raises(StoreMismatchError, match=r"classes are \['a', 'A', 'b'\].* the model's are \['A', 'a', 'B'\]"):
+        columns(named("A", "a", "B"))  # which of the first two is which is no more certain
 
 
 def test_an_earlier_run_teaches_by_an_epoch_or_by_the_mean_of_all(tmp_path, data):

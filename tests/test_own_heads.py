@@ -47,6 +47,31 @@ def mean_entropy(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> t
     return F.cross_entropy(outputs["logits"], labels)
 
 
+class Weighted(nn.Module):
+    """Weighs samples by an input with "label" in its name; its config has a word of its own for the problem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = tiny_bert()
+        self.config = tiny_bert().config
+        self.config.problem_type = "ordinal"
+
+    def forward(self, input_ids, attention_mask, label_weight, labels=None):
+        logits = self.bert(input_ids=input_ids, attention_mask=attention_mask).logits
+        entropy = F.cross_entropy(logits, labels, reduction="none")
+        return {"loss": (entropy * label_weight).mean(), "logits": logits}
+
+
+@pytest.mark.parametrize("name", ["label", "labels"])
+def test_an_input_with_label_in_its_name_is_not_the_label(tmp_path, name):
+    data = rows(24).add_column("label_weight", np.linspace(0.5, 1.0, 24, dtype=np.float32).tolist())
+    trainer = run(LSTSDTrainer, tmp_path, data.rename_columns({"label": name} if name != "label" else {}), Weighted())
+    assert trainer.label_names == ["label_weight", "labels"]
+    assert_taught(trainer)
+    assert trainer.settings.long_term_weight == 0.4  # of classes; scores have 0.1
+    assert LogitsStore.open(tmp_path / "_logits").read_labels().tolist() == data["label"][:]
+
+
 @pytest.mark.parametrize("make", [FiveClasses, replaced_classifier])
 def test_a_head_that_is_not_the_configs_trains_saves_and_resumes(tmp_path, make):
     data = rows(24).map(lambda row: {"label": row["input_ids"][0] % 5})

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler, WeightedRan
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from lstsd_hf import LSTSDMixin, LSTSDTrainer, add_sample_ids
+from lstsd_hf.training.sample_ids import SampleIdError
 from own_trainers import OFF, SHORT, Scores, assert_taught, run
 from toys import config, logged, rows, tiny_bert, weights
 
@@ -146,6 +147,43 @@ def test_hooks_reach_the_users_data_set(tmp_path):
     assert_taught(trainer)
     assert calls[0] == calls[1]
     assert {0, 1, 2} == set(calls[0])
+
+
+class Endless:
+    """Its rows can be counted by their iterator alone: each index has a row."""
+
+    rows = 24
+
+    def __len__(self):
+        return self.rows
+
+    def __getitem__(self, index):
+        return ROWS[index % len(ROWS)]
+
+    def __iter__(self):
+        return (self[index] for index in range(self.rows))
+
+
+ROWS = [dict(row) for row in rows(24)]
+
+
+def test_a_callback_may_iterate_the_users_data_set(tmp_path):
+    class Count(TrainerCallback):
+        def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
+            self.found = sum(1 for _, _ in zip(train_dataloader.dataset, range(100), strict=False))
+
+    count = Count()
+    assert_taught(run(LSTSDTrainer, tmp_path, Endless(), callbacks=[count]))
+    assert count.found == 24
+
+
+def test_a_data_set_that_grows_in_a_run_is_refused(tmp_path):
+    class Grow(TrainerCallback):
+        def on_epoch_end(self, args, state, control, train_dataloader, **kwargs):
+            train_dataloader.dataset.rows = 48
+
+    with pytest.raises(SampleIdError, match=r"drew index \d+ from a training set that had 24 rows when the run began"):
+        run(LSTSDTrainer, tmp_path, Endless(), callbacks=[Grow()])
 
 
 class Balanced(Sampler[int]):

@@ -454,6 +454,73 @@ def test_two_passes_over_a_batch(tmp_path, trainer_class):
         assert_taught(trainer)
 
 
+def looks_first(base: type) -> type:
+    """Looks at the loss of a batch before it trains on it, as one who passes over easy batches does."""
+
+    class LookingTrainer(base):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            with torch.no_grad():
+                self.looked = self.compute_loss(model, inputs)
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    return LookingTrainer
+
+
+def other_names(base: type) -> type:
+    """Calls the model and the batch something else, and passes them so."""
+
+    class NamedTrainer(base):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            loss = self.compute_loss(net=model, batch=self._prepare_inputs(inputs))
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+        def compute_loss(self, net, batch, return_outputs=False, num_items_in_batch=None):
+            outputs = net(**batch)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    return NamedTrainer
+
+
+def three_things(base: type) -> type:
+    class MoreTrainer(base):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (outputs.loss, outputs, "more") if return_outputs else outputs.loss
+
+    return MoreTrainer
+
+
+def numbered_batch(base: type) -> type:
+    """The keys of its batches are no strings."""
+
+    class NumberedTrainer(base):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, data_collator=self.numbered, **kwargs)
+            self.args.remove_unused_columns = False
+
+        def numbered(self, rows):
+            return {i: torch.tensor([row[name] for row in rows]) for i, name in enumerate(("input_ids", "label"))}
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(input_ids=inputs[0], labels=inputs[1])
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    return NumberedTrainer
+
+
+@pytest.mark.parametrize("loss", [looks_first, other_names, three_things, numbered_batch])
+def test_what_the_plain_trainer_takes_is_taken(tmp_path, loss):
+    plain = run(loss(Trainer), tmp_path / "plain", settings=OFF)
+    for name, user in (("ours", loss(LSTSDTrainer)), ("recorded", PredictionRecorder(loss(Trainer)))):
+        ours = run(user, tmp_path / name, settings=OFF)
+        assert torch.equal(weights(plain.model), weights(ours.model))
+        assert LogitsStore.open(tmp_path / name / "_logits").sealed_epochs == [0, 1, 2]
+    assert_taught(run(loss(LSTSDTrainer), tmp_path / "taught"))
+
+
 def test_two_losses_of_one_batch_by_super_may_both_be_smoothed(tmp_path):
     """The plain Trainer takes the labels out of the batch to smooth them, and finds none the second time."""
     assert_taught(run(DropTwice, tmp_path, settings={"label_smoothing_factor": 0.1}))

@@ -140,3 +140,26 @@ def test_the_linear_schedule_of_a_resumed_stream_ends_where_it_should(tmp_path, 
     for step in (2, 6, 9):
         resumed, _ = stream(tmp_path / str(step), str(tmp_path / "whole" / f"checkpoint-{step}"), **settings)
         assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def test_a_step_may_compute_several_losses_of_one_batch(tmp_path):
+    """As adversarial training does. The first prediction counts, and the stream has given each sample once."""
+
+    class Twice(LSTSDTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            losses = []
+            for shift in (0.0, 0.05, -0.05):
+                model.get_input_embeddings().weight.data.add_(shift)
+                losses.append(self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch))
+                self.accelerator.backward(losses[-1])
+            return losses[0].detach()
+
+    data = add_sample_ids(rows(24))
+    for name, training_set in (("map", data), ("stream", data.to_iterable_dataset())):
+        settings = config(tmp_path / name, **SHORT, num_samples=24, max_steps=2 * STEPS)
+        Twice(tiny_bert(dropout=0.0), settings, train_dataset=training_set).train()
+        store = LogitsStore.open(tmp_path / name / "_logits")
+        assert store.sealed_epochs == [0, 1]
+        assert np.isfinite(store.read(1, range(24))).all()

@@ -119,8 +119,8 @@ def saved_store(
             return None
         raise StoreError(
             f"{checkpoint} holds no logits store: expected the predictions of past epochs in {path}. Resume from "
-            "a checkpoint that an LSTSDTrainer saved without save_only_model; or set resume_without_logits=True "
-            "to train on without teachers until there are new ones."
+            "a checkpoint that an LSTSDTrainer saved without save_only_model; or set resume_without_logits=True, "
+            "a field of LSTSDConfig, to train on without teachers until there are new ones."
         )
     store = LogitsStore.open(path)
     _check_note(store)

@@ -1,7 +1,7 @@
 """Makes batches with the user's collator, and adds the sample ids and the teachers' predictions to them."""
 
 import operator
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,9 @@ class IdentifiedDataset(torch.utils.data.Dataset[Any]):
     def __getitem__(self, index: Any) -> Any:
         return self.wrapped[index]
 
+    def __iter__(self) -> Iterator[Any]:  # else Python would count up until an IndexError, which may never come
+        return iter(self.wrapped)
+
     def __getitems__(self, indices: list[Any]) -> list[IdentifiedRow]:
         if hasattr(self.wrapped, "__getitems__"):  # `datasets.Dataset` has it, and many torch data sets do not
             rows = self.wrapped.__getitems__(indices)
@@ -114,6 +117,12 @@ class IdentifiedDataset(torch.utils.data.Dataset[Any]):
             return int(self.wrapped_ids[operator.index(index)])
         except TypeError:  # a sampler may draw other indices that the data set understands
             return None
+        except IndexError as error:
+            raise SampleIdError(
+                f"The sampler drew index {index} from a training set that had {len(self.wrapped_ids)} rows when the "
+                "run began: expected the same rows in every epoch, because an earlier epoch teaches them. Make the "
+                "set as large as it will be before train(), and choose among its rows with a sampler."
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         if name in ("wrapped", "wrapped_ids"):  # not there yet, while this object is unpickled

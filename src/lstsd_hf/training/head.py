@@ -52,6 +52,8 @@ class HeadMixin(HubMixin):
         loss, for which only the config as it was before counts.
         """
         said = getattr(getattr(self.model, "config", None), "problem_type", None)
+        if not isinstance(said, str) or said not in HEADS:  # the config of a model of the user's own has its own words
+            said = None
         if self._lstsd_described_model is not self.model:  # before its first loss
             self._lstsd_described_model, self._lstsd_described_problem = self.model, said
         computes_own = self._lstsd_has_own_loss or self.compute_loss_func is not None
@@ -60,7 +62,7 @@ class HeadMixin(HubMixin):
     def _lstsd_many_rows_head(self) -> ManyRows | None:
         """The head of a model whose samples have any number of rows; None if each sample has one row."""
         said = self.distillation.problem_type or many_rows_problem(self.model)
-        return many_rows_head(said, self.distillation.logits_top_k, self.label_names)
+        return many_rows_head(said, self.distillation.logits_top_k, sorted(self.label_names, key="labels".__ne__))
 
     def _lstsd_refuse_drawn_mask(self) -> None:
         """Raises ValueError if the collator draws another mask for a language model in each epoch."""
@@ -134,7 +136,8 @@ class HeadMixin(HubMixin):
         if choice.guessed_from is not None and self.accelerator.is_main_process:
             logger.warning(
                 f"The training data has {choice.guessed_from}: the logits are taken for "
-                f"{type(choice.head).__name__.lower()}. If they are something else, set problem_type."
+                f"{type(choice.head).__name__.lower()}. If they are something else, set problem_type, "
+                "a field of LSTSDConfig."
             )
         if self._lstsd_outside is not None:
             self._lstsd_outside.refuse_rows(tuple(rows.logits.shape[1:]))

@@ -199,7 +199,7 @@ class LoaderMixin(HeadMixin):
         with same_random_numbers():
             examples = [{k: v for k, v in dataset[position].items() if k != column} for position in positions]
             batch: Any = cast(Any, self.data_collator)(examples)
-        labels = next((batch[name] for name in self.label_names if name in batch), None)
+        labels = next((batch[n] for n in sorted(self.label_names, key="labels".__ne__) if n in batch), None)
         return labels is not None and bool(rows_with_labels_outside(np.asarray(labels), columns).size)
 
 

@@ -40,7 +40,7 @@ from .overrides import (
     watching,
 )
 from .recorder import Plan, Recorder
-from .sample_ids import LABEL_COLUMNS
+from .sample_ids import label_columns
 
 
 class LSTSDMixin(BaseLossMixin):
@@ -218,12 +218,12 @@ class LSTSDMixin(BaseLossMixin):
         sample_ids = added[SAMPLE_IDS]
         teachers = tuple(teacher.name for teacher in self._lstsd_teachers if teacher_key(teacher.name) in added)
         index = RowIndex(added[POSITIONS], added[COUNTS]) if POSITIONS in added else None
-        labels = next((inputs[name] for name in (*self.label_names, *LABEL_COLUMNS) if name in inputs), None)
+        labels = next((inputs[name] for name in label_columns(self.label_names) if name in inputs), None)
         items, own_items = self._lstsd_items_in(added), self._lstsd_own_items(inputs, labels, num_items_in_batch)
         with self._lstsd_shown(added), watching(model, cast(nn.Module, self.model), self._lstsd_has_own_loss) as seen:
             batch = copy.copy(inputs)  # because a loss may pop the labels
             found = compute_loss(self, model, batch, return_outputs=True, num_items_in_batch=own_items, **kwargs)
-        base_loss, outputs = found if isinstance(found, tuple) else (found, None)
+        base_loss, outputs, *_ = (*found, None) if isinstance(found, tuple) else (found, None)
         refuse_no_loss(base_loss, outputs, self._lstsd_has_own_loss or self.compute_loss_func is not None)
         student = self._lstsd_student([outputs, *seen], inputs, len(sample_ids), labels, recorder)
         assert self._lstsd_head is not None

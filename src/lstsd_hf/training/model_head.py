@@ -156,9 +156,10 @@ def rows_of(outputs: Any, samples: int, inputs: Mapping[str, Any] | None = None)
         raise ValueError(
             f"The model returned logits of shape {tuple(logits.shape)} for {samples} samples: expected "
             f"({samples}, classes). LSTSDTrainer works with {_SUPPORTED}. If a model of your own has many rows "
-            "for each sample, set problem_type, for instance 'token_classification'. If the data collator drops or "
-            "adds rows, do that in the data set instead: each row that it gets must be one row of the batch. If your "
-            "loss runs the model on a batch more than once at a time, return the outputs of one pass."
+            "for each sample, set problem_type, for instance 'token_classification', a field of LSTSDConfig. If the "
+            "data collator drops or adds rows, do that in the data set instead: each row that it gets must be one row "
+            "of the batch. If your loss runs the model on a batch more than once at a time, return the outputs of one "
+            "pass."
         )
     return Rows(logits, paired=False)
 

@@ -143,13 +143,12 @@ class OutsideTeacher:
                     f"{_names_in_words(own)}: they are taken to be in the same order."
                 )
             return self
-        known = {name.lower(): column for column, name in enumerate(names)}
-        if sorted(known) != sorted(name.lower() for name in own):
+        order = _order_of(names, own)
+        if order is None:
             raise StoreMismatchError(
                 f"The outside teacher's classes are {names}, in the store at {store.path}, and the model's are {own}: "
                 "expected the same names. Give the model the teacher's id2label, or record another teacher."
             )
-        order = tuple(known[name.lower()] for name in own)
         if order == tuple(range(len(order))):
             return self
         return replace(self, source=replace(self.source, columns=order))
@@ -316,7 +315,7 @@ def class_names(model: Any, columns: int) -> list[str] | None:
     names = [str(found[i]) for i in range(columns)]
     if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
         return None
-    return names if len({name.lower() for name in names}) == columns and all(map(is_text, names)) else None
+    return names if len(set(names)) == columns and all(map(is_text, names)) else None
 
 
 def vocabulary_of(model: Any) -> int | None:
@@ -348,6 +347,14 @@ def input_lengths(dataset: Any, names: Collection[str] = ("input_ids",)) -> npt.
     batches = dataset.with_format("arrow").select_columns([name]).iter(10_000)
     parts = [np.array([len(value) for value in table[name].to_pylist()], np.int64) for table in batches]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _order_of(names: list[str], wanted: list[str]) -> tuple[int, ...] | None:
+    """Where each wanted name is among the others, by any case if that is unique; None if they are not the same."""
+    for one, other in ((names, wanted), ([name.lower() for name in names], [name.lower() for name in wanted])):
+        if len(set(one)) == len(one) and sorted(one) == sorted(other):
+            return tuple(map(one.index, other))
+    return None
 
 
 def _names_in_words(names: list[str] | None) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,15 +32,30 @@ def taught(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(compute_loss)
-    def wrapper(self: Any, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if model.training and not self._lstsd_is_computing_base_loss:
-            return self._lstsd_teach(compute_loss, model, inputs, *args, **kwargs)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        model, inputs, *rest = *args, *(_named(type(self), place, kwargs) for place in range(len(args), 2))
+        # A pass without gradient only looks, for instance to choose samples by their loss: it is not the one to teach.
+        if model.training and torch.is_grad_enabled() and not self._lstsd_is_computing_base_loss:
+            return self._lstsd_teach(compute_loss, model, inputs, *rest, **kwargs)
         if SAMPLE_IDS in inputs:  # a training batch that is evaluated, or used in another's base loss
             inputs, _ = take_added(inputs)
-        return compute_loss(self, model, inputs, *args, **kwargs)
+        return compute_loss(self, model, inputs, *rest, **kwargs)
 
     wrapper.is_taught = True  # type: ignore[attr-defined]
     return wrapper
+
+
+def _named(trainer: type, place: int, given: dict[str, Any]) -> Any:
+    """Takes the model (place 0) or the batch (1), which a step of the user's own passed by name, out of `given`.
+
+    The user's `compute_loss` may call them something else, and may be a parent's.
+    """
+    for cls in trainer.__mro__:
+        if "compute_loss" in vars(cls):
+            name = next(iter([*inspect.signature(vars(cls)["compute_loss"]).parameters][place + 1 :]), None)
+            if name in given:
+                return given.pop(name)
+    raise TypeError(f"{trainer.__name__}.compute_loss got {sorted(given)} by name: expected a model and a batch.")
 
 
 def is_taught(compute_loss: Callable[..., Any]) -> bool:
@@ -50,7 +66,7 @@ def is_taught(compute_loss: Callable[..., Any]) -> bool:
 def take_added(batch: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """A copy of a batch without what the collator added, and what it added. The caller's batch is not changed."""
     rest = copy.copy(batch)
-    return rest, {key: rest.pop(key) for key in batch if key.startswith(ADDED)}
+    return rest, {key: rest.pop(key) for key in batch if str(key).startswith(ADDED)}
 
 
 def plain_batch(batch: Any) -> Any:
@@ -65,7 +81,7 @@ def refuse_no_ids(batch: Any) -> None:
     """Raises ValueError if a training batch has no sample ids."""
     if SAMPLE_IDS not in batch:
         raise ValueError(
-            f"A training batch holds {sorted(batch)}, and no sample ids: expected a batch of "
+            f"A training batch holds {sorted(map(str, batch))}, and no sample ids: expected a batch of "
             "LSTSDTrainer.get_train_dataloader. A subclass that overrides it must call super(). One that picks keys "
             f"of the batch, in training_step or _prepare_inputs, must keep those that begin with {ADDED!r}."
         )

@@ -119,6 +119,7 @@ class Recorder:
         self._store: LogitsStore | None = None
         self._pending, self._row_counts = OnItsWay(), RowCounts()
         self._seen: npt.NDArray[np.bool_] | None = None
+        self._last_ids: torch.Tensor | None = None  # of the batch that was recorded last
         self._is_sealed = False  # whether the current epoch is sealed
         self._keeps_all = False  # decided once the size of a row is known
         self._held: list[BaseFileLock] = []
@@ -187,6 +188,7 @@ class Recorder:
             self.epoch += 1
         self.memory.begin_epoch(self.epoch)
         self._passes.begin(self.epoch)
+        self._last_ids = None
         sealed = self._store.sealed_epochs if self._store is not None else []
         self._is_sealed = self.epoch in sealed
         if self._is_sealed:  # a complete pass over a stream, whose batches the Trainer now skips
@@ -257,8 +259,10 @@ class Recorder:
             StoreError, StoreMismatchError: see `LogitsStore.record`.
             SampleIdError: a streamed training set repeats an id within an epoch.
         """
-        if self._is_sealed:
+        # Where a step computes several losses of one batch, as adversarial training does, the first one counts.
+        if self._is_sealed or sample_ids is self._last_ids:
             return
+        self._last_ids = sample_ids
         if self._store is None:
             self._create(compared, counts)
         tensors = {SAMPLE_IDS: sample_ids, COUNTS: counts, LABELS: labels, **compared.recorded}
@@ -322,7 +326,7 @@ def _not_there(epochs: set[int], epoch: int, path: Path) -> StoreError:
     return StoreError(
         f"The predictions of epochs {sorted(epochs)}, which teach in epoch {epoch}, are not in the store at {path}. "
         "Are mini_generation_epochs, long_term_teacher and the weights still what they were? Set "
-        "resume_without_logits=True to train without the missing teachers."
+        "resume_without_logits=True, a field of LSTSDConfig, to train without the missing teachers."
     )
 
 

@@ -1,6 +1,6 @@
 """Sample ids: a number that names each row of a training set for good. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import datasets
@@ -15,6 +15,16 @@ AnyDataset = TypeVar(
 LABEL_COLUMNS = ("labels", "label", "label_ids")
 
 _FEW = 5
+
+
+def label_columns(label_names: Sequence[str]) -> tuple[str, ...]:
+    """Where labels are looked for, in order: under the trainer's `label_names`, then under the usual names.
+
+    The usual names come first if one of them is among `label_names`. The plain Trainer takes every argument of
+    `forward` for a label that has "label" in its name, and `label_weight` is none.
+    """
+    is_usual = not {*LABEL_COLUMNS}.isdisjoint(label_names)
+    return (*LABEL_COLUMNS, *label_names) if is_usual else (*label_names, *LABEL_COLUMNS)
 
 
 class SampleIdError(ValueError):

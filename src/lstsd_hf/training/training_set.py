@@ -13,7 +13,7 @@ import torch
 
 from ..method.rows import IGNORED
 from .fingerprint import fingerprint
-from .sample_ids import LABEL_COLUMNS, sample_ids_of
+from .sample_ids import label_columns, sample_ids_of
 
 _AT_ONCE = 1000  # rows
 
@@ -62,7 +62,7 @@ def inspect_training_set(
         columns: The columns that the model takes; None for all of them.
         num_samples: The largest id plus 1, for an iterable, or for a torch data set whose items have their own ids.
             The store has a row for each number below it, because the ids are not known ahead.
-        label_names: The trainer's names for the labels. "labels", "label" and "label_ids" are tried after these.
+        label_names: The trainer's names for the labels; see `label_columns`.
         of_rows: Whether the labels are those of a sample's rows. They are recorded with the rows, and not read here.
 
     Raises:
@@ -88,14 +88,14 @@ def inspect_training_set(
     # It is not known which columns a transform reads. If the model takes none, the Trainer says so in its own words.
     if dataset.format["type"] == "custom" or not set(kept) - {column}:
         kept = dataset.column_names
-    labels = {*label_names, *LABEL_COLUMNS}.intersection(kept)
+    labels = {*label_columns(label_names)}.intersection(kept)
     name = fingerprint(dataset, ids, [name for name in kept if name != column], labels)
     return TrainingSet(int(ids.max()) + 1, name, ids, None if of_rows else labels_of(dataset, label_names))
 
 
 def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt.NDArray[Any] | None:
-    """The label of each row; see `TrainingSet.labels`. `label_names` are tried before the usual names."""
-    name = next((name for name in (*label_names, *LABEL_COLUMNS) if name in dataset.column_names), None)
+    """The label of each row; see `TrainingSet.labels` and `label_columns`."""
+    name = next((name for name in label_columns(label_names) if name in dataset.column_names), None)
     if name is None:
         return None
     values = dataset.with_format("numpy").select_columns([name])[:][name]
@@ -111,7 +111,7 @@ def refuse_no_labels(dataset: Any, label_names: Sequence[str] = ()) -> None:
     """
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return
-    name = next((name for name in (*label_names, *LABEL_COLUMNS) if name in dataset.column_names), None)
+    name = next((name for name in label_columns(label_names) if name in dataset.column_names), None)
     if name is None or not pa.types.is_list(dataset.features.arrow_schema.field(name).type):
         return
     for batch in dataset.select_columns([name]).with_format("arrow").iter(_AT_ONCE):
