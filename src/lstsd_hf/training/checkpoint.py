@@ -78,9 +78,13 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, RecursionError) as error:  # not UTF-8, not JSON, not an object, or an unknown key
         raise ValueError(f"{path} is damaged: {shortened(str(error))}.") from error
-    entries = state.log_history
+    entries, best = state.log_history, state.best_model_checkpoint
     wrong = [name for name in ("global_step", "max_steps", "num_train_epochs") if not is_whole(getattr(state, name))]
     wrong += ["log_history"] * (not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries))
+    numbers = ("logging_steps", "eval_steps", "save_steps", "total_flos")
+    wrong += [name for name in numbers if type(getattr(state, name)) not in (int, float)]
+    wrong += ["train_batch_size"] * (state.train_batch_size is not None and not is_whole(state.train_batch_size))
+    wrong += ["best_model_checkpoint"] * (best is not None and not isinstance(best, str))
     if wrong or not state.global_step:
         name = wrong[0] if wrong else "global_step"
         raise ValueError(f"{path} is damaged: {name}={shortened(getattr(state, name))}.")
