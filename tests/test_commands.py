@@ -232,6 +232,35 @@ def test_a_folder_that_holds_something_else(base: list[str], refused: Callable[.
     assert Path("mine/letter.txt").read_text() == "kept\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("all_results.json", b"", "cannot be read: Expecting value"),
+        ("all_results.json", b'{"epoch": 1', "cannot be read: Expecting ',' delimiter"),
+        ("all_results.json", b"[1]", "cannot be read: it is no JSON object"),
+        ("all_results.json", None, "cannot be read: not a regular file"),
+        ("README.md", b"---\n[\n---\nmine", "cannot be read as a model card: while parsing"),
+        ("README.md", b"\xff\xfe", "cannot be read as a model card: 'utf-8' codec"),
+        ("README.md", None, "cannot be read as a model card: not a regular file"),
+    ],
+)
+def test_what_the_end_of_a_run_could_not_read_is_refused_before_training(
+    base: list[str], refused: Callable[..., str], name: str, content: bytes | None, message: str
+) -> None:
+    """As a run that was killed leaves a file, or a full disk."""
+    Path("out").mkdir()
+    if content is None:
+        os.mkfifo(f"out/{name}")
+    else:
+        Path("out", name).write_bytes(content)
+    line = refused(base, alone=True)
+    assert line.startswith(f"out/{name}, ")
+    assert message in line
+    assert not Path("out/_logits").exists()
+    Path("out", name).rename("aside")  # as the line advises
+    cli.main(["train", *base])
+
+
 def test_a_link_where_the_report_goes_is_refused_before_training(base: list[str], refused: Callable[..., str]) -> None:
     out = Path(base[base.index("--output_dir") + 1])
     out.mkdir(exist_ok=True)
@@ -489,6 +518,39 @@ def test_a_checkpoint_with_a_damaged_file(
     assert f"{checkpoint}/{name} is damaged" in line
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("held", [{}, {"param_groups": [1], "state": 5}, [1], 5, torch.zeros(3), Path("x")])
+def test_a_checkpoint_with_a_file_of_something_else(
+    base: list[str], refused: Callable[..., str], checkpoint: Path, name: str, held: Any
+) -> None:
+    torch.save(held, checkpoint / name)
+    line = refused([*base, "--resume_from_checkpoint", str(checkpoint)])
+    assert f"{checkpoint}/{name} is damaged" in line
+    assert not Path("out/_logits-1").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_with_a_pipe(base: list[str], refused: Callable[..., str], checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    line = refused([*base, "--resume_from_checkpoint", str(checkpoint)])
+    assert line == f"{checkpoint}/{name}: not a regular file"
+
+
+@pytest.mark.parametrize(("optim", "lacks"), [("sgd", "momentum"), ("adafactor", "beta1")])
+def test_a_checkpoint_of_another_optimizer(
+    base: list[str], refused: Callable[..., str], checkpoint: Path, optim: str, lacks: str
+) -> None:
+    argv = [*base, "--resume_from_checkpoint", str(checkpoint)]
+    line = refused([*argv, "--optim", optim])
+    assert (
+        f"{checkpoint}/optimizer.pt is the state of another optimizer than optim={optim!r} (KeyError: '{lacks}')"
+        in line
+    )
+    assert not Path("out/_logits-1").exists()
+    cli.main(["train", *argv, "--optim", "adamw_torch"])  # which shares its state with the default
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -496,6 +558,8 @@ def test_a_checkpoint_with_a_damaged_file(
         pickle.UnpicklingError("bad"),
         SafetensorError("bad"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        Exception("No space left on device (os error 28)"),
         HfHubHTTPError.__bases__[0]("Connection refused"),
     ],
 )
@@ -509,7 +573,9 @@ def test_what_a_run_can_meet_is_one_line(
     assert str(error) in refused([*base, "--trainer", "plain"])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes"), KeyError("x"), TypeError("x"), ZeroDivisionError("x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes"), KeyError("x"), TypeError("x"), ZeroDivisionError("x"), Exception("x")]
+)
 def test_faults_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as found, errors_of_a_run():
         raise error

@@ -192,7 +192,7 @@ def load_model(job: Job) -> PreTrainedModel:
     parts = [rows for rows in (data.train, *data.evaluation.values(), *data.prediction.values()) if rows is not None]
     check_tokens(model, model_args.tokenizer_name or name, parts)
     if job.checkpoint is not None:
-        check_checkpoint(job.checkpoint, model)
+        check_checkpoint(job.checkpoint, model, job.args)
     return model
 
 
