@@ -110,9 +110,11 @@ def _check_state(path: Path, args: TrainingArguments) -> None:
         parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     except (ValueError, *WRONG_VALUE) as error:
+        what = f"optim={OptimizerNames(args.optim).value!r} ({type(error).__name__}: {error})"
+        what = f"optim={OptimizerNames(args.optim).value!r} ({type(error).__name__}: {error})"
         raise ValueError(
-            f"{path} is the state of another optimizer than optim={OptimizerNames(args.optim).value!r} ({type(error).__name__}: "
-            f"{error}). Resume with the optim that the checkpoint was saved with, or start anew in another output_dir."
+            f"{path} is the state of another optimizer than {what}. Resume with the optim that the checkpoint was "
+            "saved with, or start anew in another output_dir."
         ) from error
 
 
