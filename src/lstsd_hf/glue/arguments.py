@@ -27,6 +27,9 @@ _AT_LEAST_1 = (
     "preprocessing_num_workers",
 )
 
+# What a GLUE task does without.
+_OF_FILES = ("validation_file", "test_file", "validation_fraction", "text_columns", "where", "tsv_quoting")
+
 # The columns of tokenized rows; the id column cannot have one of these names.
 _TAKEN_COLUMNS = ("idx", "label", "labels", "label_ids", "input_ids", "attention_mask", "token_type_ids")
 
@@ -173,6 +176,9 @@ class DataArguments:
             if self.task_name not in TASKS:
                 hint = nearest(self.task_name, TASKS)
                 raise ValueError(f"Unknown task_name {self.task_name!r}: expected one of {', '.join(TASKS)}.{hint}")
+            for name in _OF_FILES:
+                if getattr(self, name) not in (None, False):
+                    raise ValueError(f"{name} goes with train_file, found task_name={self.task_name!r}. Leave it out.")
         elif self.data_dir is not None:
             raise ValueError("data_dir goes with task_name, found train_file.")
         for name in ("data_dir", "train_file", "validation_file", "test_file"):

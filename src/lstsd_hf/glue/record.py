@@ -112,19 +112,24 @@ def _rows(parsed: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, proble
                 raise ValueError(f"{parsed.dataset}: found the splits {sorted(found)}: expected one that is 'train'.")
             found = found["train"]
         if "input_ids" in found.column_names:
+            if parsed.where is not None:
+                raise ValueError(
+                    f"where={parsed.where!r} chooses rows of a file: expected none with {parsed.dataset}, which has "
+                    "input_ids and is used as it is. Filter it before it is saved."
+                )
             return found
     if problem is not None:
         raise ValueError(
             f"{parsed.dataset}: expected rows with input_ids, as Dataset.save_to_disk writes them, because only for "
             "classifiers and regressions texts are tokenized here. Tokenize the data set first."
         )
-    of_data: dict[str, Any] = {"max_seq_length": parsed.max_seq_length, "label_column": parsed.label_column}
+    names = ("max_seq_length", "label_column", "data_dir", "text_columns", "where", "tsv_quoting")
+    of_data = {name: getattr(parsed, name) for name in names}
     if parsed.dataset.lower() in TASKS:
-        task = DataArguments(task_name=parsed.dataset, data_dir=parsed.data_dir, **of_data)
+        task = DataArguments(task_name=parsed.dataset, **of_data)
         column = parsed.sample_id_column
         data = load_task(task, train=True, evaluation=False, prediction=False, sample_id_column=column)
     else:
-        of_data |= {name: getattr(parsed, name) for name in ("text_columns", "where", "tsv_quoting")}
         data = load_texts(DataArguments(train_file=parsed.dataset, **of_data), parsed.sample_id_column)
     assert data.train is not None
     to_tokens = functools.partial(
