@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ._version import __version__
 from .extras import require
@@ -17,6 +17,8 @@ from .store import LogitsStore, StoreError
 # raises something else for a wrong input, its caller turns that into one of these.
 USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
 _LONGEST_LINE = 2000
+# Arguments of commands that are files or folders. `train` checks its own.
+_PATHS = ("run_dir", "other_run", "dataset", "logits_dir", "decisions", "output", "path")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +67,9 @@ def _run(argv: Sequence[str] | None) -> None:
         parsed.flags = rest
     elif rest:
         end(2, f"{name}: error: unknown argument {rest[0]!r}. See {name} --help.")
+    empty = [option for option in _PATHS if "" in _listed(getattr(parsed, option, None))]
+    if empty:  # as of a variable of the shell that is not set: the default would be taken, or the present folder
+        end(2, f"{name}: error: {empty[0]} is empty: expected the name of a file or folder.")
     try:
         parsed.run(parsed)
     except KeyboardInterrupt as stop:
@@ -83,6 +88,10 @@ def _run(argv: Sequence[str] | None) -> None:
         if parsed.traceback or is_own:
             raise
         end(2, f"{name}: error: {_told(error)}")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _told(error: Exception) -> str:
