@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -31,10 +32,11 @@ from transformers import (
 )
 from transformers.integrations import unset_hf_deepspeed_config
 
-from lstsd_hf import cli
+from lstsd_hf import LSTSDConfig, cli
 from lstsd_hf.glue import run as glue
 from lstsd_hf.glue.callbacks import InterruptCallback
 from lstsd_hf.glue.errors import errors_of_a_run
+from lstsd_hf.glue.resume import how_to_resume
 from toys import BAD, GOOD, config, rows, tiny_bert
 
 ROWS = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]},{i % 2}" for i in range(48)]
@@ -767,6 +769,33 @@ def test_ctrl_c_says_how_to_resume(base: list[str], lstsd: Callable[..., Any]) -
     steps = max(int(path.name.split("-")[1]) for path in Path("out").glob("checkpoint-*")) + 6
     resumed = glue.main([*argv[1:], "--resume_from_checkpoint", "true", "--max_steps", str(steps)])
     assert resumed["epoch"] == steps / 48
+
+
+def test_the_advice_after_ctrl_c_works(base: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the newest checkpoint is half written, and where none has predictions."""
+
+    def advice(*more: str) -> str:
+        argv = [*base, "--validation_file", base[3], "--do_eval", *more]
+        with monkeypatch.context() as patch:
+            patch.setattr(glue, "evaluate", interrupt)
+            with pytest.raises(KeyboardInterrupt) as stop:
+                glue.main(argv)
+        return str(stop.value)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    models = ["--save_strategy", "epoch", "--save_only_model", "true"]
+    line = advice(*models)
+    assert line.endswith("--resume_from_checkpoint true --resume_without_logits true goes on from out/checkpoint-12.")
+    shutil.rmtree("out/checkpoint-12")
+    Path("out/checkpoint-12").mkdir()
+    line = advice("--do_train", "false")
+    assert line == "Nothing was trained, so start again."
+    args, record = LSTSDConfig("out", do_train=True), re.compile("with (.*) goes on from out/checkpoint-6")
+    assert record.search(how_to_resume(args, records=False))[1] == "--resume_from_checkpoint true"
+    flags = record.search(how_to_resume(args, records=True))[1]
+    cli.main(["train", *base, *models, *flags.split()])
 
 
 def test_ctrl_c_before_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 from transformers.training_args import OptimizerNames
 
-from ..paths import checkpoints_of
+from ..paths import LOGITS_FOLDER, checkpoints_of
 from ..store.files import open_regular
-from ..training.checkpoint import last_complete_checkpoint
+from ..training.checkpoint import last_complete_checkpoint, refuse_incomplete
 from .checks import rehearse_optimizer
 from .errors import WRONG_VALUE
 
@@ -118,12 +119,23 @@ def _check_state(path: Path, args: TrainingArguments) -> None:
         ) from error
 
 
-def how_to_resume(output_dir: str) -> str:
-    """A sentence that says how to resume a run that was interrupted."""
-    found = checkpoints_of(output_dir)
-    if found:
-        return f"The same command with --resume_from_checkpoint true goes on from {found[0]}."
+def how_to_resume(args: TrainingArguments, *, records: bool) -> str:
+    """A sentence that says how to resume a run that was interrupted.
+
+    Args:
+        args: The run's arguments.
+        records: Whether the run records predictions, which it then needs to resume.
+    """
+    if not args.do_train:
+        return "Nothing was trained, so start again."
+    for checkpoint in checkpoints_of(str(args.output_dir)):
+        with suppress(FileNotFoundError, ValueError):
+            refuse_incomplete(checkpoint)
+            flags = "--resume_from_checkpoint true"
+            if records and not Path(checkpoint, LOGITS_FOLDER).exists():  # as with save_only_model
+                flags += " --resume_without_logits true"
+            return f"The same command with {flags} goes on from {checkpoint}."
     return (
-        f"No checkpoint is in {output_dir} yet, so start again. Once there is one (see save_strategy and save_steps), "
-        "--resume_from_checkpoint true goes on from it."
+        f"No checkpoint is in {args.output_dir} yet, so start again. Once there is one (see save_strategy and "
+        "save_steps), --resume_from_checkpoint true goes on from it."
     )

@@ -86,7 +86,8 @@ def run(job: Job) -> dict[str, float]:
     try:
         return _run(job, progress)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(how_to_resume(str(job.args.output_dir))) from stop
+        advice = how_to_resume(job.args, records=job.model_args.trainer == "lstsd")
+        raise KeyboardInterrupt(advice) from stop
     finally:
         progress.close()
 

@@ -48,9 +48,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
     """
     for path in checkpoints_of(output_dir):
         try:
-            state = read_state(path)
-            if path.name != f"{CHECKPOINT_PREFIX}-{state.global_step}":
-                raise ValueError(f"its state is of step {state.global_step}.")
+            refuse_incomplete(path)
         except (FileNotFoundError, ValueError) as error:
             logger.warning(f"{path} was not saved completely, so an earlier checkpoint is resumed from: {error}")
             continue
@@ -60,6 +58,13 @@ def last_complete_checkpoint(output_dir: str) -> str:
         f"No valid checkpoint found in output directory ({output_dir}): expected a folder checkpoint-N that was saved "
         "completely."
     )
+
+
+def refuse_incomplete(checkpoint: Path) -> None:
+    """Raises FileNotFoundError or ValueError if a folder `checkpoint-N` was not saved completely."""
+    state = read_state(checkpoint)
+    if checkpoint.name != f"{CHECKPOINT_PREFIX}-{state.global_step}":
+        raise ValueError(f"its state is of step {state.global_step}.")
 
 
 def read_state(checkpoint: Path) -> TrainerState:
