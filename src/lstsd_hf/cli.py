@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ._version import __version__
 from .extras import require
@@ -17,8 +17,7 @@ from .store import LogitsStore, StoreError
 # raises something else for a wrong input, its caller turns that into one of these.
 USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
 _LONGEST_LINE = 2000
-# Arguments of commands that are files or folders. `train` checks its own.
-_PATHS = ("run_dir", "other_run", "dataset", "logits_dir", "decisions", "output", "path")
+_PATHS = ("run_dir", "other_run", "dataset", "logits_dir", "decisions", "output", "path")  # `train` checks its own
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,7 +66,8 @@ def _run(argv: Sequence[str] | None) -> None:
         parsed.flags = rest
     elif rest:
         end(2, f"{name}: error: unknown argument {rest[0]!r}. See {name} --help.")
-    empty = [option for option in _PATHS if "" in _listed(getattr(parsed, option, None))]
+    given = {option: getattr(parsed, option, None) for option in _PATHS}
+    empty = [option for option, value in given.items() if "" in (value if isinstance(value, list) else [value])]
     if empty:  # as of a variable of the shell that is not set: the default would be taken, or the present folder
         end(2, f"{name}: error: {empty[0]} is empty: expected the name of a file or folder.")
     try:
@@ -88,10 +88,6 @@ def _run(argv: Sequence[str] | None) -> None:
         if parsed.traceback or is_own:
             raise
         end(2, f"{name}: error: {_told(error)}")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _told(error: Exception) -> str:
