@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -31,10 +32,11 @@ from transformers import (
 )
 from transformers.integrations import unset_hf_deepspeed_config
 
-from lstsd_hf import cli
+from lstsd_hf import LSTSDConfig, cli
 from lstsd_hf.glue import run as glue
 from lstsd_hf.glue.callbacks import InterruptCallback
 from lstsd_hf.glue.errors import errors_of_a_run
+from lstsd_hf.glue.resume import how_to_resume
 from toys import BAD, GOOD, config, rows, tiny_bert
 
 ROWS = [f"the film was {(BAD, GOOD)[i % 2][i // 2 % 4]},{i % 2}" for i in range(48)]
@@ -230,6 +232,35 @@ def test_a_folder_that_holds_something_else(base: list[str], refused: Callable[.
     write(Path("mine/letter.txt"), "kept")
     assert "mine holds something that is not a logits store" in refused([*base, "--logits_dir", "mine"])
     assert Path("mine/letter.txt").read_text() == "kept\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("all_results.json", b"", "cannot be read: Expecting value"),
+        ("all_results.json", b'{"epoch": 1', "cannot be read: Expecting ',' delimiter"),
+        ("all_results.json", b"[1]", "cannot be read: it is no JSON object"),
+        ("all_results.json", None, "cannot be read: not a regular file"),
+        ("README.md", b"---\n[\n---\nmine", "cannot be read as a model card: while parsing"),
+        ("README.md", b"\xff\xfe", "cannot be read as a model card: 'utf-8' codec"),
+        ("README.md", None, "cannot be read as a model card: not a regular file"),
+    ],
+)
+def test_what_the_end_of_a_run_could_not_read_is_refused_before_training(
+    base: list[str], refused: Callable[..., str], name: str, content: bytes | None, message: str
+) -> None:
+    """As a run that was killed leaves a file, or a full disk."""
+    Path("out").mkdir()
+    if content is None:
+        os.mkfifo(f"out/{name}")
+    else:
+        Path("out", name).write_bytes(content)
+    line = refused(base, alone=True)
+    assert line.startswith(f"out/{name}, ")
+    assert message in line
+    assert not Path("out/_logits").exists()
+    Path("out", name).rename("aside")  # as the line advises
+    cli.main(["train", *base])
 
 
 def test_a_link_where_the_report_goes_is_refused_before_training(base: list[str], refused: Callable[..., str]) -> None:
@@ -489,6 +520,39 @@ def test_a_checkpoint_with_a_damaged_file(
     assert f"{checkpoint}/{name} is damaged" in line
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("held", [{}, {"param_groups": [1], "state": 5}, [1], 5, torch.zeros(3), Path("x")])
+def test_a_checkpoint_with_a_file_of_something_else(
+    base: list[str], refused: Callable[..., str], checkpoint: Path, name: str, held: Any
+) -> None:
+    torch.save(held, checkpoint / name)
+    line = refused([*base, "--resume_from_checkpoint", str(checkpoint)])
+    assert f"{checkpoint}/{name} is damaged" in line
+    assert not Path("out/_logits-1").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_with_a_pipe(base: list[str], refused: Callable[..., str], checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    line = refused([*base, "--resume_from_checkpoint", str(checkpoint)])
+    assert line == f"{checkpoint}/{name}: not a regular file"
+
+
+@pytest.mark.parametrize(("optim", "lacks"), [("sgd", "momentum"), ("adafactor", "beta1")])
+def test_a_checkpoint_of_another_optimizer(
+    base: list[str], refused: Callable[..., str], checkpoint: Path, optim: str, lacks: str
+) -> None:
+    argv = [*base, "--resume_from_checkpoint", str(checkpoint)]
+    line = refused([*argv, "--optim", optim])
+    assert (
+        f"{checkpoint}/optimizer.pt is the state of another optimizer than optim={optim!r} (KeyError: '{lacks}')"
+        in line
+    )
+    assert not Path("out/_logits-1").exists()
+    cli.main(["train", *argv, "--optim", "adamw_torch"])  # which shares its state with the default
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -496,6 +560,8 @@ def test_a_checkpoint_with_a_damaged_file(
         pickle.UnpicklingError("bad"),
         SafetensorError("bad"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        Exception("No space left on device (os error 28)"),
         HfHubHTTPError.__bases__[0]("Connection refused"),
     ],
 )
@@ -509,7 +575,9 @@ def test_what_a_run_can_meet_is_one_line(
     assert str(error) in refused([*base, "--trainer", "plain"])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes"), KeyError("x"), TypeError("x"), ZeroDivisionError("x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes"), KeyError("x"), TypeError("x"), ZeroDivisionError("x"), Exception("x")]
+)
 def test_faults_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as found, errors_of_a_run():
         raise error
@@ -701,6 +769,33 @@ def test_ctrl_c_says_how_to_resume(base: list[str], lstsd: Callable[..., Any]) -
     steps = max(int(path.name.split("-")[1]) for path in Path("out").glob("checkpoint-*")) + 6
     resumed = glue.main([*argv[1:], "--resume_from_checkpoint", "true", "--max_steps", str(steps)])
     assert resumed["epoch"] == steps / 48
+
+
+def test_the_advice_after_ctrl_c_works(base: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the newest checkpoint is half written, and where none has predictions."""
+
+    def advice(*more: str) -> str:
+        argv = [*base, "--validation_file", base[3], "--do_eval", *more]
+        with monkeypatch.context() as patch:
+            patch.setattr(glue, "evaluate", interrupt)
+            with pytest.raises(KeyboardInterrupt) as stop:
+                glue.main(argv)
+        return str(stop.value)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    models = ["--save_strategy", "epoch", "--save_only_model", "true"]
+    line = advice(*models)
+    assert line.endswith("--resume_from_checkpoint true --resume_without_logits true goes on from out/checkpoint-12.")
+    shutil.rmtree("out/checkpoint-12")
+    Path("out/checkpoint-12").mkdir()
+    line = advice("--do_train", "false")
+    assert line == "Nothing was trained, so start again."
+    args, record = LSTSDConfig("out", do_train=True), re.compile("with (.*) goes on from out/checkpoint-6")
+    assert record.search(how_to_resume(args, records=False))[1] == "--resume_from_checkpoint true"
+    flags = record.search(how_to_resume(args, records=True))[1]
+    cli.main(["train", *base, *models, *flags.split()])
 
 
 def test_ctrl_c_before_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

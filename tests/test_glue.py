@@ -26,8 +26,9 @@ from transformers import (
 
 from lstsd_hf import cli
 from lstsd_hf.glue import run as glue
+from lstsd_hf.glue import words
 from lstsd_hf.glue.arguments import DataArguments, ModelArguments
-from lstsd_hf.glue.prepare import label_order
+from lstsd_hf.glue.prepare import label_order, prepare
 from lstsd_hf.glue.tasks import TASKS
 from lstsd_hf.report import measures
 from toys import BAD, GOOD
@@ -450,3 +451,10 @@ def test_it_says_what_it_will_do_and_what_it_found(
     assert lines[0] == "BertForSequenceClassification learns 48 rows (scores from 0 to 5)."
     assert lines[1] == "3 epochs. Teachers: long-term from epoch 2."
     assert re.fullmatch(rf"(\d+|None) of 48 scores looks? wrong\. To see them: lstsd report {tmp_path}", lines[-1])
+
+
+def test_the_plan_of_any_number_of_epochs_takes_no_time(layout: str, tmp_path: Path, model: str) -> None:
+    argv = flags(model, tmp_path, "--task_name", "sst2", "--data_dir", layout, "--do_train", "true")
+    job = prepare([*argv, "--num_train_epochs", "1e300"])
+    line = words.plan(job, glue.load_model(job)).splitlines()[1]
+    assert line.endswith("Teachers: long-term from epoch 2, short-term from epoch 1.")

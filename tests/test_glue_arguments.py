@@ -145,6 +145,7 @@ def test_the_demos_config() -> None:
         ({"task_name": "rte", "test_file": "a.csv"}, r"test_file='a\.csv' goes with train_file"),
         ({"task_name": "rte", "where": "a=b"}, r"where='a=b' goes with train_file"),
         ({"task_name": "rte", "validation_fraction": 0.5}, r"validation_fraction=0\.5 goes with train_file"),
+        ({"task_name": "rte", "tsv_quoting": True}, r"tsv_quoting=True goes with train_file"),
         ({"task_name": "rte", "text_columns": ["a"]}, r"text_columns=\['a'\] goes with train_file"),
         ({"train_file": "x.csv", "where": "source"}, r"where='source': expected COLUMN=VALUE"),
         ({"train_file": "x.csv", "validation_fraction": 1.0}, r"validation_fraction=1\.0: expected a number between"),

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -602,6 +603,11 @@ STATES: dict[str, Any] = {
     "another step": b'{"global_step": 7}',
     "text as step": b'{"global_step": "8"}',
     "no log": b'{"global_step": 8, "log_history": {}}',
+    "text as steps": b'{"global_step": 8, "save_steps": "x"}',
+    "null as steps": b'{"global_step": 8, "logging_steps": null}',
+    "a list as a batch": b'{"global_step": 8, "train_batch_size": [1]}',
+    "text as work": b'{"global_step": 8, "total_flos": "x"}',
+    "a number as a folder": b'{"global_step": 8, "best_model_checkpoint": 1e30}',
     "nested": b"[" * 100_000,
     "folder": folder_in_its_place,
     "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
@@ -666,6 +672,30 @@ def test_a_report_that_is_cut_off_leaves_the_one_before(sound, monkeypatch, how)
         after = files_in(run / "_report")
         assert after.keys() == before.keys()
         assert after["labels.npy"] != before["labels.npy"]
+
+
+def test_of_two_reports_at_once_each_is_whole(sound, monkeypatch):
+    """The second begins while the first has its page half written, and waits."""
+    with copy_of(sound) as run:
+        write_page, begun, seen = page_module.write_page, threading.Event(), list[bytes]()
+
+        def slowly(path: Path, *rest: Any) -> None:
+            if not begun.is_set():
+                begun.set()
+                path.write_bytes(b"half a page")
+                second.join(1)
+                seen.append(path.read_bytes())
+            write_page(path, *rest)
+
+        monkeypatch.setattr(page_module, "write_page", slowly)
+        second = threading.Thread(target=lambda: begun.wait(60) and write_report(run))
+        second.start()
+        write_report(run)
+        second.join(60)
+        assert seen == [b"half a page"]
+        assert not second.is_alive()
+        assert (run / "_report/report.html").read_bytes().rstrip().endswith(b"</html>")
+        assert ".unfinished" not in files_in(run / "_report")
 
 
 def test_a_report_writes_through_no_link(sound, tmp_path):

@@ -17,6 +17,7 @@ from .store import LogitsStore, StoreError
 # raises something else for a wrong input, its caller turns that into one of these.
 USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
 _LONGEST_LINE = 2000
+_PATHS = ("run_dir", "other_run", "dataset", "logits_dir", "decisions", "output", "path")  # `train` checks its own
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +66,10 @@ def _run(argv: Sequence[str] | None) -> None:
         parsed.flags = rest
     elif rest:
         end(2, f"{name}: error: unknown argument {rest[0]!r}. See {name} --help.")
+    given = {option: getattr(parsed, option, None) for option in _PATHS}
+    empty = [option for option, value in given.items() if "" in (value if isinstance(value, list) else [value])]
+    if empty:  # as of a variable of the shell that is not set: the default would be taken, or the present folder
+        end(2, f"{name}: error: {empty[0]} is empty: expected the name of a file or folder.")
     try:
         parsed.run(parsed)
     except KeyboardInterrupt as stop:

@@ -19,14 +19,23 @@ HUB_DATASET = "nyu-mll/glue"
 # What a word processor may have made of a flag's "--".
 _OTHER_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 
-# Settings that choose other rows, texts or labels in the user's own files, and that a GLUE task would leave unread.
-_OF_FILES = ("validation_file", "test_file", "text_columns", "label_kind", "where", "validation_fraction")
 _AT_LEAST_1 = (
     "max_seq_length",
     "max_train_samples",
     "max_eval_samples",
     "max_predict_samples",
     "preprocessing_num_workers",
+)
+
+# Settings of the user's own files, which a GLUE task would leave unread.
+_OF_FILES = (
+    "validation_file",
+    "test_file",
+    "validation_fraction",
+    "text_columns",
+    "label_kind",
+    "where",
+    "tsv_quoting",
 )
 
 # The columns of tokenized rows; the id column cannot have one of these names.
@@ -175,6 +184,12 @@ class DataArguments:
             if self.task_name not in TASKS:
                 hint = nearest(self.task_name, TASKS)
                 raise ValueError(f"Unknown task_name {self.task_name!r}: expected one of {', '.join(TASKS)}.{hint}")
+            for name in _OF_FILES:
+                if getattr(self, name) not in (None, False):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} goes with train_file: a GLUE task says what its splits, "
+                        "columns and labels are. Leave it out."
+                    )
         elif self.data_dir is not None:
             raise ValueError("data_dir goes with task_name, found train_file.")
         for name in ("data_dir", "train_file", "validation_file", "test_file"):
@@ -186,13 +201,6 @@ class DataArguments:
             raise ValueError(f"text_columns={self.text_columns}: expected columns other than the label's.")
         if self.label_kind not in (None, "classes", "scores"):
             raise ValueError(f"label_kind={self.label_kind!r}: expected 'classes' or 'scores'.")
-        if self.train_file is None:
-            for entry in fields(self):
-                if entry.name in _OF_FILES and getattr(self, entry.name) != entry.default:
-                    raise ValueError(
-                        f"{entry.name}={getattr(self, entry.name)!r} goes with train_file: a GLUE task says what its "
-                        "splits, columns and labels are. Leave it out."
-                    )
         if self.where is not None and not self.where.partition("=")[1]:
             raise ValueError(f"where={self.where!r}: expected COLUMN=VALUE.")
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:

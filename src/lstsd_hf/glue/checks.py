@@ -1,21 +1,27 @@
 """Checks of `lstsd train` before the first step, where Trainer would fail later or go on silently."""
 
+import json
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import yaml
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel, SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from ..config import LSTSDConfig
+from ..store.files import read_regular
+from ..store.npy import reason_of
 from ..training.fingerprint import is_list
 from .config_file import nearest
 from .errors import WRONG_VALUE, as_value_error
@@ -36,6 +42,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),  # numpy's limit
     "data_seed": (0, 2**32 - 1),
 }
+_LARGEST_FILE = 16 << 20  # bytes
 # What Trainer's evaluation adds to the metrics.
 _TIMES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
@@ -85,7 +92,31 @@ def check_training_arguments(args: LSTSDConfig) -> None:
         with as_value_error("torch_compile", *WRONG_VALUE):  # compiles nothing yet, but checks the names
             torch.compile(nn.Identity(), backend=str(args.torch_compile_backend), mode=args.torch_compile_mode)
     if args.do_train:
-        _rehearse_optimizer(args)
+        rehearse_optimizer(args)
+
+
+def check_files_of_an_earlier_run(output_dir: Path) -> None:
+    """Raises ValueError if a file in the output folder, to which the end of a run adds, cannot be read.
+
+    Trainer would say so after the training, without the file's name. A run that was killed can leave such files.
+    """
+    metrics, card = output_dir / "all_results.json", output_dir / "README.md"
+    try:
+        held = json.loads(read_regular(metrics, _LARGEST_FILE)) if os.path.lexists(metrics) else {}
+        if not isinstance(held, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{metrics}, to which this run adds its metrics, cannot be read: {reason_of(error)}. Move it aside."
+        ) from error
+    try:
+        if os.path.lexists(card):
+            ModelCard(read_regular(card, _LARGEST_FILE).decode("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, *WRONG_VALUE) as error:
+        raise ValueError(
+            f"{card}, which this run writes anew with its tags, cannot be read as a model card: {reason_of(error)}. "
+            "Move it aside."
+        ) from error
 
 
 def _is_utf8(name: str) -> bool:
@@ -105,16 +136,23 @@ def _check_services(args: TrainingArguments) -> None:
         )
 
 
-def _rehearse_optimizer(args: TrainingArguments) -> None:
-    """Makes the optimizer and its schedule for one parameter: nothing else checks their settings in time."""
+def rehearse_optimizer(args: TrainingArguments) -> torch.optim.Optimizer | None:
+    """Makes the optimizer and its schedule for one parameter: nothing else checks their settings in time.
+
+    Returns:
+        The optimizer; None if it is made for the modules of a model.
+
+    Raises:
+        ValueError: the settings are not allowed.
+    """
     optim = OptimizerNames(args.optim)
     if args.optim_target_modules is not None or optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
-        return  # these are made for a model's modules
+        return None  # these are made for a model's modules
     parameters = [nn.Parameter(torch.zeros(1))]
     with as_value_error(f"optim={optim.value!r} with optim_args={args.optim_args!r}", ValueError, *WRONG_VALUE):
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-            return
+            return None
         optimizer = kind(parameters, **settings)
     schedule, kwargs = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs
     if kwargs is not None and not isinstance(kwargs, dict):
@@ -122,6 +160,7 @@ def _rehearse_optimizer(args: TrainingArguments) -> None:
     what = f"lr_scheduler_type={schedule.value!r} with lr_scheduler_kwargs={kwargs!r}"
     with as_value_error(what, ValueError, *WRONG_VALUE):
         get_scheduler(schedule, optimizer, 0, 100, kwargs)
+    return optimizer
 
 
 def check_problem_type(args: LSTSDConfig, has_classes: bool, from_file: bool) -> None:

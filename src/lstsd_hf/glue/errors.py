@@ -5,6 +5,7 @@ traceback.
 """
 
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,11 @@ import torch
 
 # What libraries raise for a value of the wrong kind that they did not check first.
 WRONG_VALUE = (TypeError, KeyError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+
+# How torch reports a file that it cannot write or read: the part that does so, and what C++ says of a full disk.
+_FILE_OF_TORCH = ("inline_container.cc", "iostream error")
+# How the tokenizers report the same, with an exception that has no type of its own.
+_BY_THE_SYSTEM = re.compile(r"\(os error [0-9]+\)$")
 
 # Packages whose own exceptions report a problem with a server, a file or a service.
 _OUTSIDE = ("datasets", "httpx", "httpx2", "huggingface_hub", "mlflow", "safetensors", "trackio", "wandb")
@@ -40,7 +46,7 @@ def errors_of_a_run() -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"A file of the checkpoint is damaged: {error}") from error
     except RuntimeError as error:
-        if "inline_container.cc" not in str(error):  # the part of torch that reads and writes files
+        if not any(words in str(error) for words in _FILE_OF_TORCH):
             raise
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise ValueError(
@@ -48,6 +54,8 @@ def errors_of_a_run() -> Iterator[None]:
             "are intact."
         ) from error
     except Exception as error:
+        if type(error) is Exception and _BY_THE_SYSTEM.search(str(error)):
+            raise ValueError(f"A file of the tokenizer could not be written: {error}.") from error
         if type(error).__module__.partition(".")[0] not in _OUTSIDE or isinstance(error, (ValueError, OSError)):
             raise
         raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ from ..config import LSTSDConfig
 from ..extras import require
 from ..report.folder import report_folder
 from .arguments import DataArguments, ModelArguments, parse
-from .checks import check_problem_type
+from .checks import check_files_of_an_earlier_run, check_problem_type
 from .data import GlueData, load_files, load_task
 from .errors import as_value_error
 from .resume import checkpoint_to_resume
@@ -56,6 +56,8 @@ def prepare(argv: Sequence[str]) -> Job:
     if model_args.report:
         require("report")
         report_folder(Path(str(args.output_dir)))  # refuses a file or a link there before training
+    if args.should_save:
+        check_files_of_an_earlier_run(Path(str(args.output_dir)))
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, str(args.output_dir)) if args.do_train else None
     transformers.logging.set_verbosity(args.get_process_log_level())
     if args.local_process_index != 0 or not sys.stderr.isatty():  # a log file would get every state of the bars

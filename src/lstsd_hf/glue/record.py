@@ -125,10 +125,10 @@ def _rows(parsed: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, proble
             f"{parsed.dataset}: expected rows with input_ids, as Dataset.save_to_disk writes them, because only for "
             "classifiers and regressions texts are tokenized here. Tokenize the data set first."
         )
-    of_data: dict[str, Any] = {"max_seq_length": parsed.max_seq_length}
-    of_data |= {name: getattr(parsed, name) for name in ("label_column", "text_columns", "where", "tsv_quoting")}
+    names = ("max_seq_length", "label_column", "data_dir", "text_columns", "where", "tsv_quoting")
+    of_data = {name: getattr(parsed, name) for name in names}
     if parsed.dataset.lower() in TASKS:
-        task = DataArguments(task_name=parsed.dataset, data_dir=parsed.data_dir, **of_data)
+        task = DataArguments(task_name=parsed.dataset, **of_data)
         column = parsed.sample_id_column
         data = load_task(task, train=True, evaluation=False, prediction=False, sample_id_column=column)
     else:

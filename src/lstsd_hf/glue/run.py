@@ -86,7 +86,8 @@ def run(job: Job) -> dict[str, float]:
     try:
         return _run(job, progress)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(how_to_resume(str(job.args.output_dir))) from stop
+        advice = how_to_resume(job.args, records=job.model_args.trainer == "lstsd")
+        raise KeyboardInterrupt(advice) from stop
     finally:
         progress.close()
 
@@ -192,7 +193,7 @@ def load_model(job: Job) -> PreTrainedModel:
     parts = [rows for rows in (data.train, *data.evaluation.values(), *data.prediction.values()) if rows is not None]
     check_tokens(model, model_args.tokenizer_name or name, parts)
     if job.checkpoint is not None:
-        check_checkpoint(job.checkpoint, model)
+        check_checkpoint(job.checkpoint, model, job.args)
     return model
 
 

@@ -35,8 +35,10 @@ def plan(job: Job, model: PreTrainedModel) -> str:
     if job.model_args.trainer == "lstsd":
         head = Classes if job.data.labels else Scores
         teachers, epochs = teachers_of(args.resolve(head.default_weight)), math.ceil(args.num_train_epochs)
-        speaks = {t.name: [e for e in range(epochs) if t.teaching_epoch(e, epochs) is not None] for t in teachers}
-        firsts = [f"{name.replace('_', '-')} from epoch {found[0]}" for name, found in speaks.items() if found]
+        could = sorted({1, args.mini_generation_epochs})  # not all epochs, which may be any number
+        could = [epoch for epoch in could if epoch < epochs]
+        speaks = {t.name: next((e for e in could if t.teaching_epoch(e, epochs) is not None), None) for t in teachers}
+        firsts = [f"{n.replace('_', '-')} from epoch {first}" for n, first in speaks.items() if first is not None]
         firsts += ["outside from epoch 0"] if args.outside_share else []
         size = len(rows) * (len(job.data.labels) or 1) * np.dtype(args.logits_dtype).itemsize
         lines[1] = f"{length}. Teachers: {', '.join(firsts) or 'none'}."

@@ -35,7 +35,7 @@ from datasets import Dataset, DatasetDict
 
 from ..extras import require
 from ..method import dynamics
-from ..store.files import publish, remove, writing
+from ..store.files import one_at_a_time, publish, remove, writing
 from ..store.npy import NpyWriter, write_array
 from .folder import report_folder
 from .history import losses_table, samples_table, token_table
@@ -159,17 +159,18 @@ def _publishing(folder: Path) -> Iterator[Path]:
     new = folder / _UNFINISHED
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        remove(new)
-        try:
-            new.mkdir()
-            yield new
-            written = {path.name: path for path in new.iterdir()}
-            for name in sorted(written, key=lambda name: name == PAGE):  # the page last: it is what a user opens
-                publish(written[name], folder / name)
-            for name in _FILES - written.keys():  # left by an earlier report on another kind of head
-                (folder / name).unlink(missing_ok=True)
-        finally:
+        with one_at_a_time(folder):  # else one report would publish what another has half written
             remove(new)
+            try:
+                new.mkdir()
+                yield new
+                written = {path.name: path for path in new.iterdir()}
+                for name in sorted(written, key=lambda name: name == PAGE):  # the page last: it is what a user opens
+                    publish(written[name], folder / name)
+                for name in _FILES - written.keys():  # left by an earlier report on another kind of head
+                    (folder / name).unlink(missing_ok=True)
+            finally:
+                remove(new)
 
 
 def _write_last_epoch(folder: Path, run: Run, measures: Measures) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from ..extras import require
-from ..store.files import replacing
+from ..store.files import one_at_a_time, replacing
 from .folder import report_folder
 from .history import open_run
 from .pair import pair_of
@@ -69,6 +69,6 @@ def write_comparison(
     pair, notes = pair_of(*runs)
     folder.mkdir(exist_ok=True)
     path = folder / "comparison.html"
-    with replacing(path) as temporary:
+    with one_at_a_time(folder), replacing(path) as temporary:
         write_comparison_page(temporary, pair, texts, notes)
     return path

@@ -5,12 +5,13 @@ read-only files, or cannot flush a folder's entry. Each of these is optional: if
 """
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -104,6 +105,18 @@ def replacing(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is within this context for the folder; where there are no locks, it goes on."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system may lock no folder
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)  # which ends the lock
 
 
 def temporary_name(path: Path) -> Path:

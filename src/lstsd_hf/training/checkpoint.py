@@ -48,9 +48,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
     """
     for path in checkpoints_of(output_dir):
         try:
-            state = read_state(path)
-            if path.name != f"{CHECKPOINT_PREFIX}-{state.global_step}":
-                raise ValueError(f"its state is of step {state.global_step}.")
+            refuse_incomplete(path)
         except (FileNotFoundError, ValueError) as error:
             logger.warning(f"{path} was not saved completely, so an earlier checkpoint is resumed from: {error}")
             continue
@@ -60,6 +58,13 @@ def last_complete_checkpoint(output_dir: str) -> str:
         f"No valid checkpoint found in output directory ({output_dir}): expected a folder checkpoint-N that was saved "
         "completely."
     )
+
+
+def refuse_incomplete(checkpoint: Path) -> None:
+    """Raises FileNotFoundError or ValueError if a folder `checkpoint-N` was not saved completely."""
+    state = read_state(checkpoint)
+    if checkpoint.name != f"{CHECKPOINT_PREFIX}-{state.global_step}":
+        raise ValueError(f"its state is of step {state.global_step}.")
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -78,9 +83,13 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, RecursionError) as error:  # not UTF-8, not JSON, not an object, or an unknown key
         raise ValueError(f"{path} is damaged: {shortened(str(error))}.") from error
-    entries = state.log_history
+    entries, best = state.log_history, state.best_model_checkpoint
     wrong = [name for name in ("global_step", "max_steps", "num_train_epochs") if not is_whole(getattr(state, name))]
     wrong += ["log_history"] * (not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries))
+    numbers = ("logging_steps", "eval_steps", "save_steps", "total_flos")
+    wrong += [name for name in numbers if type(getattr(state, name)) not in (int, float)]
+    wrong += ["train_batch_size"] * (state.train_batch_size is not None and not is_whole(state.train_batch_size))
+    wrong += ["best_model_checkpoint"] * (best is not None and not isinstance(best, str))
     if wrong or not state.global_step:
         name = wrong[0] if wrong else "global_step"
         raise ValueError(f"{path} is damaged: {name}={shortened(getattr(state, name))}.")
