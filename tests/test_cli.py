@@ -42,7 +42,7 @@ def test_help(capsys: pytest.CaptureFixture) -> None:
         (("clena",), "lstsd: error: argument COMMAND: invalid choice: 'clena'"),
         (("store", "info"), "lstsd store: error: the following arguments are required: path. See"),
         (("store", "look", "x"), "lstsd store: error: argument action: invalid choice: 'look'"),
-        (("report", ""), "lstsd report: error: run_dir is empty: expected the name of a file or folder.\n"),
+        (("report", ""), "lstsd report: error: run_dir is empty: expected a value.\n"),
         (("report", "x", "y", "--logits_dir", "a", ""), "lstsd report: error: logits_dir is empty: expected"),
         (("clean", "x", "--dataset", "y", "--drop", "-o", ""), "lstsd clean: error: output is empty: expected"),
         (("record", "--model", "x", "--dataset", "", "-o", "y"), "lstsd record: error: dataset is empty: expected"),

@@ -233,12 +233,29 @@ def test_a_torch_data_set_with_ids_of_its_own_needs_their_number(tmp_path):
     assert LogitsStore.open(tmp_path / "enough" / "_logits").num_samples == 71
 
 
-def test_a_subset_of_a_numbered_set_under_plain_arguments(tmp_path):
-    part = torch.utils.data.Subset(add_sample_ids(rows(20)), range(10, 18))
+def test_subsets_of_numbered_sets_under_plain_arguments(tmp_path):
+    """Their ids are read where torch's wrappers keep the data sets, so the largest need not be given."""
+    numbered = add_sample_ids(rows(20))
+    parts = [torch.utils.data.Subset(numbered, range(10, 18)), numbered.select(range(18, 20))]
     plain = TrainingArguments(
         str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False
     )
-    with pytest.raises(SampleIdError, match=r"LSTSDConfig\(num_samples=\.\.\.\), in place of TrainingArguments"):
-        LSTSDTrainer(tiny_bert(), plain, train_dataset=part).train()
-    train(tmp_path, part, num_samples=20)
-    assert np.isfinite(LogitsStore.open(tmp_path / "_logits").read(0, range(10, 18))).all()
+    LSTSDTrainer(tiny_bert(), plain, train_dataset=torch.utils.data.ConcatDataset(parts)).train()
+    store = LogitsStore.open(tmp_path / "_logits")
+    assert store.num_samples == 20
+    assert np.isfinite(store.read(0, range(10, 20))).all()
+    assert np.isnan(store.read(0, range(10))).all()
+
+
+def test_parts_of_a_torch_data_set_with_ids_in_common_are_refused(tmp_path):
+    """Two rows with one id would teach each other, wherever they do not meet in a batch."""
+    parts = [add_sample_ids(rows(8, seed=seed)) for seed in (0, 1)]
+    for joined in (
+        torch.utils.data.ConcatDataset(parts),
+        torch.utils.data.Subset(torch.utils.data.ConcatDataset(parts), range(4, 14)),
+    ):
+        with pytest.raises(SampleIdError, match=r"repeated sample ids.*datasets\.concatenate_datasets"):
+            train(tmp_path / "joined", joined, num_samples=16, per_device_train_batch_size=1)
+    assert not (tmp_path / "joined" / "_logits").exists()
+    joined = datasets.concatenate_datasets(parts)
+    train(tmp_path / "numbered", add_sample_ids(joined.remove_columns("sample_id"), "sample_id"))

@@ -345,6 +345,18 @@ def test_labels_of_sentence_transformers_may_be_called_score(model, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "_logits" / "labels.npy"), data["score"][:])
 
 
+def test_lists_of_documents_are_refused(model, tmp_path):
+    """Their loss runs the model on pieces of a batch; one of them may have as many rows as the batch has samples."""
+    texts = [row["sentence1"] for row in pairs(1)]
+    lists = [texts[i : i + 2] for i in range(len(texts) - 1)]
+    data = datasets.Dataset.from_dict({"query": texts[:-1], "docs": lists, "labels": [[1, 0]] * len(lists)})
+    encoder = cross_encoder.CrossEncoder(model, num_labels=1, device="cpu")
+    arguments = PairConfig(str(tmp_path), **COMMON, **METHOD)
+    trainer = PairTrainer(encoder, arguments, train_dataset=data, loss=cross_encoder.losses.LambdaLoss(encoder))
+    with pytest.raises(ValueError, match=r"a list with a tensor for each sample.*Make each pair a sample of its own"):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     "other", [Seq2SeqTrainer, trl.RewardTrainer, trl.SFTTrainer, cross_encoder.CrossEncoderTrainer]
 )

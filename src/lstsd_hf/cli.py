@@ -17,7 +17,6 @@ from .store import LogitsStore, StoreError
 # raises something else for a wrong input, its caller turns that into one of these.
 USER_ERRORS = (StoreError, ValueError, OSError, ImportError, MemoryError)
 _LONGEST_LINE = 2000
-_PATHS = ("run_dir", "other_run", "dataset", "logits_dir", "decisions", "output", "path")  # `train` checks its own
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,10 +65,10 @@ def _run(argv: Sequence[str] | None) -> None:
         parsed.flags = rest
     elif rest:
         end(2, f"{name}: error: unknown argument {rest[0]!r}. See {name} --help.")
-    given = {option: getattr(parsed, option, None) for option in _PATHS}
+    given = {option: value for option, value in vars(parsed).items() if option != "flags"}  # `train` checks its own
     empty = [option for option, value in given.items() if "" in (value if isinstance(value, list) else [value])]
     if empty:  # as of a variable of the shell that is not set: the default would be taken, or the present folder
-        end(2, f"{name}: error: {empty[0]} is empty: expected the name of a file or folder.")
+        end(2, f"{name}: error: {empty[0]} is empty: expected a value.")
     try:
         parsed.run(parsed)
     except KeyboardInterrupt as stop:
@@ -202,10 +201,7 @@ def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_columns(command: _Parser) -> None:
     """Adds the options that say how the data set's rows are matched to the run's samples."""
     command.add_argument("--sample_id_column", default="sample_id", help="the data set's id column, if it has one")
-    command.add_argument(
-        "--label_column",
-        help="its label column; default: labels, label or label_ids; after lstsd train, label first",
-    )
+    command.add_argument("--label_column", help="its label column; default: labels, label or label_ids")
     command.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
 
 

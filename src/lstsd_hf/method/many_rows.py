@@ -187,7 +187,8 @@ def _labels_of(batch: Mapping[str, Any], names: Sequence[str] = ("labels",)) -> 
         raise ValueError(
             f"The batch holds {found}: expected {known} of shape (samples, tokens), -100 where a token has none. Use "
             "a data collator that pads labels, such as DataCollatorForTokenClassification. If a tagger's labels have "
-            "another name, give it as label_names."
+            "another name, give it as label_names. A trainer without labels for each token, such as DPO's, is not "
+            "supported."
         )
     return labels
 

@@ -22,6 +22,7 @@ from .model_head import (
     known_columns,
     known_vocabulary,
     many_rows_problem,
+    refuse_lists,
     rows_with_gradient,
     unwrapped,
 )
@@ -119,6 +120,8 @@ class HeadMixin(HubMixin):
         if isinstance(self._lstsd_head, ManyRows):
             shape = next(inputs[name].shape[:2] for name in self._lstsd_head.grid if name in inputs)
             return grid_with_gradient(candidates, self._lstsd_head.outputs, shape, trainer)
+        if self._lstsd_head is None:
+            refuse_lists(labels)
         rows = rows_with_gradient(candidates, samples, inputs, trainer)
         if self._lstsd_head is None:
             recorder.head = self._lstsd_choose_head(rows, labels)

@@ -220,6 +220,16 @@ def rows_with_gradient(candidates: Sequence[Any], samples: int, inputs: Mapping[
     return _first_with_gradient(candidates, lambda found: rows_of(found, samples, inputs), trainer)
 
 
+def refuse_lists(labels: Any) -> None:
+    """Raises ValueError if each sample of a batch has a tensor of labels of its own, and so several predictions."""
+    if isinstance(labels, (list, tuple)) and any(isinstance(own, torch.Tensor) and own.ndim for own in labels):
+        raise ValueError(
+            "The labels of a batch are a list with a tensor for each sample, as for losses over lists of documents "
+            "(LambdaLoss, ListNetLoss): expected one row of predictions, and one label or row of labels, for each "
+            "sample. Make each pair a sample of its own, with a loss for pairs."
+        )
+
+
 def _first_with_gradient(candidates: Sequence[Any], read: Callable[[Any], Any], trainer: str) -> Any:
     """The first result of `read` that has a gradient, among what a loss and then its model returned.
 

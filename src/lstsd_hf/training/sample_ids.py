@@ -100,12 +100,17 @@ def sample_ids_of(dataset: datasets.Dataset, column: str) -> npt.NDArray[np.int6
     _refuse_ids(found, found < 0, column, "negative")
     _refuse_ids(found, found > np.uint64(2**63 - 1), column, "too large")
     ids = found.astype(np.int64)
+    refuse_repeated_ids(ids, column)
+    return ids
+
+
+def refuse_repeated_ids(ids: npt.NDArray[np.int64], column: str) -> None:
+    """Raises SampleIdError if two rows have one id; it names the first such rows."""
     unique, first = np.unique(ids, return_index=True)
     if len(unique) < len(ids):
         repeated = np.ones(len(ids), bool)
         repeated[first] = False
         _refuse_ids(ids, repeated, column, "repeated")
-    return ids
 
 
 def _refuse_ids(ids: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], column: str, what: str) -> None:
@@ -115,5 +120,6 @@ def _refuse_ids(ids: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], column: str
             f"Column {column!r} holds {int(wrong.sum())} {what} sample ids, first {ids[rows].tolist()} in rows "
             f"{rows.tolist()}: expected one integer from 0 to 2^63 - 1 for each row, each once. Where sets were "
             "joined, or rows repeated, after they were numbered, drop the column and number the whole: "
-            f"add_sample_ids(dataset.remove_columns({column!r}), {column!r})."
+            f"add_sample_ids(dataset.remove_columns({column!r}), {column!r}). To join sets, use "
+            "datasets.concatenate_datasets rather than ConcatDataset."
         )

@@ -13,7 +13,7 @@ import torch
 
 from ..method.rows import IGNORED
 from .fingerprint import fingerprint
-from .sample_ids import label_columns, sample_ids_of
+from .sample_ids import has_sample_ids, label_columns, refuse_repeated_ids, sample_ids_of
 
 _AT_ONCE = 1000  # rows
 
@@ -57,16 +57,18 @@ def inspect_training_set(
 
     Args:
         dataset: A `datasets.Dataset` is read in full, at a few seconds per million rows. Of a torch data set only the
-            length is read, because its items may be slow to make, and random. Of an iterable nothing is read.
+            length is read, because its items may be slow to make, and random; of `Subset` and `ConcatDataset` also
+            the ids in the data sets that they are made of. Of an iterable nothing is read.
         column: The id column.
         columns: The columns that the model takes; None for all of them.
-        num_samples: The largest id plus 1, for an iterable, or for a torch data set whose items have their own ids.
+        num_samples: The largest id plus 1, for an iterable, or for a torch data set whose items have their own ids,
+            which cannot be read ahead.
             The store has a row for each number below it, because the ids are not known ahead.
         label_names: The trainer's names for the labels; see `label_columns`.
         of_rows: Whether the labels are those of a sample's rows. They are recorded with the rows, and not read here.
 
     Raises:
-        SampleIdError: see `sample_ids_of`.
+        SampleIdError: see `sample_ids_of`; two parts of a torch data set have an id in common.
         ValueError: the set is empty, or it is an iterable without `num_samples`, or one known to lack the id column.
     """
     if isinstance(dataset, torch.utils.data.IterableDataset):
@@ -82,6 +84,10 @@ def inspect_training_set(
     if not len(dataset):
         raise ValueError("The training set is empty: expected at least one row.")
     if not isinstance(dataset, datasets.Dataset):
+        parts = _ids_in_parts(dataset, column)
+        if parts is not None:
+            refuse_repeated_ids(parts, column)
+            num_samples = num_samples or int(parts.max()) + 1
         return TrainingSet(num_samples or len(dataset), f"torch data set of {len(dataset)}")
     ids = np.asarray(sample_ids_of(dataset, column))
     kept = [name for name in dataset.column_names if columns is None or name in columns]
@@ -91,6 +97,20 @@ def inspect_training_set(
     labels = {*label_columns(label_names)}.intersection(kept)
     name = fingerprint(dataset, ids, [name for name in kept if name != column], labels)
     return TrainingSet(int(ids.max()) + 1, name, ids, None if of_rows else labels_of(dataset, label_names))
+
+
+def _ids_in_parts(dataset: Any, column: str) -> npt.NDArray[np.int64] | None:
+    """The id of each row of a `Subset` or `ConcatDataset`; None if the rows of a part do not carry their ids."""
+    if isinstance(dataset, datasets.Dataset):
+        return np.asarray(sample_ids_of(dataset, column)) if has_sample_ids(dataset, column) else None
+    if isinstance(dataset, torch.utils.data.Subset):
+        ids = _ids_in_parts(dataset.dataset, column)
+        return None if ids is None else ids[np.asarray(dataset.indices, np.int64)]
+    if isinstance(dataset, torch.utils.data.ConcatDataset):
+        parts = [_ids_in_parts(part, column) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
+    return None
 
 
 def labels_of(dataset: datasets.Dataset, label_names: Sequence[str] = ()) -> npt.NDArray[Any] | None:
