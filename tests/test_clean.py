@@ -516,6 +516,8 @@ def test_scores_are_dropped_and_never_relabelled(tmp_path):
         ({"drop": True, "min_score": 0.0}, "all of the 6 rows would be dropped: expected some to stay"),
         ({"decisions": "decisions.csv", "min_score": 0.9}, "min_score beside decisions: expected one of them"),
         ({"decisions": "nowhere.csv"}, r"nowhere\.csv: no such file: expected decisions"),
+        ({"decisions": "."}, r"\.: not a file: expected decisions"),
+        ({"drop": True, "split": "dev"}, "split='dev' goes with a folder that has several: found the file"),
         ({"drop": True, "label_column": "gold"}, "has no column 'gold'"),
     ],
 )
@@ -529,6 +531,7 @@ def test_nothing_is_written_over(run, tmp_path, capsys):
     path = csv_of(tmp_path)
     content = path.read_bytes()
     (tmp_path / "link.csv").symlink_to(tmp_path / "nowhere.csv")
+    (tmp_path / "file").touch()
     for output in (path, tmp_path / "link.csv"):
         with pytest.raises(SystemExit) as end:
             cli.main(["clean", str(run), "--dataset", str(path), "--drop", "-o", str(output)])
@@ -540,6 +543,7 @@ def test_nothing_is_written_over(run, tmp_path, capsys):
     for output, message in (
         (tmp_path / "clean.tsv", r"expected a name that ends in \.csv"),
         (tmp_path / "none" / "clean.csv", "none: no such folder: expected one to write"),
+        (tmp_path / "file" / "clean.csv", "file: not a folder: expected one to write"),
     ):
         with pytest.raises(ValueError, match=message):
             clean(run, path, output, drop=True)

@@ -412,6 +412,12 @@ def test_ids_of_the_users_own_stay(tmp_path: Path) -> None:
     ("name", "lines", "arguments", "message"),
     [
         ("train.csv", None, {}, r"train\.csv: no such file"),
+        (
+            "train.csv",
+            ["text,label", "a,0", "b,1"],
+            {"where": "text=a"},
+            r"beside .*\(text, label\), found none",
+        ),
         ("train.txt", ["text,label", "a,1"], {}, r"train\.txt: expected a folder, or a file that ends in \.csv"),
         ("train.csv", [], {}, r"train\.csv: expected a header and rows, found an empty file"),
         ("train.csv", ["text,label"], {}, r"train\.csv: expected rows, found none"),

@@ -18,3 +18,8 @@ def checkpoints_of(output_dir: str | os.PathLike[str]) -> list[Path]:
     folders = Path(output_dir).glob(f"{CHECKPOINT_PREFIX}-*")
     steps = {int(number): path for path in folders if (number := path.name.rpartition("-")[2]).isdecimal()}
     return [path for _, path in sorted(steps.items(), reverse=True)]
+
+
+def absent(path: Path, kind: str) -> str:
+    """Says why there is no "file" or "folder" at a path: nothing is there, or something else."""
+    return f"not a {kind}" if os.path.lexists(path) else f"no such {kind}"

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
+from json import JSONDecodeError
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, NoReturn
 
@@ -258,7 +259,10 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LSTSDConf
         what = f"unknown flag {unknown[0]!r}" if unknown[0].startswith("-") else f"no flag takes {unknown[0]!r}"
         raise ValueError(f"{what}.{nearest(name, names)}")
     check_numbers(vars(known))
-    with as_value_error("The training arguments", *WRONG_VALUE):
+    with (
+        as_value_error("A JSON file of the training arguments (accelerator_config, deepspeed ...)", JSONDecodeError),
+        as_value_error("The training arguments", *WRONG_VALUE),
+    ):
         model_args, data_args, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")

@@ -357,6 +357,11 @@ def _text_columns(args: DataArguments, columns: Sequence[str], sample_id_column:
             return names
     if len(others) == 1:
         return (others[0],)
+    if not others:
+        raise ValueError(
+            f"{args.train_file}: expected a column of texts beside those of labels, ids and where "
+            f"({', '.join(name for name in columns if name in known)}), found none. Is one of them named by mistake?"
+        )
     raise ValueError(
         f"{args.train_file}: which columns are the text? Name one or two of {others[:20]} with --text_columns."
     )

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 from transformers.training_args import OptimizerNames
 
-from ..paths import LOGITS_FOLDER, checkpoints_of
+from ..paths import LOGITS_FOLDER, absent, checkpoints_of
 from ..store.files import open_regular
 from ..training.checkpoint import last_complete_checkpoint, refuse_incomplete
 from .checks import rehearse_optimizer
@@ -41,10 +41,11 @@ def checkpoint_to_resume(resume_from_checkpoint: str | None, output_dir: str) ->
         return None
     if resume_from_checkpoint.lower() == "true":
         return last_complete_checkpoint(output_dir)
-    if not resume_from_checkpoint or not Path(resume_from_checkpoint).is_dir():
+    folder = Path(resume_from_checkpoint or "?")  # an empty path is the present folder
+    if not folder.is_dir():
         raise ValueError(
-            f"resume_from_checkpoint={resume_from_checkpoint!r}: no such folder: expected a folder checkpoint-N, or "
-            "true for the last one in output_dir."
+            f"resume_from_checkpoint={resume_from_checkpoint!r}: {absent(folder, 'folder')}: expected a folder "
+            "checkpoint-N, or true for the last one in output_dir."
         )
     return resume_from_checkpoint
 

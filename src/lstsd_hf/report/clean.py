@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..paths import absent
 from .cells import Column, shown
 from .decisions import Decisions, read_decisions
 from .files import UserFile, open_user_file
@@ -121,6 +122,8 @@ def clean(
     """
     _check_options(drop, relabel, decisions is not None, min_score)
     path, output = Path(dataset), Path(output)
+    if split != "train" and path.is_file():
+        raise ValueError(f"split={split!r} goes with a folder that has several: found the file {path}. Leave it out.")
     file = open_user_file(path, split=split, tsv_quoting=tsv_quoting)
     _check_output(path, output)
     run = open_run(run_dir, logits_dir, multi_label=True)
@@ -174,7 +177,10 @@ def _check_output(path: Path, output: Path) -> None:
             f"{output} exists: expected a new name. Nothing is written over: move it aside, or choose another."
         )
     if not output.parent.is_dir():
-        raise ValueError(f"{output.parent}: no such folder: expected one to write {output.name} in. Make it first.")
+        parent = output.parent
+        raise ValueError(
+            f"{parent}: {absent(parent, 'folder')}: expected one to write {output.name} in. Make it, or name another."
+        )
     if path.is_dir():
         if output.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"{output} lies in {path}, the data set itself: expected another folder.")

@@ -24,6 +24,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from ..paths import absent
 from .cells import NUMBER, listed, sample_id, shown
 from .matching import Array
 from .parsing import delimited_rows, text_lines
@@ -64,7 +65,7 @@ def read_decisions(path: Path, run: Run, known: Array, written: Mapping[str, int
             was made about another label; the message names the file and the row.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file: expected decisions, as the report's page gives them.")
+        raise ValueError(f"{path}: {absent(path, 'file')}: expected decisions, as the report's page gives them.")
     reader = (_LabelReader if run.is_multi_label else _Reader)(path, run, known, written)
     rows = delimited_rows(path, _delimiter(path), has_quotes=True)
     header = [name.strip() for name in next(rows, (0, []))[1]]

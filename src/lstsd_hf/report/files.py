@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_from_disk
 
+from ..paths import absent
 from .cells import NUMBER, Cells, Column, in_memory, listed, tell
 from .parsing import Number, delimited_rows, in_words, json_rows
 
@@ -112,7 +113,7 @@ def open_user_file(path: str | os.PathLike[str], *, split: str = "train", tsv_qu
     if suffix not in FORMATS:
         raise ValueError(f"{path}: expected a folder, or a file that ends in {', '.join(FORMATS)}.")
     if not path.is_file():
-        raise ValueError(f"{path}: no such file.")
+        raise ValueError(f"{path}: {absent(path, 'file')}.")
     if suffix == ".parquet":
         return _open_parquet(path)
     if suffix in (".json", ".jsonl"):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..method.statistics import ABSOLUTE_ERROR, MARGIN, two_columns
-from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE, checkpoints_of
+from ..paths import LOGITS_FOLDER, TRAINER_STATE_FILE, absent, checkpoints_of
 from ..store import LogitsStore, StoreCorruptionError, StoreError
 from ..store.files import read_regular
 from ..store.manifest import is_whole, shortened
@@ -129,7 +129,8 @@ def folders_of(run_dir: str | os.PathLike[str], logits_dir: str | os.PathLike[st
     """The folder of a run, and that of its store. Raises ValueError if the first does not exist."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise ValueError(f"{run_dir}: no such folder: expected a run's output_dir, or a checkpoint in it.")
+        found = absent(run_dir, "folder")
+        raise ValueError(f"{run_dir}: {found}: expected a run's output_dir, or a checkpoint in it.")
     return run_dir, Path(logits_dir or run_dir / LOGITS_FOLDER)
 
 

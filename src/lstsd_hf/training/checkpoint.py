@@ -11,7 +11,7 @@ from transformers import TrainerState
 from transformers.utils import logging
 
 from ..method.heads import HEADS
-from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, TRAINER_STATE_FILE, checkpoints_of
+from ..paths import CHECKPOINT_PREFIX, LOGITS_FOLDER, TRAINER_STATE_FILE, absent, checkpoints_of
 from ..store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
 from ..store.files import read_regular
 from ..store.manifest import is_whole, shortened
@@ -118,7 +118,8 @@ def saved_store(
     """
     if not Path(checkpoint).is_dir():
         raise ValueError(
-            f"Can't find a valid checkpoint at {checkpoint}: no such folder. Expected a folder checkpoint-N."
+            f"Can't find a valid checkpoint at {checkpoint}: {absent(Path(checkpoint), 'folder')}. Expected a folder "
+            "checkpoint-N."
         )
     with suppress(FileNotFoundError):  # the plain Trainer then starts anew with the checkpoint's weights
         read_state(Path(checkpoint))
