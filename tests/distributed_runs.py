@@ -32,6 +32,12 @@ class MapsOne:
         return default_data_collator(changed)
 
 
+def without_each(every: int, data: Any) -> Any:
+    """The rows, of which each `every`-th has no label."""
+    labels = [label if at % every else -100 for at, label in enumerate(data["label"])]
+    return data.remove_columns("label").add_column("label", labels)
+
+
 def sum_over_count(outputs, labels, num_items_in_batch=None):
     return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
 
@@ -81,6 +87,7 @@ VARIANTS = {
     "honest": (96, 16, "classes", {"teacher_trust": "honest", "long_term_weight": 1e-9, "short_term_weight": 1e-9}),
     "mapped labels": (64, 32, "classes", {"data_collator": MapsOne()}),
     "outside teacher": (64, 32, "classes", {"outside_teacher": "recorded"}),
+    "some without a label": (64, 32, "classes", {"unlabelled": 5}),
 }
 
 
@@ -207,11 +214,12 @@ def main(folder: Path, world: int, only: str | None = None) -> None:
         if "outside_teacher" in changes:
             changes["outside_teacher"] = str(folder / changes["outside_teacher"])
         options = {option: changes.pop(option, None) for option in ("compute_loss_func", "data_collator")}
+        every = changes.pop("unlabelled", None)
         settings = config(folder / name, **BASE | {"per_device_train_batch_size": batch // world} | changes)
         trainer = LSTSDTrainer(
             tiny_bert(head, dropout=0.0),
             settings,
-            train_dataset=add_sample_ids(rows(count, head)),
+            train_dataset=add_sample_ids(rows(count, head) if every is None else without_each(every, rows(count))),
             eval_dataset=rows(32, head, seed=1),
             **options,
         )

@@ -94,7 +94,8 @@ def test_accumulated_micro_batches_count_as_one_batch(tmp_path: Path) -> None:
         assert one == pytest.approx(other, abs=1e-9)
 
 
-@pytest.mark.parametrize("step", [18, 24])  # within an epoch; at the end of one, before it is measured
+# Within an epoch; at the end of one, before it is measured; at the end of the run.
+@pytest.mark.parametrize("step", [18, 24, 12 * EPOCHS])
 @pytest.mark.parametrize("head", ["classes", "regression"])
 def test_a_resumed_run_logs_the_same(tmp_path: Path, head: str, step: int) -> None:
     changes = {"save_strategy": "steps", "save_steps": 6, "dropout": 0.1, "lr_scheduler_type": "linear"}

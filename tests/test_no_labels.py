@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lstsd_hf import LogitsStore, LSTSDTrainer
-from toys import config, logged, weights
+from toys import config, logged, rows, tiny_bert, weights
 
 NO, VOCABULARY, BATCH = -100, 30, 4
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -77,3 +77,39 @@ def test_a_run_that_is_saved_after_a_step_without_labels_goes_on(tmp_path):
     cut = train("tokens", tmp_path / "cut", BATCH, logging_steps=100, save_strategy="steps", save_steps=1)
     cut.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-1"))
     assert torch.equal(weights(whole.model), weights(cut.model))
+
+
+def unlabelled(folder, unlabelled_rows: tuple[int, ...], form: Any, **changes: Any) -> Any:
+    """Trains a classifier on 16 rows, some of which have no label; batches come in the order of the rows."""
+    table = rows(16)
+    labels = [NO if at in unlabelled_rows else label for at, label in enumerate(table["label"])]
+    settings = {"num_train_epochs": 3, "mini_generation_epochs": 1, "teacher_trust": "constant"}
+    settings |= {"train_sampling_strategy": "sequential"}
+    trainer = LSTSDTrainer(
+        tiny_bert(dropout=0.0),
+        config(folder, **settings | changes),
+        train_dataset=form(table.remove_columns("label").add_column("label", labels)),
+    )
+    trainer.train()
+    return trainer
+
+
+# Micro-batches of 4 in which no row has a label, or one, or two.
+@pytest.mark.parametrize("none", [(1, 6, 7, 12, 13, 14), (4, 5, 6, 7, 13)])
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+@pytest.mark.parametrize("form", [lambda table: table, list])
+def test_samples_without_a_class_do_not_count_in_the_mean_of_a_step(tmp_path, none, form, label_smoothing_factor):
+    big, small = (
+        unlabelled(
+            tmp_path / str(size),
+            none,
+            form,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=16 // size,
+            label_smoothing_factor=label_smoothing_factor,
+        )
+        for size in (16, 4)
+    )
+    torch.testing.assert_close(weights(small.model), weights(big.model), atol=1e-6, rtol=0)
+    assert logged(small, "loss") == pytest.approx(logged(big, "loss"), abs=1e-5)
+    assert logged(small, "base_loss") == pytest.approx(logged(big, "base_loss"), abs=1e-5)

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from ..method.heads import Classes
 from ..method.many_rows import Vocabulary
+from ..method.rows import IGNORED
 from .collator import POSITIONS, SAMPLE_IDS, teacher_key
 from .loader import LoaderMixin
 from .overrides import Shown, count_own_items, items_in, taught
+from .sample_ids import label_columns
 
 
 class BaseLossMixin(LoaderMixin):
@@ -27,7 +30,8 @@ class BaseLossMixin(LoaderMixin):
             (B, C), NaN where it has no prediction; (R, C) or (R, k) if samples have many rows. Empty in epochs without
             teachers.
         _lstsd_plain_items: For a language model: what the plain Trainer counts in the current group of micro-batches.
-            The sum over tokens is divided by this count, which may be larger than the number of predicted tokens.
+            The sum over tokens is divided by this count, which may be larger than the number of predicted tokens. For
+            classes of samples of which some have no label (-100): how many in the group have one.
     """
 
     is_computing_base_loss = Shown[bool]()
@@ -70,13 +74,43 @@ class BaseLossMixin(LoaderMixin):
             return super()._get_num_items_in_batch(batch_samples, device)
         is_language_model = isinstance(self._lstsd_head, Vocabulary)
         self._lstsd_plain_items = super()._get_num_items_in_batch(batch_samples, device) if is_language_model else None
+        if self._lstsd_some_unlabelled:
+            pairs = [(self._lstsd_labels_in(batch), len(batch[SAMPLE_IDS])) for batch in batch_samples]
+            labelled = torch.stack([self._lstsd_labelled(*pair).to(device) for pair in pairs]).sum()
+            if self.accelerator.num_processes > 1:
+                labelled = self.accelerator.reduce(labelled, "sum")
+            self._lstsd_plain_items = labelled.clamp(min=1)
         count = sum(self._lstsd_items_in(batch) for batch in batch_samples)
         if self.accelerator.num_processes == 1:
             return count
         counts_own = not self.args.average_tokens_across_devices  # the plain Trainer: those of this process alone
-        if self._lstsd_plain_items is not None and counts_own:
+        if is_language_model and self._lstsd_plain_items is not None and counts_own:
             self._lstsd_plain_items = self.accelerator.reduce(self._lstsd_plain_items.to(device), "sum")
         return self.accelerator.reduce(torch.full((), count, device=device), "sum")
+
+    def _lstsd_share(
+        self, base_loss: torch.Tensor, own_items: Any, targets: torch.Tensor | None, items: int, all_items: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """The base loss, 0 if no sample has a label; and what to multiply it by, because it is not a mean over items.
+
+        None: it is one. Otherwise it is the mean over, or is divided by, what `_lstsd_plain_items` counts.
+        """
+        if self._lstsd_some_unlabelled:
+            own_items = self._lstsd_labelled(targets, items)
+            base_loss = torch.where(own_items > 0, base_loss, base_loss.nan_to_num(0.0))
+        if self._lstsd_plain_items is None or all_items is None:
+            return base_loss, None
+        return base_loss, own_items / self._lstsd_plain_items * (all_items / max(items, 1))
+
+    def _lstsd_labelled(self, labels: Any, samples: int) -> torch.Tensor:
+        """How many samples of a batch have a class that the base loss counts."""
+        is_class = isinstance(labels, torch.Tensor) and labels.numel() == samples and not labels.is_floating_point()
+        if is_class and (self._lstsd_head is None or isinstance(self._lstsd_head, Classes)):
+            return labels.ne(IGNORED).sum()
+        return torch.full((), samples, device=self.accelerator.device)
+
+    def _lstsd_labels_in(self, batch: Any) -> torch.Tensor | None:
+        return next((batch[name] for name in label_columns(self.label_names) if name in batch), None)
 
     def _lstsd_items_in(self, batch: Any) -> int:
         samples = len(batch[SAMPLE_IDS])

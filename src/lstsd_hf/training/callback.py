@@ -51,6 +51,11 @@ class RecorderCallback(TrainerCallback):
         if self.recorder is not None:
             self.recorder.release()
 
+    def end_last_epoch(self) -> None:
+        """Measures the last epoch, once, if the run resumed at its last step: then no epoch begins or ends."""
+        if self.listens and self.recorder is not None and self.recorder.steps_per_epoch:
+            self.recorder.end_epoch()
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
 
 from ..config import DefaultFolder, check_logits_dir
+from ..method.rows import IGNORED
 from ..paths import LOGITS_FOLDER
 from .collator import IdentifiedDataset, TeacherCollator, TeachingEpochs
 from .head import HeadMixin
@@ -35,6 +36,8 @@ class LoaderMixin(HeadMixin):
     _lstsd_teaching: TeachingEpochs
     _lstsd_plan: Plan | None
     _lstsd_trial: Any
+    # Whether some samples may have no class (-100), so that the base loss leaves them out.
+    _lstsd_some_unlabelled = False
     # Whether `__init__` is done. A parent's may ask for loaders, evaluate or log, and gets what is the parent's own.
     _lstsd_is_made = False
     # By text column of the user's file, the fingerprint of the texts in the training set, for the store.
@@ -68,6 +71,10 @@ class LoaderMixin(HeadMixin):
         training_set = replace(training_set, texts=dict(self._lstsd_texts))
         self._lstsd_refuse_labels_outside(training_set)
         if self._lstsd_head is None:  # else this is another loader, made during training
+            labels = training_set.labels
+            # Nothing is known ahead of a stream's labels, nor of a torch data set's.
+            lacks = labels is None or (labels.ndim == 1 and labels.dtype.kind == "i" and (labels == IGNORED).any())
+            self._lstsd_some_unlabelled = head is None and self._lstsd_known_columns() != 1 and bool(lacks)
             self._lstsd_open_outside(dataset, training_set)
             self._lstsd_assume_head(training_set.labels)
             teaching = TeachingEpochs(self._lstsd_teachers)

@@ -40,7 +40,6 @@ from .overrides import (
     watching,
 )
 from .recorder import Plan, Recorder
-from .sample_ids import label_columns
 
 
 class LSTSDMixin(BaseLossMixin):
@@ -218,7 +217,7 @@ class LSTSDMixin(BaseLossMixin):
         sample_ids = added[SAMPLE_IDS]
         teachers = tuple(teacher.name for teacher in self._lstsd_teachers if teacher_key(teacher.name) in added)
         index = RowIndex(added[POSITIONS], added[COUNTS]) if POSITIONS in added else None
-        labels = next((inputs[name] for name in label_columns(self.label_names) if name in inputs), None)
+        labels = self._lstsd_labels_in(inputs)
         items, own_items = self._lstsd_items_in(added), self._lstsd_own_items(inputs, labels, num_items_in_batch)
         with self._lstsd_shown(added), watching(model, cast(nn.Module, self.model), self._lstsd_has_own_loss) as seen:
             batch = copy.copy(inputs)  # because a loss may pop the labels
@@ -254,12 +253,13 @@ class LSTSDMixin(BaseLossMixin):
         self.loss_is_scaled_for_ga = num_items_in_batch is not None  # else the Trainer divides it by the micro-batches
         if not items:  # no token has a label, and a mean over nothing is NaN
             base_loss, num_items_in_batch = base_loss.nan_to_num(0.0), None
-        if self._lstsd_plain_items is not None and num_items_in_batch is not None:
-            base_loss = base_loss * (own_items / self._lstsd_plain_items * (num_items_in_batch / max(items, 1)))
+        base_loss, share = self._lstsd_share(base_loss, own_items, targets, items, num_items_in_batch)
         loss = base_loss
+        if compared.terms is not None and recorder.honesty is not None:
+            loss = recorder.honesty.smooth(base_loss, compared, targets)
+        if share is not None:
+            base_loss, loss = base_loss * share, loss * share
         if compared.terms is not None:
-            if recorder.honesty is not None:
-                loss = recorder.honesty.smooth(base_loss, compared, targets)
             loss = distillation_loss(loss, self._lstsd_weigh(recorder, teachers), compared.terms)
         self._lstsd_parts.add(base_loss, items, teachers, compared.terms)
         if num_items_in_batch is not None:
@@ -285,7 +285,10 @@ class LSTSDMixin(BaseLossMixin):
         if self._lstsd_is_made and ("loss" in logs or "total_flos" in logs):
             k = self.settings.mini_generation_epochs  # from epoch k on, every teacher in use has a weight above 0
             in_use = [teacher.name for teacher in self._lstsd_teachers if teacher.weight_of(k, k + 1)]
-            honesty = self._lstsd_callback.recorder.honesty if self._lstsd_callback.recorder is not None else None
+            recorder = self._lstsd_callback.recorder
+            if "total_flos" in logs:
+                self._lstsd_callback.end_last_epoch()
+            honesty = recorder.honesty if recorder is not None else None
             logs.update(self._lstsd_parts.means_since_last_log(self.accelerator, in_use))
             logs.update({} if honesty is None else honesty.logged())
         super().log(logs, *args, **kwargs)
