@@ -6,8 +6,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from transformers import (
     DataCollatorForSeq2Seq,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -15,11 +18,12 @@ from transformers import (
     Seq2SeqTrainingArguments,
     T5Config,
     T5ForConditionalGeneration,
+    Trainer,
     set_seed,
 )
 
-from lstsd_hf import DistillationArguments, LogitsStore, LSTSDMixin
-from toys import logged
+from lstsd_hf import DistillationArguments, LogitsStore, LSTSDMixin, LSTSDTrainer
+from toys import config, logged, weights
 
 tokenizers = pytest.importorskip("tokenizers")
 WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(40))]
@@ -126,3 +130,32 @@ def test_translation_has_teachers(tmp_path, tokenizer):
     assert logged(trainer, "long_term_loss")[-1] > 0
     offsets = LogitsStore.open(tmp_path / "_logits").epoch_parts(2)["offsets"]
     assert np.diff(offsets).tolist() == [len(tokens) - 1 for tokens in token_lists()]
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_evaluation_before_training_changes_nothing_and_is_the_plain_trainers(tmp_path, family, own_loss):
+    def by_count(outputs, labels, num_items_in_batch=None):
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+    tokens = np.random.default_rng(0).integers(4, 30, (16, 6)).tolist()
+    data = datasets.Dataset.from_dict({"input_ids": tokens, "labels": tokens})
+    small = {"vocab_size": 30, "bos_token_id": 2, "eos_token_id": 3}
+    small |= {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    found = []
+    for trainer_class in (Trainer, LSTSDTrainer):
+        set_seed(0)
+        if family == "gpt2":  # the plain Trainer counts its first labels as well
+            model = GPT2LMHeadModel(GPT2Config(**small, n_positions=16))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**small, intermediate_size=32, max_position_embeddings=16))
+        off = {"long_term_weight": 0.0, "short_term_weight": 0.0, "num_train_epochs": 2}
+        options = {"compute_loss_func": by_count} if own_loss else {}
+        arguments = config(tmp_path / trainer_class.__name__, **off)
+        trainer = trainer_class(model, arguments, train_dataset=data, eval_dataset=data, **options)
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        found.append(([before, trainer.evaluate()["eval_loss"]], weights(model)))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])

@@ -122,6 +122,15 @@ class BaseLossMixin(LoaderMixin):
         shifts = "shift_labels" not in inputs and getattr(self, "_loss_shifts_labels", False)
         return items_in(labels[..., 1:] if shifts else labels)
 
+    def _lstsd_is_language_model(self) -> bool:
+        """Whether the model predicts tokens; before a run its head is not chosen yet."""
+        head = self._lstsd_head or (self._lstsd_many_rows_head() if self._lstsd_is_made else None)
+        return isinstance(head, Vocabulary)
+
+    def _lstsd_shifts_labels(self) -> bool:
+        """Whether the loss predicts the label at the next position: then a sequence's first one does not count."""
+        return getattr(self, "_loss_shifts_labels", False) and self._lstsd_is_language_model()
+
     def _lstsd_has_parents_loss(self) -> bool:
         """Whether `super().compute_loss` is a loss of the user's own, which is told how many items it has."""
         mro = type(self).__mro__
@@ -160,12 +169,13 @@ class BaseLossMixin(LoaderMixin):
     ) -> Any:
         """The parent's loss of a micro-batch, a mean. For a training batch, `_lstsd_teach` adds the teachers to it."""
         if self.compute_loss_func is not None:  # given to the trainer, or assigned to it since
-            shifts = isinstance(self._lstsd_head, Vocabulary) and getattr(self, "_loss_shifts_labels", False)
-            self.compute_loss_func = count_own_items(self.compute_loss_func, shifts)
+            self.compute_loss_func = count_own_items(self.compute_loss_func, self._lstsd_shifts_labels)
         if self._lstsd_has_parents_loss():
             return self._lstsd_parents_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
             )
+        if not model.training and self._lstsd_is_language_model():  # the plain Trainer's evaluation, with its count
+            return super().compute_loss(model, copy.copy(inputs), return_outputs, num_items_in_batch, **kwargs)
         if not model.training or not isinstance(self._lstsd_head, Vocabulary):
             # No count of items: given one, the plain Trainer multiplies the loss by the number of processes. And a
             # copy, because it may pop the labels, and the caller may compute another loss of the same batch.

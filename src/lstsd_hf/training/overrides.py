@@ -142,18 +142,20 @@ def refuse_wrong_order(cls: type, mixin: type) -> None:
         )
 
 
-def count_own_items(compute_loss_func: Callable[..., torch.Tensor], shifts: bool) -> Callable[..., torch.Tensor]:
+def count_own_items(
+    compute_loss_func: Callable[..., torch.Tensor], shifts: Callable[[], bool]
+) -> Callable[..., torch.Tensor]:
     """Wraps a user's loss function so that it gets the number of items in its own micro-batch, not the whole step's.
 
-    If the loss `shifts` labels, it predicts the label at the next position, so a sequence's first label does not
-    count.
+    `shifts` tells at each call, because the head may not be known yet at the first, whether the loss predicts the
+    label at the next position: then a sequence's first label does not count.
     """
     if getattr(compute_loss_func, "counts_own_items", False):
         return compute_loss_func
 
     @functools.wraps(compute_loss_func)
     def with_own_items(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        counted = labels[..., 1:] if shifts else labels
+        counted = labels[..., 1:] if shifts() else labels
         return compute_loss_func(outputs, labels, num_items_in_batch=items_in(counted))
 
     with_own_items.counts_own_items = True  # type: ignore[attr-defined]
