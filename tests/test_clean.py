@@ -453,16 +453,17 @@ def test_a_new_label_is_spelled_as_the_file_spells_it(run, tmp_path, spelling):
 
 
 def test_the_label_that_was_learnt_is_corrected_where_another_column_says_the_same(tmp_path):
-    """The next `lstsd train` would learn "label" again, and clean would have corrected "labels"."""
+    """The next `lstsd train` would learn that column again, and clean would have corrected the other."""
     run, labels = run_of(tmp_path / "run"), enumerate(zip(ROWS, LABELS, strict=True))
     path = write(
         tmp_path / "train.csv", "text,label,labels,sample_id", *(f"t {i},{a},{b},{i}" for i, (a, b) in labels)
     )
     clean(run, path, tmp_path / "by_trainer.csv", relabel=True)
     assert "t 1,positive,0,1\n" in (tmp_path / "by_trainer.csv").read_text()  # a Trainer's labels are "labels"
-    LogitsStore.open(run / "_logits").write_texts({"text": "of a file"})
-    clean(run, path, tmp_path / "by_train.csv", relabel=True)
-    assert "t 1,negative,1,1\n" in (tmp_path / "by_train.csv").read_text()
+    for learnt, line in (("label", "t 1,negative,1,1\n"), ("labels", "t 1,positive,0,1\n")):
+        LogitsStore.open(run / "_logits").write_texts({"text": "of a file"}, learnt)
+        clean(run, path, tmp_path / f"{learnt}.csv", relabel=True)
+        assert line in (tmp_path / f"{learnt}.csv").read_text()
     clean(run, path, tmp_path / "named.csv", relabel=True, label_column="labels")
     assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "by_trainer.csv").read_bytes()
 
