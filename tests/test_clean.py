@@ -227,6 +227,7 @@ HEADER = "sample_id,decision,label,given"
         ([HEADER, "1,drop,,", "2,keep,,", "1,keep,,"], r"line 4: sample id 1 has a decision in line 2 already"),
         (["id,decision", "1,drop"], r"line 1: expected one column 'sample_id', found the columns 'id', 'decision'"),
         (["sample_id,decision,decision", "1,drop,keep"], r"line 1: expected one column 'decision'"),
+        ([f"{HEADER},label", "1,relabel,neutral,,negative"], r"line 1: expected one column 'label', found 2\. Rename"),
         ([], r"line 1: expected one column 'sample_id'"),
         ([HEADER, '1,"drop,,'], r"line 2: the row that begins here cannot be split"),
     ],
