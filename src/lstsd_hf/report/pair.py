@@ -69,9 +69,9 @@ def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
         )
     if _texts_differ(a, b):
         notes.append(
-            "A and B were not trained on the same texts by sample id. Without an id column a sample is known by its "
-            "row number: if rows were dropped or moved between the two files, samples here may be of different texts. "
-            "To compare, train both on files with a column of ids (sample_id_column)."
+            "A and B were trained on different sets of texts. If their files have a column of ids (sample_id_column), "
+            "samples with one id are compared. Without it a sample is known by its row number: if rows were dropped or "
+            "moved between the two files, samples here may be of different texts."
         )
     for name, run in (("A", a), ("B", b)):
         missing = len(run.ids) - int(both.sum())
@@ -81,7 +81,7 @@ def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
 
 
 def _texts_differ(a: Run, b: Run) -> bool:
-    """Whether a column of texts that both know, as after `lstsd train` on files, is not the same by sample id."""
+    """Whether a column of texts that both know, as after `lstsd train` on files, is not the same, sample by sample."""
     texts = a.store.texts, b.store.texts
     return any(texts[0][name] != texts[1][name] for name in texts[0].keys() & texts[1].keys())
 
