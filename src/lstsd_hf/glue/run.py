@@ -234,8 +234,8 @@ def conclude(job: Job) -> None:
     if job.model_args.report:
         texts = None
         if job.texts is not None:
-            columns = {"sample_id_column": args.sample_id_column, "label_column": "label"}
-            texts = read_texts(job.texts, found, job.data.text_columns, **columns)
+            column, shown = args.sample_id_column, job.data.text_columns
+            texts = read_texts(job.texts, found, shown, sample_id_column=column, label_column="label")
         print(f"Report: {write_measured(report_folder(Path(str(args.output_dir))), found, measures, texts)}")
 
 

@@ -109,7 +109,8 @@ class _Reader:
         for name in ("label", "given"):
             if header.count(name) > 1:
                 raise ValueError(
-                    f"{self._path}, line 1: expected one column {name!r}, found {header.count(name)}. Rename all but one."
+                    f"{self._path}, line 1: expected one column {name!r}, found {header.count(name)}. Rename all "
+                    "but one."
                 )
 
     def take(self, line: int, row: dict[str, str]) -> None:

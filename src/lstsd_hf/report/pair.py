@@ -70,8 +70,8 @@ def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
     if _texts_differ(a, b):
         notes.append(
             "A and B were trained on different sets of texts. If their files have a column of ids (sample_id_column), "
-            "samples with one id are compared. Without it a sample is known by its row number: if rows were dropped or "
-            "moved between the two files, samples here may be of different texts."
+            "samples with one id are compared. Without it a sample is known by its row number: if rows were dropped "
+            "or moved between the two files, samples here may be of different texts."
         )
     for name, run in (("A", a), ("B", b)):
         missing = len(run.ids) - int(both.sum())
