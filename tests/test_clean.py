@@ -227,6 +227,7 @@ HEADER = "sample_id,decision,label,given"
         ([HEADER, "1,drop,,", "2,keep,,", "1,keep,,"], r"line 4: sample id 1 has a decision in line 2 already"),
         (["id,decision", "1,drop"], r"line 1: expected one column 'sample_id', found the columns 'id', 'decision'"),
         (["sample_id,decision,decision", "1,drop,keep"], r"line 1: expected one column 'decision'"),
+        ([f"{HEADER},label", "1,relabel,neutral,,negative"], r"line 1: expected one column 'label', found 2\. Rename"),
         ([], r"line 1: expected one column 'sample_id'"),
         ([HEADER, '1,"drop,,'], r"line 2: the row that begins here cannot be split"),
     ],
@@ -453,16 +454,17 @@ def test_a_new_label_is_spelled_as_the_file_spells_it(run, tmp_path, spelling):
 
 
 def test_the_label_that_was_learnt_is_corrected_where_another_column_says_the_same(tmp_path):
-    """The next `lstsd train` would learn "label" again, and clean would have corrected "labels"."""
+    """The next `lstsd train` would learn that column again, and clean would have corrected the other."""
     run, labels = run_of(tmp_path / "run"), enumerate(zip(ROWS, LABELS, strict=True))
     path = write(
         tmp_path / "train.csv", "text,label,labels,sample_id", *(f"t {i},{a},{b},{i}" for i, (a, b) in labels)
     )
     clean(run, path, tmp_path / "by_trainer.csv", relabel=True)
     assert "t 1,positive,0,1\n" in (tmp_path / "by_trainer.csv").read_text()  # a Trainer's labels are "labels"
-    LogitsStore.open(run / "_logits").write_texts({"text": "of a file"})
-    clean(run, path, tmp_path / "by_train.csv", relabel=True)
-    assert "t 1,negative,1,1\n" in (tmp_path / "by_train.csv").read_text()
+    for learnt, line in (("label", "t 1,negative,1,1\n"), ("labels", "t 1,positive,0,1\n")):
+        LogitsStore.open(run / "_logits").write_texts({"text": "of a file"}, learnt)
+        clean(run, path, tmp_path / f"{learnt}.csv", relabel=True)
+        assert line in (tmp_path / f"{learnt}.csv").read_text()
     clean(run, path, tmp_path / "named.csv", relabel=True, label_column="labels")
     assert (tmp_path / "named.csv").read_bytes() == (tmp_path / "by_trainer.csv").read_bytes()
 

@@ -164,6 +164,7 @@ def test_csv(tmp_path: Path, content: str, texts: list[str]) -> None:
         ("text,text,label\na,b,0\n", r"expected one column 'text', found 2\. Rename all but one"),
         ("text,label,label\na,0,1\n", r"expected one column 'label', found 2"),
         ("text;label\na;0\n", r"expected a column 'text', found the columns 'text;label'"),
+        ("text,label\na,0\n\ufefftext,label\nb,1\n", r"line 3: the header is there again, as where files were joined"),
         (" text,label\na,0\n", r"expected a column 'text', found the columns ' text', 'label'"),
     ],
 )

@@ -295,6 +295,7 @@ def test_mnli_has_two_halves(layout: str, model: str, tmp_path: Path) -> None:
     [
         ("a b.csv", "words,liked,row", "--label_column liked --text_columns words"),
         ("a.csv", "text,label,uid", "--sample_id_column uid"),
+        ("-a.csv", "text,-label,-uid", "--label_column=-label --sample_id_column=-uid --logits_dir=-store"),
         ("a.tsv", '"text"\t"label"\t"row"', "--tsv_quoting true"),
         ("a.csv", "text,label,row", "--logits_dir elsewhere/_store"),
     ],
@@ -312,7 +313,7 @@ def test_the_command_that_shows_what_looks_wrong_works(
     rows = [(text, label, 7 * i + 3) for i, (text, label) in enumerate(sentences(24))]
     lines = ["\t".join(f'"{cell}"' for cell in row) if "\t" in header else ",".join(map(str, row)) for row in rows]
     write(Path(name), header, *lines)
-    glue.main(flags(model, Path("my out"), "--train_file", name, "--do_train", "true", *options.split()))
+    glue.main(flags(model, Path("my out"), f"--train_file={name}", "--do_train", "true", *options.split()))
     command = capsys.readouterr().out.splitlines()[-1].partition("To see them: ")[2]
     cli.main(shlex.split(command)[1:])
     assert "The report is my out/_report/report.html" in capsys.readouterr().out

@@ -547,6 +547,8 @@ CLASSES, SCORES = "are taken as names of classes", "are taken as scores"
         (["0", "1", "null"], [], ("0", "1", "null"), CLASSES),
         (["0", "1", "nan"], [], ("0", "1", "nan"), CLASSES),
         (["True", "False"], [], ("False", "True"), None),
+        (["yes", "NA", "no"], [], ("NA", "no", "yes"), rf"{CLASSES}, also 'NA' \(rows: 1\)\. Delete rows without"),
+        (["yes", "\\N", "no"], [], ("\\N", "no", "yes"), rf"{CLASSES}, also "),
         ([" 1", "0 ", "1"], ["0"], ("0", "1"), None),
         (
             ["1", "2", "3", "4", "5"],

@@ -217,6 +217,16 @@ def test_two_runs_are_judged_by_the_labels_of_the_second(tmp_path: Path) -> None
     assert [len(history) for history in rows["history"]] == [2, 2]
 
 
+def test_runs_on_other_texts_are_said_to_be(tmp_path: Path) -> None:
+    """As after `lstsd clean --drop` on a file without ids: the row numbers after a dropped row are other samples'."""
+    a, b = two_runs(tmp_path)
+    for texts, are_others in (({"text": "1", "more": "0"}, False), ({"text": "2"}, True), ({"words": "2"}, False)):
+        LogitsStore.open(a / "_logits").write_texts({"text": "1"})
+        LogitsStore.open(b / "_logits").write_texts(texts)
+        page = write_comparison(a, b).read_text(encoding="utf-8")
+        assert ("samples here may be of different texts" in page) is are_others
+
+
 def test_two_regressions(tmp_path: Path) -> None:
     labels = np.array([0, 1, 2], np.float32)
     a = store_of(tmp_path / "a", labels[None, :, None] + np.array([[1], [0.5], [0.25]]), labels)

@@ -222,6 +222,40 @@ def test_numbers_are_no_text_until_they_are_named(tmp_path: Path) -> None:
         texts_of(folder, write(path, "label,n", "0,1", "1,2", "2,3"))
 
 
+def test_names_of_classes_that_differ_by_spaces_or_are_empty(tmp_path: Path) -> None:
+    names = ("a", " a", "")
+    kind = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+    data = Dataset.from_dict({"text": list("abcd"), "label": [0, 1, 2, 1]}, features=kind)
+    for known in (names, ("LABEL_0", "LABEL_1", "LABEL_2")):
+        assert texts_of(run_of(tmp_path / known[0], [0, 1, 2, 1], known), data) == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match=r"1 of 4 labels .*expected ' a', found 'a'"):
+        texts_of(run_of(tmp_path / "other", [1, 1, 2, 1], names), data)
+
+
+def test_columns_with_the_same_name_are_not_shown(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, [0, 1, 2])
+    path = write(tmp_path / "a.csv", "note,text,label,note", "x,a,0,y", "x,b,1,y", "x,c,2,y")
+    assert texts_of(folder, path) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="expected one column 'note', found 2"):
+        texts_of(folder, path, "note")
+
+
+def test_the_label_column_that_was_learnt_is_known(model: str, tmp_path: Path) -> None:
+    """Another column with a usual name of labels, or a text in it, does not stand in for it."""
+    lines = [f"{i % 2},the film was {(BAD, GOOD)[i % 2][i // 2 % 4]} {i},{'xyz'[i % 3]}" for i in range(48)]
+    trained = write(tmp_path / "train.csv", "mood,text,label", *lines)
+    out, cleaned = tmp_path / "out", tmp_path / "c.csv"
+    settings = "--do_train --num_train_epochs 3 --use_cpu --disable_tqdm true --report true --text_columns text"
+    settings += f" --label_column mood --output_dir {out}"
+    main(["--model_name_or_path", model, "--train_file", str(trained), *settings.split()])
+    decisions = write(tmp_path / "d.csv", "sample_id,decision,label", "3,relabel,0")
+    for run in (out, out / "checkpoint-18"):  # a checkpoint's store has the same note
+        assert LogitsStore.open(run / "_logits").label_column == "mood"
+    cli.main(["report", str(out), "--dataset", str(trained)])
+    cli.main(["clean", str(out), "--dataset", str(trained), "--decisions", str(decisions), "-o", str(cleaned)])
+    assert cleaned.read_text() == trained.read_text().replace(lines[3], "0" + lines[3][1:])
+
+
 def test_tsv_with_quotes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run_of(tmp_path, [0, 1, 2])
     path = write(tmp_path / "a.tsv", "text\tlabel", '"a"\t0', "b\t1", "c\t2")

@@ -201,7 +201,7 @@ def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_columns(command: _Parser) -> None:
     """Adds the options that say how the data set's rows are matched to the run's samples."""
     command.add_argument("--sample_id_column", default="sample_id", help="the data set's id column, if it has one")
-    command.add_argument("--label_column", help="its label column; default: labels, label or label_ids")
+    command.add_argument("--label_column", help="its label column; default: the one that was learnt, or a usual name")
     command.add_argument("--tsv_quoting", action="store_true", help="quotes enclose fields in a TSV file, as in CSV")
 
 

@@ -18,6 +18,7 @@ _CODE = re.compile(r"[+-]?0[0-9]+")  # 007: digits that name something, and coun
 _DECIMAL = re.compile(r"[+-]?([0-9]*\.[0-9]*.*|[0-9]+[eE]-.*)")  # only matched against numbers; 1e3 has no point
 _AS_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")  # 1.0: how a table writes 1 if a cell of its column is empty
 _LARGEST = float(np.finfo(np.float32).max)
+_MISSING = ("NA", "N/A", "#N/A", "<NA>", "nan", "NaN", "NULL", "null", "\\N")  # as R, Excel, pandas, SQL write it
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -111,6 +112,10 @@ def _guess(train: FileLabels, values: set[str], others: Iterable[FileLabels]) ->
             return "scores", f"{what} scores, because they are numbers, though written as text. {not_scores}"
         return "scores", None
     if words or (codes and decimals):
+        if missing := [word for word in _MISSING if word in words]:
+            count = train.cells.count(missing[0])
+            also = f"{what} names of classes, also {shown(missing[0])} (rows: {count:,}). Delete rows without a label."
+            return "classes", f"{also} {not_classes}" if numbers else also
         mixed = f"{what} names of classes, because {shown(min(words | codes))} is no score. {not_classes}"
         return "classes", mixed if numbers else None
     for other in others:

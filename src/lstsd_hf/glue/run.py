@@ -127,6 +127,7 @@ def _run(job: Job, progress: LossProgressCallback) -> dict[str, float]:
 
     if isinstance(trainer, LSTSDTrainer):
         trainer._lstsd_texts = fingerprints_of_texts(job)
+        trainer._lstsd_label_column = None if data_args.train_file is None else data_args.label_column
 
     results: dict[str, float] = {}
     if data.train is not None:
@@ -233,7 +234,8 @@ def conclude(job: Job) -> None:
     if job.model_args.report:
         texts = None
         if job.texts is not None:
-            texts = read_texts(job.texts, found, job.data.text_columns, sample_id_column=args.sample_id_column)
+            column, shown = args.sample_id_column, job.data.text_columns
+            texts = read_texts(job.texts, found, shown, sample_id_column=column, label_column="label")
         print(f"Report: {write_measured(report_folder(Path(str(args.output_dir))), found, measures, texts)}")
 
 

@@ -57,15 +57,20 @@ def found(job: Job, run: Run, measures: Measures) -> str:
 def report_command(job: Job) -> list[str]:
     """The command that writes the run's report, with the options that its data set and its store need."""
     args, data = job.args, job.data_args
-    words = ["lstsd", "report", str(args.output_dir)]
+    words = ["lstsd", "report", _path(str(args.output_dir))]
     if data.train_file is not None:
-        words += ["--dataset", data.train_file]
-        words += ["--label_column", data.label_column] if data.label_column != "label" else []
-        words += ["--sample_id_column", args.sample_id_column] if args.sample_id_column != "sample_id" else []
+        words += ["--dataset", _path(data.train_file)]
+        words += [f"--label_column={data.label_column}"] if data.label_column != "label" else []
+        words += [f"--sample_id_column={args.sample_id_column}"] if args.sample_id_column != "sample_id" else []
         words += ["--tsv_quoting"] if data.tsv_quoting else []
         words += ["--text_columns", *data.text_columns] if data.text_columns else []
-    words += [] if isinstance(args.logits_dir, DefaultFolder) else ["--logits_dir", str(args.logits_dir)]
+    words += [] if isinstance(args.logits_dir, DefaultFolder) else ["--logits_dir", _path(str(args.logits_dir))]
     return words
+
+
+def _path(name: str) -> str:
+    """A path that a command does not take for an option."""
+    return f"./{name}" if name.startswith("-") else name
 
 
 def _plain(name: str) -> str:

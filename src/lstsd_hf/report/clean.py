@@ -106,7 +106,7 @@ def clean(
         logits_dir: The store's folder, if it is not `<run_dir>/_logits`.
         sample_id_column: The data set's id column. If it has none, a row's position is its id.
         label_column: Its label column; None: "labels", "label" or "label_ids", if there is one; after `lstsd train` on
-            a file, "label" comes first.
+            a file, the one that it learnt.
         split: The split to clean, of a folder with several; the others are copied.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 

@@ -106,6 +106,12 @@ class _Reader:
                     f"{self._path}, line 1: expected one column {name!r}, found the columns {listed(header)}. Give "
                     "the decisions.csv that the report's page made, with its header."
                 )
+        for name in ("label", "given"):
+            if header.count(name) > 1:
+                raise ValueError(
+                    f"{self._path}, line 1: expected one column {name!r}, found {header.count(name)}. Rename all "
+                    "but one."
+                )
 
     def take(self, line: int, row: dict[str, str]) -> None:
         sample_id = self._sample_id(line, row.get("sample_id", ""))

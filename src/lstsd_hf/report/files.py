@@ -233,6 +233,11 @@ class _DelimitedFile(_RowFile):
         for line, fields in lines:
             if len(fields) != width:
                 self._refuse_fields(line, len(fields))
+            if width > 1 and fields[-1] == self.columns[-1] and self._is_header(fields):
+                raise ValueError(
+                    f"{self.name}, line {line}: the header is there again, as where files were joined. Delete "
+                    "the line."
+                )
             yield [fields[place] or None for place in places]
 
     def read(self, texts: Sequence[str], others: Sequence[str] = (), *, to_show: bool = False) -> Cells:
@@ -253,6 +258,9 @@ class _DelimitedFile(_RowFile):
         table = super().read(columns).texts.data
         no_text = (pc.match_substring_regex(table[name], _NO_TEXT, ignore_case=True) for name in columns)
         return [name for name, cells in zip(columns, no_text, strict=True) if pc.any(pc.invert(cells)).as_py()]
+
+    def _is_header(self, fields: list[str]) -> bool:
+        return (fields[0].removeprefix("\ufeff"), *fields[1:]) == self.columns
 
     def _refuse_fields(self, line: int, found: int) -> NoReturn:
         separator = "comma" if self._delimiter == "," else "tab"

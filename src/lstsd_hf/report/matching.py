@@ -17,8 +17,6 @@ from .run import Run
 
 Array = npt.NDArray[Any]
 
-LABEL_OF_A_FILE = "label"  # the label_column of `lstsd train` unless it is named
-
 _NUMBER = re.compile(NUMBER)
 
 
@@ -45,9 +43,9 @@ class KeyColumns:
     ) -> None:
         """Chooses the columns; for labels the one that is named, else "labels", "label" or "label_ids".
 
-        `lstsd train` learns "label" of a file, unless told otherwise: after it "label" comes first, because another
-        column of labels may say the same, and would be the one to correct. A column of texts that the run was trained
-        on is none of labels unless it is named.
+        After `lstsd train` on a file, the column that it learnt comes first, because another may say the same, and
+        would be the one to correct. A column of texts that the run was trained on is none of labels unless it is
+        named.
 
         `run`: if its labels are rows of numbers, the label column may hold lists.
 
@@ -55,10 +53,9 @@ class KeyColumns:
             ValueError: one of these columns, or of `wanted`, is missing.
         """
         self.id_column = sample_id_column
-        trained_on = {} if run is None else run.store.texts
-        usual = [name for name in LABEL_COLUMNS if name in file.columns and name not in trained_on]
-        if trained_on:
-            usual.sort(key=lambda name: name != LABEL_OF_A_FILE)
+        trained_on, learnt = ({}, None) if run is None else (run.store.texts, run.store.label_column)
+        names = dict.fromkeys([*([] if learnt is None else [learnt]), *LABEL_COLUMNS])
+        usual = [name for name in names if name in file.columns and name not in trained_on]
         there = [label_column] if label_column else usual
         values = file.value_columns(there)
         may_be_lists = label_column is not None or (run is not None and run.vectors is not None)
@@ -145,17 +142,19 @@ class SampleRows(RowsById):
     def _refuse_other_labels(self, name: str, run: Run, column: str, labels: Column, keys: KeyColumns) -> None:
         known, rows = self.find(run.ids)
         stored = run.labels[known]
-        cells = [(labels.cells[row] or "").strip() for row in rows]
+        # The names of a `ClassLabel` stand as they are: they may differ by spaces alone, and one may be empty.
+        cells = [labels.cells[row] if labels.names else (labels.cells[row] or "").strip() or None for row in rows]
         differ = np.flatnonzero(_differences(cells, labels.names, stored, run))
         if not len(differ):
             return
         first = differ[0]
+        found = shown(cells[first] or "")
         expected = f"{stored[first]:g}" if run.is_regression else shown(run.classes[stored[first]])
         taken = "" if keys.ids else f"It has no column {keys.id_column!r}, so its rows were counted. "
         raise ValueError(
             f"{name}: {len(differ):,} of {len(cells):,} labels in {column!r} are not those that the run was trained "
             f"on; the first is in data row {rows[first] + 1}, for sample id {run.ids[known][first]}: expected "
-            f"{expected}, found {shown(cells[first])}. {taken}Texts may be those of other samples. Give the data set "
+            f"{expected}, found {found}. {taken}Texts may be those of other samples. Give the data set "
             "that was trained on, as it was, with the ids that it had then (sample_id_column, --sample_id_column). If "
             "its labels are in another column, name that (label_column, --label_column)."
         )
@@ -195,7 +194,7 @@ def as_vector(cell: Any, size: int) -> Array:
     return vector if vector.shape == (size,) else np.full(size, np.nan)
 
 
-def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run: Run) -> npt.NDArray[np.bool_]:
+def _differences(cells: Sequence[str | None], names: Sequence[str], stored: Array, run: Run) -> npt.NDArray[np.bool_]:
     """(n,) bool: whether a label in a data set differs from the one in the store.
 
     Classes are compared by their names in the run's configuration, and by number. If a label is neither (the user
@@ -203,21 +202,25 @@ def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run:
     with one class.
 
     Args:
-        cells: (n,) the labels as text, "" where missing.
+        cells: (n,) the labels as text, None where missing.
         names: The names of a `ClassLabel`, by id; empty for other columns.
         stored: (n,) the labels in the store: class ids, or scores.
         run: The run.
     """
     if run.is_regression:
-        found = np.array([float(cell) if _NUMBER.fullmatch(cell) else np.nan for cell in cells])
+        found = np.array([float(cell) if cell and _NUMBER.fullmatch(cell) else np.nan for cell in cells])
         return ~np.isclose(found, stored, rtol=1e-5, atol=1e-8)
     values = list(dict.fromkeys(cells))
     place = {value: i for i, value in enumerate(values)}
     codes = np.array([place[cell] for cell in cells])
-    by_name = {name.strip(): i for i, name in enumerate(run.classes)}
-    by_number = {name.strip(): i for i, name in enumerate(names or map(str, range(len(run.classes))))}
-    readings = [np.array([ids.get(value, -1) for value in values]) for ids in (by_name, by_number)]
-    is_label = np.array([value != "" for value in values])
+    by_name, by_number = (
+        {name.strip(): i for i, name in enumerate(known)} | {name: i for i, name in enumerate(known)}
+        for known in (run.classes, names or [*map(str, range(len(run.classes)))])
+    )
+    readings = [
+        np.array([-1 if value is None else ids.get(value, -1) for value in values]) for ids in (by_name, by_number)
+    ]
+    is_label = np.array([value is not None for value in values])
     understood = [ids for ids in readings if (ids >= 0)[is_label].all()]
     return min(
         (

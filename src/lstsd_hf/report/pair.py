@@ -67,11 +67,23 @@ def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
         notes.append(
             f"Samples with another label in B than in A: {others:,}. Both runs are judged by the labels of B."
         )
+    if _texts_differ(a, b):
+        notes.append(
+            "A and B were trained on different sets of texts. If their files have a column of ids (sample_id_column), "
+            "samples with one id are compared. Without it a sample is known by its row number: if rows were dropped "
+            "or moved between the two files, samples here may be of different texts."
+        )
     for name, run in (("A", a), ("B", b)):
         missing = len(run.ids) - int(both.sum())
         if missing:
             notes.append(f"Samples of {name} that are not here, because not both runs predicted them: {missing:,}.")
     return Pair((runs[0], runs[1]), (found[0], found[1]), gain, tuple(right)), notes
+
+
+def _texts_differ(a: Run, b: Run) -> bool:
+    """Whether a column of texts that both know, as after `lstsd train` on files, is not the same, sample by sample."""
+    texts = a.store.texts, b.store.texts
+    return any(texts[0][name] != texts[1][name] for name in texts[0].keys() & texts[1].keys())
 
 
 def _predicted(run: Run, ids: Array) -> Array:

@@ -40,7 +40,7 @@ class Texts:
         keys = KeyColumns(file, sample_id_column, label_column, text_columns or (), run=run)
         usual = [name for name in LABEL_COLUMNS if name not in run.store.texts]
         known = [name for name in file.columns if name in (sample_id_column, *usual, *keys.labels)]
-        columns = text_columns or file.text_columns([name for name in file.columns if name and name not in known])
+        columns = text_columns or file.text_columns(_to_show(file, known))
         if not columns:
             taken = f" (taken for ids and labels: {listed(known)})" if known else ""
             raise ValueError(
@@ -74,6 +74,11 @@ class Texts:
         return texts, cut
 
 
+def _to_show(file: UserFile, known: Sequence[str]) -> list[str]:
+    """The columns that may be shown: those with a name of their own that are not `known`."""
+    return [name for name in file.columns if name and name not in known and file.columns.count(name) == 1]
+
+
 class PlainTexts(Texts):
     """Texts by sample id, for a run with many rows per sample: its labels are not those of a column."""
 
@@ -87,7 +92,7 @@ class PlainTexts(Texts):
                 ids, and not as many rows as samples; or none of the samples is there.
         """
         named = [text_columns] if isinstance(text_columns, str) else list(text_columns or ())
-        columns = named or file.text_columns([name for name in file.columns if name and name != sample_id_column])
+        columns = named or file.text_columns(_to_show(file, [sample_id_column]))
         if not columns:
             raise ValueError(
                 f"{file.name} has no column of text, but {listed(file.columns)}. Name the columns to show with "
@@ -151,7 +156,7 @@ def read_texts(
         sample_id_column: The column of ids. If it is missing, a row's position is its id; after `lstsd train`, the
             texts are then compared with the run's.
         label_column: The column of labels, which are compared with the run's; None: "labels", "label" or "label_ids",
-            if there is one; after `lstsd train` on a file, "label" comes first. Without labels, ids are needed.
+            if there is one; after `lstsd train` on a file, the one that it learnt. Without labels, ids are needed.
         tsv_quoting: Whether quotes enclose fields in a TSV file.
 
     Raises:

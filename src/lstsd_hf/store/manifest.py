@@ -8,6 +8,7 @@ label_offsets     if labels.npy has a label for each row of a sample: the checks
 label_changes     if labels were corrected: the corrections, oldest first, see `LogitsStore.relabel`
 layout            if samples have any number of rows: the kind of rows, see `ragged`
 texts             in a store of `lstsd train` on a file: by text column, the fingerprint of its texts
+label_column      in such a store: the name of the file's label column; else null
 source            in a store of `record_predictions`: what made the predictions, see `LogitsStore.source`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
@@ -58,6 +59,7 @@ _OPTIONAL: dict[str, Any] = {
     "layout": {},
     "source": {},
     "texts": {},
+    "label_column": None,
     "parts": {},
     "log": {},
     "label_changes": [],
@@ -79,6 +81,7 @@ class Manifest(TypedDict):
     layout: dict[str, Any]
     source: dict[str, Any]
     texts: dict[str, str]
+    label_column: str | None
     sealed: dict[str, str]
     parts: dict[str, str]
     statistics: dict[str, str]
@@ -113,6 +116,7 @@ def new_manifest(
         layout=layout,
         source=source,
         texts={},
+        label_column=None,
         sealed={},
         parts={},
         statistics={},
@@ -291,6 +295,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layout": (_is_layout, "nothing, ragged rows, or the largest of a vocabulary of at most 2^32"),
     "source": (_is_source, "nothing, or a model, its inputs, tokenizer, largest length, classes and batch size"),
     "texts": (_is_table("(?s:.*)", is_text), "fingerprints by column"),
+    "label_column": (lambda value: value is None or isinstance(value, str), "null, or a column's name"),
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
     "parts": (_is_table(rf"(?:offsets|classes|rest) {_NUMBER}", _is_checksum), "checksums by part and epoch"),
     "statistics": (_is_table(rf"(?!epoch )[a-z_]+ {_NUMBER}", _is_checksum), "checksums by name and epoch"),

@@ -31,10 +31,18 @@ class PerSampleFiles(TrainingLog):
         """By column of the user's file, the fingerprint of the texts that a run was trained on; empty if not known."""
         return read_manifest(self.path)["texts"]
 
-    def write_texts(self, texts: dict[str, str]) -> None:
-        """Notes the fingerprints of the texts by column. Each is printable text of at most 1,000 characters."""
+    @property
+    def label_column(self) -> str | None:
+        """The column of the user's file whose labels a run was trained on; None if not known."""
+        return read_manifest(self.path)["label_column"]
+
+    def write_texts(self, texts: dict[str, str], label_column: str | None = None) -> None:
+        """Notes the fingerprints of the texts by column, and the name of the label column.
+
+        Each fingerprint is printable text of at most 1,000 characters.
+        """
         manifest = read_manifest(self.path)
-        manifest["texts"] = texts
+        manifest["texts"], manifest["label_column"] = texts, label_column
         write_manifest(self.path, manifest)
 
     # ---- labels

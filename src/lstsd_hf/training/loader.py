@@ -42,6 +42,8 @@ class LoaderMixin(HeadMixin):
     _lstsd_is_made = False
     # By text column of the user's file, the fingerprint of the texts in the training set, for the store.
     _lstsd_texts: Mapping[str, str] = MappingProxyType({})
+    # The name of the label column in that file.
+    _lstsd_label_column: str | None = None
     # The training set as the user gave it, while the parent makes a loader from the one with ids.
     _lstsd_given_dataset: Any = None
 
@@ -68,7 +70,7 @@ class LoaderMixin(HeadMixin):
         training_set = inspect_training_set(
             dataset, column, taken, distillation.num_samples, label_names, of_rows=head is not None
         )
-        training_set = replace(training_set, texts=dict(self._lstsd_texts))
+        training_set = replace(training_set, texts=dict(self._lstsd_texts), label_column=self._lstsd_label_column)
         self._lstsd_refuse_labels_outside(training_set)
         if self._lstsd_head is None:  # else this is another loader, made during training
             labels = training_set.labels

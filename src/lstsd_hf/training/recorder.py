@@ -351,7 +351,7 @@ def new_store(plan: Plan, row_shape: tuple[int, ...], *, is_ragged: bool, vocabu
     if known.labels is not None and not is_ragged:
         store.write_labels(known.labels, known.ids)
     if known.texts:
-        store.write_texts(known.texts)
+        store.write_texts(known.texts, known.label_column)
 
 
 class Size(NamedTuple):

@@ -29,6 +29,7 @@ class TrainingSet:
         labels: (N, ...): the label of each row, integers or floats, before any transform; None if they cannot be read
             ahead, are not numbers, or the store has them already.
         texts: By text column of the user's file, the fingerprint of its texts; empty if there is no such file.
+        label_column: The name of the label column in that file.
         streamed: Whether the rows come from an iterable, so that their ids can only be checked as they come.
     """
 
@@ -37,6 +38,7 @@ class TrainingSet:
     ids: npt.NDArray[np.int64] | None = None
     labels: npt.NDArray[Any] | None = None
     texts: dict[str, str] = field(default_factory=dict)
+    label_column: str | None = None
     streamed: bool = False
 
     def without_rows(self) -> "TrainingSet":
