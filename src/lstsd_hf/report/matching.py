@@ -144,13 +144,13 @@ class SampleRows(RowsById):
 
     def _refuse_other_labels(self, name: str, run: Run, column: str, labels: Column, keys: KeyColumns) -> None:
         known, rows = self.find(run.ids)
-        stored = run.labels[known]
+        stored = (run.labels if run.numbers is None else run.numbers)[known]
         cells = [(labels.cells[row] or "").strip() for row in rows]
         differ = np.flatnonzero(_differences(cells, labels.names, stored, run))
         if not len(differ):
             return
         first = differ[0]
-        expected = f"{stored[first]:g}" if run.is_regression else shown(run.classes[stored[first]])
+        expected = shown(run.classes[stored[first]]) if run.numbers is None else f"{stored[first]:g}"
         taken = "" if keys.ids else f"It has no column {keys.id_column!r}, so its rows were counted. "
         raise ValueError(
             f"{name}: {len(differ):,} of {len(cells):,} labels in {column!r} are not those that the run was trained "
@@ -205,10 +205,10 @@ def _differences(cells: Sequence[str], names: Sequence[str], stored: Array, run:
     Args:
         cells: (n,) the labels as text, "" where missing.
         names: The names of a `ClassLabel`, by id; empty for other columns.
-        stored: (n,) the labels in the store: class ids, or scores.
+        stored: (n,) the labels in the store: class ids, or numbers that are none.
         run: The run.
     """
-    if run.is_regression:
+    if run.numbers is not None:
         found = np.array([float(cell) if _NUMBER.fullmatch(cell) else np.nan for cell in cells])
         return ~np.isclose(found, stored, rtol=1e-5, atol=1e-8)
     values = list(dict.fromkeys(cells))

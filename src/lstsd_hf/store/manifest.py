@@ -9,6 +9,7 @@ label_changes     if labels were corrected: the corrections, oldest first, see `
 layout            if samples have any number of rows: the kind of rows, see `ragged`
 texts             in a store of `lstsd train` on a file: by text column, the fingerprint of its texts
 source            in a store of `record_predictions`: what made the predictions, see `LogitsStore.source`
+head              if it is known: what the rows stand for, see `LogitsStore.head`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
 statistics        by "<name> <epoch>": the checksum of <name>-<epoch>.npy
@@ -57,6 +58,7 @@ _OPTIONAL: dict[str, Any] = {
     "label_offsets": None,
     "layout": {},
     "source": {},
+    "head": "",
     "texts": {},
     "parts": {},
     "log": {},
@@ -78,6 +80,7 @@ class Manifest(TypedDict):
     label_changes: list[dict[str, Any]]
     layout: dict[str, Any]
     source: dict[str, Any]
+    head: str
     texts: dict[str, str]
     sealed: dict[str, str]
     parts: dict[str, str]
@@ -112,6 +115,7 @@ def new_manifest(
         label_changes=[],
         layout=layout,
         source=source,
+        head="",
         texts={},
         sealed={},
         parts={},
@@ -290,6 +294,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "layout": (_is_layout, "nothing, ragged rows, or the largest of a vocabulary of at most 2^32"),
     "source": (_is_source, "nothing, or a model, its inputs, tokenizer, largest length, classes and batch size"),
+    "head": (is_text, f"at most {_LONGEST_TEXT} printable characters"),
     "texts": (_is_table("(?s:.*)", is_text), "fingerprints by column"),
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),
     "parts": (_is_table(rf"(?:offsets|classes|rest) {_NUMBER}", _is_checksum), "checksums by part and epoch"),

@@ -19,13 +19,14 @@ from ..store import LogitsStore, StoreError, StoreMismatchError
 from ..store.manifest import is_text, shortened
 from ..store.ragged import OFFSETS
 from ..store.rows import VALUES
-from .fingerprint import input_hashes, is_same, same_inputs
+from .fingerprint import input_hashes, is_same, labelled_hashes, same_inputs
 from .model_head import unwrapped
 from .training_set import TrainingSet
 
 logger = logging.get_logger(__name__)
 
 INPUT_HASHES = "inputs"  # a statistic of the stores that `record_predictions` makes: uint64 (rows, columns)
+LABELLED = "labelled"  # likewise, if rows are those of labelled tokens: uint64 (rows, 1)
 _FEW = 5
 _SECONDARY = {"attention_mask", "token_type_ids", "position_ids", "special_tokens_mask"}
 
@@ -165,12 +166,23 @@ class OutsideTeacher:
                 f"{self.store.vocabulary}, and the model's has {size}: expected the same tokenizer."
             )
 
-    def refuse_rows(self, row_shape: tuple[int, ...]) -> None:
-        """Raises StoreMismatchError if the rows of the model's first batch have another shape than the store's."""
+    def refuse_rows(self, row_shape: tuple[int, ...], head: str | None) -> None:
+        """Raises StoreMismatchError if the rows of the model's first batch are of another kind than the store's.
+
+        Args:
+            row_shape: Their shape.
+            head: What they stand for, see `LogitsStore.head`; None if not known.
+        """
         if self.store.row_shape != row_shape:
             raise StoreMismatchError(
                 f"The outside teacher's store at {self.store.path} holds rows of shape {self.store.row_shape}, and "
                 f"the model's have {row_shape}: expected the same. Record a teacher of the same classes."
+            )
+        if head is not None and self.store.head not in ("", head):
+            raise StoreMismatchError(
+                f"The rows of the outside teacher's store at {self.store.path} are of the kind {self.store.head!r}, "
+                f"and the model's of the kind {head!r}: expected the same. Take a teacher that has the same kind of "
+                "head; if one of the two is wrong, set problem_type."
             )
 
     def refuse_inputs(self, training_set: TrainingSet, dataset: Any, tokenizer: Any) -> None:
@@ -260,6 +272,24 @@ class OutsideTeacher:
                 f"{'differs' if len(wrong) == 1 else 'differ'} for {int(samples.sum())} of {len(rows)} samples, first "
                 f"for sample ids {ids[present][samples][:_FEW].tolist()} (the store: {made}; the training set: "
                 f"{here}). Tokenize the same rows in the same way, or record the teacher anew."
+            )
+        self._refuse_labelled(ids, present, rows, dataset)
+
+    def _refuse_labelled(
+        self, ids: npt.NDArray[np.int64], present: npt.NDArray[np.bool_], rows: Any, dataset: datasets.Dataset
+    ) -> None:
+        """Compares which tokens have a label, because the store has a row for each of these."""
+        store = self.store
+        found, here = store.read_statistic(LABELLED), labelled_hashes(dataset, store.head)
+        if found is None or here is None:
+            return
+        store.verify_statistic(LABELLED)
+        wrong = ids[present][found[1][rows].reshape(len(rows), -1)[:, 0] != here[present]]
+        if len(wrong):
+            raise StoreMismatchError(
+                f"The outside teacher's store at {store.path} has predictions of other tokens: the labels of "
+                f"{len(wrong)} of {len(rows)} samples are at other tokens, first for sample ids "
+                f"{wrong[:_FEW].tolist()}. Give labels to the same tokens, or record the teacher anew."
             )
 
     def _refuse_run(self, training_set: TrainingSet) -> None:
