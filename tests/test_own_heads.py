@@ -350,6 +350,39 @@ def test_a_multi_label_head_that_the_models_config_does_not_tell_of(tmp_path: Pa
     assert read_history(tmp_path)["label"][:] == [[int(flag) for flag in row] for row in data["label"]]
 
 
+class OneLogitOfTokens(nn.Module):
+    """A yes or no for each token: one logit, binary cross-entropy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = BertModel(tiny_bert().config)
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.score(self.bert(input_ids=input_ids, attention_mask=attention_mask)[0])
+        known = labels >= 0
+        return {
+            "loss": F.binary_cross_entropy_with_logits(logits[..., 0][known], labels[known].float()),
+            "logits": logits,
+        }
+
+
+def test_one_logit_for_each_token_is_a_yes_or_no(tmp_path: Path) -> None:
+    data = rows(24).map(lambda row: {"labels": [-100, *(t % 2 for t in row["input_ids"][1:])]}, remove_columns="label")
+    data = add_sample_ids(data)
+    torch.manual_seed(0)
+    settings = {"num_train_epochs": 4, "problem_type": "token_classification", "teacher_trust": "confidence"}
+    trainer = LSTSDTrainer(OneLogitOfTokens(), config(tmp_path, **settings), train_dataset=data)
+    trainer.train()
+    assert torch.isfinite(weights(trainer.model)).all()
+    assert logged(trainer, "short_term_loss")[-1] > 0
+    history = read_history(tmp_path)
+    rows_of_token = LogitsStore.open(tmp_path / "_logits").epoch_parts(3)["values"][:, 0]
+    assert history["prediction"] == (rows_of_token > 0).astype(int).tolist()
+    assert np.allclose(np.array(history["prediction_probability"]), 1 / (1 + np.exp(-np.abs(rows_of_token))))
+    assert write_report(tmp_path).exists()
+
+
 class Masked(nn.Module):
     """Masks the last class with a value such as -inf, which leaves the loss finite where no label is of that class."""
 
