@@ -224,7 +224,7 @@ def test_labels_at_other_tokens_are_refused(tmp_path):
         record_predictions(tagger(), moved, tmp_path / "s", collate, batch_size=4)
     settings = config(tmp_path / "run", num_train_epochs=1, outside_teacher=str(tmp_path / "s"))
     LSTSDTrainer(tagger(), settings, collate, train_dataset=other_values).train()
-    with pytest.raises(StoreMismatchError, match="the labels of 20 of 20 samples are at other tokens"):
+    with pytest.raises(StoreMismatchError, match="samples are at other tokens"):
         LSTSDTrainer(tagger(), settings, collate, train_dataset=moved).train()
 
 

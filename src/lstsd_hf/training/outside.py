@@ -275,6 +275,10 @@ class OutsideTeacher:
             )
         self._refuse_labelled(ids, present, rows, dataset)
 
+    @property
+    def _other_labels(self) -> str:
+        return "are others, and the decoder reads them" if self.store.head == "seq2seq_lm" else "are at other tokens"
+
     def _refuse_labelled(
         self, ids: npt.NDArray[np.int64], present: npt.NDArray[np.bool_], rows: Any, dataset: datasets.Dataset
     ) -> None:
@@ -288,8 +292,8 @@ class OutsideTeacher:
         if len(wrong):
             raise StoreMismatchError(
                 f"The outside teacher's store at {store.path} has predictions of other tokens: the labels of "
-                f"{len(wrong)} of {len(rows)} samples are at other tokens, first for sample ids "
-                f"{wrong[:_FEW].tolist()}. Give labels to the same tokens, or record the teacher anew."
+                f"{len(wrong)} of {len(rows)} samples {self._other_labels}, first for sample ids "
+                f"{wrong[:_FEW].tolist()}. Give the labels that it was recorded with, or record the teacher anew."
             )
 
     def _refuse_run(self, training_set: TrainingSet) -> None:
