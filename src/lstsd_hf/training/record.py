@@ -2,16 +2,14 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
-import xxhash
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import nn
@@ -25,14 +23,16 @@ from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.rows import RowIndex
 from ..store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
 from ..store.files import writing
-from ..store.manifest import NAME, is_whole
+from ..store.manifest import NAME
 from ..store.rows import VALUES
 from . import place
 from .collator import COUNTS, POSITIONS, SAMPLE_IDS, IdentifiedDataset, TeacherCollator, TeachingEpochs
+from .descriptions import class_names, input_lengths, tokenizer_name, vocabulary_of
+from .evaluation import in_evaluation, refuse_arguments, weights_hash
 from .fingerprint import fingerprint, input_hashes, labelled_hashes
 from .forecast import Forecast
 from .model_head import grid_of, many_rows_problem, refuse_unsupported, rows_of, unwrapped
-from .outside import INPUT_HASHES, LABELLED, class_names, input_lengths, tokenizer_name, vocabulary_of
+from .outside import INPUT_HASHES, LABELLED
 from .overrides import take_added
 from .sample_ids import LABEL_COLUMNS, has_sample_ids, sample_ids_of
 
@@ -88,7 +88,7 @@ def record_predictions(
         StoreMismatchError: the folder holds predictions of another model, of other inputs, or with other settings.
         StoreError: the folder holds something else, another process records into it, or the disk is too small.
     """
-    _refuse_arguments(dataset, batch_size, dtype, top_k, problem_type)
+    refuse_arguments(dataset, batch_size, dtype, top_k, problem_type)
     refuse_unsupported(model)
     # On a machine without an accelerator, each of several processes would otherwise take itself for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -132,24 +132,6 @@ def _is_first(state: PartialState) -> bool:
     return state.process_index == 0
 
 
-def _refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int, problem_type: str | None) -> None:
-    for name, value in (("batch_size", batch_size), ("top_k", top_k)):
-        if not is_whole(value, low=1):
-            raise ValueError(f"{name}={value!r} is not allowed: expected an integer of at least 1.")
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype={dtype!r} is not allowed: expected 'float16' or 'float32'.")
-    if problem_type not in (None, *get_args(ProblemType)):
-        known = ", ".join(map(repr, get_args(ProblemType)))
-        raise ValueError(f"problem_type={problem_type!r} is not allowed: expected None or one of {known}.")
-    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"dataset is a {type(dataset).__name__}: expected a data set with a length, whose rows can be taken by "
-            "their number. Make a datasets.Dataset of the stream first."
-        )
-    if not len(dataset):
-        raise ValueError("dataset is empty: expected at least one row.")
-
-
 class _Recording:
     """Predicts a data set and records it, in batches that are the same in every call."""
 
@@ -178,7 +160,11 @@ class _Recording:
         if is_table:
             self._ids = np.asarray(sample_ids_of(dataset, column))
             # A classifier's labels are not needed, and words would stop a collator.
-            kept = [name for name in self._kept(dataset, column) if not (head is None and self._is_word(name))]
+            kept = [
+                name
+                for name in self._kept(dataset, column)
+                if not (head is None and self._is_left_out(name) and _is_text(dataset, name))
+            ]
             self._inputs = sorted(name for name in kept if name not in {*self._label_names, column})
             rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(kept)
         if not is_table or not has_sample_ids(dataset, column):
@@ -209,11 +195,6 @@ class _Recording:
                 "expected its inputs, such as input_ids. Tokenize the data set first."
             )
         return kept
-
-    def _is_word(self, name: str) -> bool:
-        """Whether a column holds labels that are texts, and that the model does not take."""
-        feature = self._dataset.features[name]
-        return self._is_left_out(name) and isinstance(feature, datasets.Value) and "string" in feature.dtype
 
     def begin(self, path: Path, dtype: str) -> LogitsStore:
         """The store at `path`: that of an earlier call, or a new one.
@@ -266,8 +247,7 @@ class _Recording:
             wrong = store.sample_ids[(noted[1] != by_row).any(axis=1)]
             raise StoreMismatchError(
                 f"{store.path} holds predictions of other tokens for {len(wrong)} samples, first for sample ids "
-                f"{wrong[:_FEW].tolist()}: expected labels at the same tokens. Give the same labels to go on, or name "
-                "a new folder."
+                f"{wrong[:_FEW].tolist()}: expected labels at the same tokens. Give these, or name a new folder."
             )
 
     def _kind(self, columns: int, *, paired: bool = False) -> str:
@@ -281,7 +261,7 @@ class _Recording:
     def _create(self, path: Path, dtype: str, name: str, source: dict[str, Any]) -> LogitsStore:
         """A new store, with the layout of the first batch's predictions."""
         first = self._batches[0]
-        with _in_evaluation(self._model):
+        with in_evaluation(self._model):
             self._model.to(self._device())
             _, parts, counts = self._predict(self._collator(self._rows_at(first)))
         row_shape = parts[VALUES].shape[1:]
@@ -327,7 +307,7 @@ class _Recording:
             desc="Recording",
             disable=disable_tqdm or not state.is_local_main_process,
         )
-        with bar, _in_evaluation(self._model):
+        with bar, in_evaluation(self._model):
             self._model.to(self._device())
             for number, batch in zip(mine, loader, strict=True):
                 ids, parts, counts = self._predict(batch)
@@ -401,7 +381,7 @@ class _Recording:
         inner = unwrapped(self._model)
         columns = getattr(getattr(inner, "config", None), "num_labels", 0)
         return {
-            "model": f"{type(inner).__name__}, weights {_weights_hash(self._model)}",
+            "model": f"{type(inner).__name__}, weights {weights_hash(self._model)}",
             "inputs": self._inputs,
             "tokenizer": tokenizer_name(self._processing_class),
             "max_length": int(self._lengths.max()) if self._unit == "token" else None,
@@ -410,29 +390,12 @@ class _Recording:
         }
 
 
+def _is_text(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether a column holds texts."""
+    feature = dataset.features[name]
+    return isinstance(feature, datasets.Value) and "string" in feature.dtype
+
+
 def _noted_names(names: list[str] | None) -> list[str] | None:
     """The names of the classes, unless they would take most of the manifest, which is read again and again."""
     return names if names is None or len(json.dumps(names)) <= _LONGEST_NAMES else None
-
-
-def _weights_hash(model: nn.Module) -> str:
-    """A hash of all parameters and buffers, bit for bit."""
-    digest = xxhash.xxh3_64()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode without gradients, and restores the mode of each module afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

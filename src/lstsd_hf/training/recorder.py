@@ -12,7 +12,7 @@ import torch
 from filelock import BaseFileLock
 from transformers import TrainerState
 
-from ..method.heads import Compared, Head, name_of
+from ..method.heads import Compared, Head
 from ..method.statistics import TAUGHT_FROM
 from ..method.teachers import Teacher, epochs_needed
 from ..paths import LOGITS_FOLDER
@@ -236,7 +236,6 @@ class Recorder:
             self._store.seal(self.epoch)
             self._row_counts.check(self._store, self.epoch, self._plan.teaching.get())
             if self.head is not None:
-                self._store.write_head(name_of(self.head) or "")
                 fold_statistics(self._store, self.epoch, self.head, self._teachers)
             if not self._keeps_all:
                 for old in set(self._store.sealed_epochs) - epochs_needed(self._teachers, self.epoch + 1):
