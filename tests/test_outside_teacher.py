@@ -332,6 +332,15 @@ def test_labels_of_an_earlier_run_in_another_order_are_refused(tmp_path, data):
     run(tmp_path / "mended", data.map(lambda row, i: {"label": 0} if i < 5 else {}, with_indices=True), born)
 
 
+def test_logits_of_another_kind_in_rows_of_the_same_shape_are_refused(tmp_path, data):
+    flags = tiny_bert("multi_label", num_labels=3)
+    assert record_predictions(flags, data, tmp_path / "s", batch_size=8).head == "multi_label_classification"
+    args = config(tmp_path / "run", outside_teacher=str(tmp_path / "s"))
+    message = "are of the kind 'multi_label_classification', and the model's of the kind 'single_label_"
+    with pytest.raises(StoreMismatchError, match=message):
+        LSTSDTrainer(tiny_bert(), args, train_dataset=data).train()
+
+
 def test_what_is_no_store_for_this_run_is_refused(tmp_path, data, teacher, store):
     with pytest.raises(StoreError, match=r"holds no logits store.*Expected a store that `lstsd record`"):
         run(tmp_path / "run", data, str(tmp_path / "nowhere"))

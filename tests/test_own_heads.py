@@ -1,6 +1,7 @@
 """Heads that users of Trainer write: their kind, their rows, their checkpoints."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,17 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from transformers import BertModel
 
-from lstsd_hf import LogitsStore, LSTSDTrainer, StoreMismatchError, clean, read_history, write_report
+from lstsd_hf import (
+    LogitsStore,
+    LSTSDTrainer,
+    StoreMismatchError,
+    add_sample_ids,
+    clean,
+    read_history,
+    write_report,
+)
 from own_trainers import OneLogit, Scores, assert_taught, run
-from toys import logged, rows, tiny_bert, weights
+from toys import config, logged, rows, tiny_bert, weights
 
 
 class FiveClasses(nn.Module):
@@ -278,6 +287,100 @@ def test_scores_of_0_and_1_stay_scores_in_the_report(tmp_path: Path, kind: type)
     settings = {"label_names": ["target"], "problem_type": "regression"}
     run(LSTSDTrainer, tmp_path, data.cast_column("target", datasets.Value("float32")), OneLogit(False), settings)
     assert "mean_absolute_error" in read_history(tmp_path).column_names
+
+
+def fractions() -> datasets.Dataset:
+    """Soft labels for one logit, from 0 to 1."""
+    data = zero_or_one(kind=float).rename_column("labels", "target")
+    return data.map(lambda row, i: {"target": abs(row["target"] - (i % 5) / 10)}, with_indices=True)
+
+
+def test_one_logit_with_soft_labels_is_judged_as_the_likelier_class(tmp_path: Path) -> None:
+    data = fractions()
+    settings = {"label_names": ["target"], "problem_type": "multi_label_classification"}
+    run(LSTSDTrainer, tmp_path / "out", data, OneLogit(True), settings)
+    history = read_history(tmp_path / "out")
+    assert history["label"] == [int(label > 0.5) for label in data["target"]]
+    assert history["prediction_probability"][0] >= 0.5
+    data.rename_column("target", "label").to_csv(tmp_path / "train.csv")
+    assert write_report(tmp_path / "out", tmp_path / "train.csv").exists()
+    cleaned = clean(tmp_path / "out", tmp_path / "train.csv", tmp_path / "clean.csv", drop=True)
+    assert cleaned.dropped == sum(history["looks_wrong"])
+    with pytest.raises(ValueError, match="holds soft labels"):
+        clean(tmp_path / "out", tmp_path / "train.csv", tmp_path / "relabelled.csv", relabel=True)
+    data.map(lambda row: {"label": 1 - row["target"]}).to_csv(tmp_path / "other.csv")
+    with pytest.raises(ValueError, match="are not those that the run was trained on"):
+        write_report(tmp_path / "out", tmp_path / "other.csv", label_column="label")
+
+
+def test_one_logit_stays_a_yes_or_no_after_a_resume_without_logits(tmp_path: Path) -> None:
+    data = zero_or_one().rename_column("labels", "target")
+    settings = {"label_names": ["target"], "save_strategy": "epoch"}
+    run(LSTSDTrainer, tmp_path, data, OneLogit(True), settings | {"num_train_epochs": 1})
+    checkpoint = next(tmp_path.glob("checkpoint-*"))
+    for store in (tmp_path / "_logits", checkpoint / "_logits"):
+        shutil.rmtree(store)
+    again = settings | {"num_train_epochs": 3, "resume_without_logits": True}
+    run(LSTSDTrainer, tmp_path, data, OneLogit(True), again, resume=str(checkpoint))
+    assert "label_probability_by_epoch" in read_history(tmp_path).column_names
+
+
+@pytest.mark.parametrize("kind", ["scores", "zero_or_one"])
+def test_a_score_may_be_a_list_of_one(tmp_path: Path, kind: str) -> None:
+    data = rows(24, "regression")
+    labels = [[float(label > 0.5) if kind == "zero_or_one" else label] for label in data["label"]]
+    data = add_sample_ids(data.remove_columns("label").add_column("label", labels))
+    model = tiny_bert("regression", problem_type="regression")
+    LSTSDTrainer(model, config(tmp_path, num_train_epochs=2), train_dataset=data).train()
+    assert np.allclose(read_history(tmp_path)["label"], np.array(labels)[:, 0])
+    assert "error_by_epoch" in read_history(tmp_path).column_names
+
+
+def test_a_multi_label_head_that_the_models_config_does_not_tell_of(tmp_path: Path) -> None:
+    data = rows(24).map(lambda row: {"flags": [float(row["label"] == k) for k in range(3)]}, remove_columns="label")
+    data = add_sample_ids(data.rename_column("flags", "label"))
+    args = config(tmp_path, num_train_epochs=2, problem_type="multi_label_classification")
+
+    def entropy(outputs, labels, num_items_in_batch=None):
+        return F.binary_cross_entropy_with_logits(outputs["logits"], labels)
+
+    trainer = LSTSDTrainer(tiny_bert(), args, train_dataset=data, compute_loss_func=entropy)
+    trainer.train()
+    trainer.save_model()
+    assert read_history(tmp_path)["label"][:] == [[int(flag) for flag in row] for row in data["label"]]
+
+
+class OneLogitOfTokens(nn.Module):
+    """A yes or no for each token: one logit, binary cross-entropy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = BertModel(tiny_bert().config)
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.score(self.bert(input_ids=input_ids, attention_mask=attention_mask)[0])
+        known = labels >= 0
+        return {
+            "loss": F.binary_cross_entropy_with_logits(logits[..., 0][known], labels[known].float()),
+            "logits": logits,
+        }
+
+
+def test_one_logit_for_each_token_is_a_yes_or_no(tmp_path: Path) -> None:
+    data = rows(24).map(lambda row: {"labels": [-100, *(t % 2 for t in row["input_ids"][1:])]}, remove_columns="label")
+    data = add_sample_ids(data)
+    torch.manual_seed(0)
+    settings = {"num_train_epochs": 4, "problem_type": "token_classification", "teacher_trust": "confidence"}
+    trainer = LSTSDTrainer(OneLogitOfTokens(), config(tmp_path, **settings), train_dataset=data)
+    trainer.train()
+    assert torch.isfinite(weights(trainer.model)).all()
+    assert logged(trainer, "short_term_loss")[-1] > 0
+    history = read_history(tmp_path)
+    rows_of_token = LogitsStore.open(tmp_path / "_logits").epoch_parts(3)["values"][:, 0]
+    assert history["prediction"] == (rows_of_token > 0).astype(int).tolist()
+    assert np.allclose(np.array(history["prediction_probability"]), 1 / (1 + np.exp(-np.abs(rows_of_token))))
+    assert write_report(tmp_path).exists()
 
 
 class Masked(nn.Module):

@@ -145,6 +145,9 @@ def test_the_report_and_the_model_card_know_the_run(tmp_path):
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "istill" not in card
     assert "lstsd" not in card
+    trainer.distillation.push_logits = True
+    trainer.create_model_card()
+    assert "The training labels, and what the model predicted" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_class_is_the_users_by_name_and_can_be_pickled(tmp_path):

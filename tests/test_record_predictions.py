@@ -27,6 +27,7 @@ from transformers import (
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreError, StoreMismatchError, add_sample_ids, cli, record_predictions
 from lstsd_hf.method.vocabulary import student_events
 from lstsd_hf.training.forecast import shutil as disk
+from lstsd_hf.training.record import _Recording
 from toys import BAD, GOOD, VOCABULARY, config, logged, rows, tiny_bert
 
 BERT: dict[str, Any] = {
@@ -53,6 +54,21 @@ def uneven(count: int = 20, seed: int = 0, labels: bool = True) -> datasets.Data
     if labels:
         columns["labels"] = [[token % 4 if i else -100 for i, token in enumerate(row)] for row in tokens]
     return add_sample_ids(datasets.Dataset.from_dict(columns))
+
+
+def tagger() -> Any:
+    set_seed(0)
+    return BertForTokenClassification(BertConfig(**BERT, num_labels=4))
+
+
+def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pads without a tokenizer."""
+    length = max(len(row["input_ids"]) for row in features)
+    fill = {"labels": -100}
+    return {
+        name: torch.tensor([row[name] + [fill.get(name, 0)] * (length - len(row[name])) for row in features])
+        for name in ("input_ids", "attention_mask", "labels")
+    }
 
 
 def contents(store: str | Path) -> dict[str, bytes]:
@@ -173,6 +189,52 @@ def test_killed_and_started_again_it_leaves_the_same_bytes(tmp_path):
     assert [block.step for journal in cut.journals() for block in journal.blocks()] == [0, 1, 2, 3]
     assert run_script((str(tmp_path / "whole"), 99), (str(tmp_path / "cut"), 7)) == 0
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_rows_in_another_order_may_go_on(tmp_path, monkeypatch):
+    data, whole = uneven(), record_predictions(tagger(), uneven(), tmp_path / "whole", collate, batch_size=4)
+    predict, calls = _Recording._predict, iter(range(99))
+
+    def interrupted(self: Any, batch: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(self, batch)
+
+    monkeypatch.setattr(_Recording, "_predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record_predictions(tagger(), data, tmp_path / "cut", collate, batch_size=4)
+    record_predictions(tagger(), data.shuffle(seed=1), tmp_path / "cut", collate, batch_size=4)
+    assert contents(tmp_path / "cut") == contents(whole.path)
+
+
+def test_labels_that_are_words_do_not_stop_a_classifier(tmp_path):
+    data = add_sample_ids(rows(12))
+    words = data.remove_columns("label").add_column("label", ["no", "yes"] * 6)
+    stores = [record_predictions(tiny_bert(), rows_, tmp_path / str(i)) for i, rows_ in enumerate((data, words))]
+    assert contents(stores[0].path) == contents(stores[1].path)
+
+
+def test_labels_at_other_tokens_are_refused(tmp_path):
+    data = uneven()
+    record_predictions(tagger(), data, tmp_path / "s", collate, batch_size=4)
+    other_values = data.map(lambda row: {"labels": [-100 if label < 0 else 0 for label in row["labels"]]})
+    record_predictions(tagger(), other_values, tmp_path / "s", collate, batch_size=4)
+    moved = data.map(lambda row: {"labels": [*row["labels"][1:], -100]})  # as many, each one token earlier
+    with pytest.raises(StoreMismatchError, match=r"other tokens for 20 samples, first for sample ids \[0, 1"):
+        record_predictions(tagger(), moved, tmp_path / "s", collate, batch_size=4)
+    settings = config(tmp_path / "run", num_train_epochs=1, outside_teacher=str(tmp_path / "s"))
+    LSTSDTrainer(tagger(), settings, collate, train_dataset=other_values).train()
+    with pytest.raises(StoreMismatchError, match="samples are at other tokens"):
+        LSTSDTrainer(tagger(), settings, collate, train_dataset=moved).train()
+
+
+def test_a_language_model_of_another_kind_is_refused(tmp_path):
+    set_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+    arguments: Any = {"collator": collate, "batch_size": 4, "top_k": 4}
+    assert record_predictions(model, uneven(), tmp_path / "s", **arguments).head == "causal_lm"
+    with pytest.raises(StoreMismatchError, match="expected problem_type 'seq2seq_lm', found 'causal_lm'"):
+        record_predictions(model, uneven(), tmp_path / "s", problem_type="seq2seq_lm", **arguments)
 
 
 def test_a_call_that_would_mix_is_refused(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import pytest
 from lstsd_hf import LogitsStore, LSTSDTrainer, StoreCorruptionError, StoreError, add_sample_ids, cli, write_report
 from lstsd_hf.report import page as page_module
 from lstsd_hf.report import run as run_module
+from lstsd_hf.report.compare import write_comparison
 from toys import config, rows, tiny_bert
 
 NAN = np.nan
@@ -664,3 +665,11 @@ def test_script(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "scripts" / "report.py"
     subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, capture_output=True, timeout=120)
     assert (tmp_path / "_report" / "report.html").is_file()
+
+
+def test_runs_with_classes_in_another_order_are_not_compared(tmp_path: Path) -> None:
+    for name, classes in (("a", ["no", "yes"]), ("b", ["yes", "no"])):
+        folder = store_of(tmp_path / name, [[[1.0, 0.0]] * 3], [0, 1, 0])
+        (folder / "config.json").write_text(json.dumps({"id2label": dict(enumerate(classes))}))
+    with pytest.raises(ValueError, match=r"the same classes in another order, \['no', 'yes'\] and \['yes', 'no'\]"):
+        write_comparison(tmp_path / "a", tmp_path / "b")

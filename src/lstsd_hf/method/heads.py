@@ -230,6 +230,11 @@ HEADS: dict[ProblemType, Head] = {
 }
 
 
+def name_of(head: Head | None) -> ProblemType | None:
+    """The problem type of a head with one row for each sample; None for any other head."""
+    return next((name for name, known in HEADS.items() if known is head), None)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A head and, if it is a guess that the user may want to correct, the reason for it."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .heads import Classes, Compared, Head
+from .heads import Classes, Compared, Head, Labels
 from .loss import TeacherTerms
 from .rows import IGNORED, RowIndex, labelled_tokens, own_positions, predicted_tokens
 from .spans import is_most, span_terms
@@ -48,7 +48,10 @@ class ManyRows(Head):
 
 
 class Tokens(ManyRows):
-    """A tagger: one distribution over C classes for each token whose label is not -100; these tokens are the items."""
+    """A tagger: one distribution over C classes for each token whose label is not -100; these tokens are the items.
+
+    One column is the logit of class 1 against class 0.
+    """
 
     def __init__(self, label_names: Sequence[str] = ()) -> None:
         """`label_names`: what a batch may call the labels, besides "labels"."""
@@ -66,14 +69,17 @@ class Tokens(ManyRows):
     def scores(
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        return Classes().scores(recorded, labels, None)
+        values = recorded[VALUES].float()
+        two = torch.cat([-values / 2, values / 2], dim=-1) if values.shape[-1] == 1 else values
+        return Classes().scores({VALUES: two}, labels, None)
 
     def compare(
         self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
     ) -> Compared:
         assert index is not None
         rows = student.index_select(0, index.positions)
-        terms = Classes().terms(rows, past[VALUES], settings.temperature, settings.teacher_trust) if past else None
+        kind = Labels() if rows.shape[-1] == 1 else Classes()
+        terms = kind.terms(rows, past[VALUES], settings.temperature, settings.teacher_trust) if past else None
         return Compared(terms, {VALUES: rows})
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..method import dynamics, token_dynamics
+from ..method.statistics import two_columns
 from ..paths import checkpoints_of
 from ..store import LogitsStore, StoreError
 from ..store.ragged import RowLabels
@@ -57,7 +58,7 @@ class TokenRun(Run):
             begin = parts["offsets"][owners]
             same = parts["offsets"][owners + 1] - begin == counts
             rows[same] = parts["values"][(begin + places)[same]]
-        return self.within_range(found)
+        return two_columns(self.within_range(found))  # one column is the logit of class 1 against class 0
 
     def mean_of_all_epochs(self) -> Array | None:
         return None  # a run keeps no such mean for tokens
@@ -177,7 +178,7 @@ def _are_spans(store: LogitsStore, labels: Array) -> bool:
 def _token_run(
     name: str, store: LogitsStore, found: RowLabels, labels: Array, folders: list[Path], log: list[dict[str, float]]
 ) -> TokenRun:
-    (classes,) = store.row_shape
+    classes = max(2, *store.row_shape)
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"{store.path} holds labels of tokens from {labels.min()} to {labels.max()}: expected classes from 0 to "

@@ -141,7 +141,7 @@ class SampleRows(RowsById):
 
     def _refuse_other_labels(self, name: str, run: Run, column: str, labels: Column, keys: KeyColumns) -> None:
         known, rows = self.find(run.ids)
-        stored = run.labels[known]
+        stored = (run.labels if run.numbers is None else run.numbers)[known]
         # The names of a `ClassLabel` stand as they are: they may differ by spaces alone, and one may be empty.
         cells = [labels.cells[row] if labels.names else (labels.cells[row] or "").strip() or None for row in rows]
         differ = np.flatnonzero(_differences(cells, labels.names, stored, run))
@@ -149,7 +149,7 @@ class SampleRows(RowsById):
             return
         first = differ[0]
         found = shown(cells[first] or "")
-        expected = f"{stored[first]:g}" if run.is_regression else shown(run.classes[stored[first]])
+        expected = shown(run.classes[stored[first]]) if run.numbers is None else f"{stored[first]:g}"
         taken = "" if keys.ids else f"It has no column {keys.id_column!r}, so its rows were counted. "
         raise ValueError(
             f"{name}: {len(differ):,} of {len(cells):,} labels in {column!r} are not those that the run was trained "
@@ -204,10 +204,10 @@ def _differences(cells: Sequence[str | None], names: Sequence[str], stored: Arra
     Args:
         cells: (n,) the labels as text, None where missing.
         names: The names of a `ClassLabel`, by id; empty for other columns.
-        stored: (n,) the labels in the store: class ids, or scores.
+        stored: (n,) the labels in the store: class ids, or numbers that are none.
         run: The run.
     """
-    if run.is_regression:
+    if run.numbers is not None:
         found = np.array([float(cell) if cell and _NUMBER.fullmatch(cell) else np.nan for cell in cells])
         return ~np.isclose(found, stored, rtol=1e-5, atol=1e-8)
     values = list(dict.fromkeys(cells))

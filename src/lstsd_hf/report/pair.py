@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..store.manifest import shortened
 from .measures import Measures, measure
 from .run import Run
 
@@ -39,6 +40,11 @@ def pair_of(a: Run, b: Run) -> tuple[Pair, list[str]]:
     if len(a.classes) != len(b.classes):
         kinds = [f"{len(run.classes)} classes" if run.classes else "scores" for run in (a, b)]
         raise ValueError(f"{a.name} predicts {kinds[0]}, {b.name} {kinds[1]}: expected two runs of one task.")
+    if a.classes != b.classes and sorted(a.classes) == sorted(b.classes):
+        raise ValueError(
+            f"{a.name} and {b.name} have the same classes in another order, {shortened(list(a.classes))} and "
+            f"{shortened(list(b.classes))}: expected one order. Train them with the same id2label."
+        )
     ids, at_a, at_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     if not len(ids):
         raise ValueError(f"{a.name} and {b.name} have no sample id in common: expected two runs on the same samples.")

@@ -28,6 +28,7 @@ _VALUES_AT_ONCE = 4 << 20
 _LARGEST_JSON = 256 << 20  # bytes; a log of a million entries
 _LARGEST = 1e30
 _LARGEST_SCORE = 1e15
+_SCORES, _LABELS = "regression", "multi_label_classification"  # see `LogitsStore.head`
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Run:
         labels: (N,) their labels: class ids, or scores; with soft labels, the class with the highest probability. For
             a multi-label head (N, C): 1 where a label holds, else 0.
         vectors: (N, C) the labels as they were trained on, if each is a row: soft labels, which are probabilities, and
-            those of a multi-label head; else None.
+            those of a multi-label head; (N, 1) the soft labels of one logit; else None.
         classes: The names of the C classes; empty for a regression.
         log: The run's log: in each entry, numbers by name; empty if there is none.
         unit: What has the label that is judged: a sample, one of its tokens, or one of its several labels.
@@ -70,6 +71,13 @@ class Run:
     @property
     def is_regression(self) -> bool:
         return not self.classes
+
+    @property
+    def numbers(self) -> Array | None:
+        """(N,): the labels as they were trained on, if each is a number that is no class; else None."""
+        if self.vectors is not None and self.vectors.shape[1] == 1 and not self.is_multi_label:
+            return self.vectors[:, 0]
+        return self.labels if self.is_regression else None
 
     def logits(self, ids: Array, epochs: Sequence[int] | None = None) -> Array:
         """(E, n, C) float32: the predictions of some epochs for (n,) sample ids; NaN where there is none.
@@ -153,9 +161,9 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
     config = _config([run_dir, *checkpoints])
     ids, labels, vectors = _labels(store, config.get("problem_type") == "multi_label_classification")
     classes, kind = store.row_shape[0], Run
-    # Only a head that takes a decision keeps this statistic; without it, one number for each sample is a score.
-    if classes == 1 and vectors is None and np.isin(labels, (0, 1)).all() and store.read_statistic(MARGIN.name):
-        classes, kind, labels = 2, OneLogitRun, labels.astype(np.int64)
+    if classes == 1 and vectors is None and _is_one_logit(store, labels):
+        classes, kind, vectors = 2, OneLogitRun, None if np.isin(labels, (0, 1)).all() else labels[:, None]
+        labels = (labels > 0.5).astype(np.int64)
     return kind(
         name=run_dir.resolve().name,
         store=store,
@@ -166,6 +174,14 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
         log=log_of(store, run_dir, checkpoints),
         vectors=vectors,
     )
+
+
+def _is_one_logit(store: LogitsStore, labels: Array) -> bool:
+    """Whether one number for each sample is the logit of class 1 against class 0, and not a score."""
+    if store.head:
+        return store.head != _SCORES and bool(((labels >= 0) & (labels <= 1)).all())
+    # A store from before this note does not say. Only a head that takes a decision keeps this statistic.
+    return bool(np.isin(labels, (0, 1)).all()) and store.read_statistic(MARGIN.name) is not None
 
 
 def open_store(logits_dir: Path) -> LogitsStore:
@@ -194,6 +210,9 @@ def _labels(store: LogitsStore, is_multi_label: bool) -> tuple[Array, Array, Arr
             "are no numbers, and labels that a transform or a data collator maps are not in the store: the report "
             "needs a `datasets.Dataset` with the labels that the loss sees."
         )
+    if labels.shape[1:] == (1,) == store.row_shape and store.head:
+        is_list = store.head == _LABELS and np.isin(labels, (0, 1, IGNORED)).all()  # a list with a label in it
+        labels = labels if is_list else labels[:, 0]
     if labels.ndim == 2 and len(store.row_shape) == 1 and labels.shape[1] == store.row_shape[0]:
         return _vectors(store, np.asarray(labels, np.float64), is_multi_label)
     are_scores = labels.dtype.kind == "f"
@@ -222,6 +241,8 @@ def _vectors(store: LogitsStore, vectors: Array, is_multi_label: bool) -> tuple[
     ids, vectors = store.sample_ids[has_label], vectors[has_label]
     if not ids.size:
         raise StoreError(f"{store.path} holds no label: expected one for each sample.")
+    if store.head == _LABELS and np.isin(vectors, (0, 1)).all():
+        is_multi_label = True  # the model's configuration may be missing, or not say it
     if not is_multi_label and vectors.shape[1] > 1 and (vectors >= 0).all() and _add_up_to_1(vectors):
         return ids, vectors.argmax(axis=1), vectors
     wrong = ids[~np.isin(vectors, (0, 1)).all(axis=1)][:5].tolist()

@@ -78,6 +78,21 @@ class StoreFolder:
         return read_manifest(self.path)["source"]
 
     @property
+    def head(self) -> str:
+        """What the rows stand for: a `ProblemType`, such as "regression"; empty if not known.
+
+        Rows of one shape may be scores, the logits of one of C classes, or those of C labels.
+        """
+        return read_manifest(self.path)["head"]
+
+    def write_head(self, head: str) -> None:
+        """Notes what the rows stand for."""
+        manifest = read_manifest(self.path)
+        if manifest["head"] != head:
+            manifest["head"] = head
+            write_manifest(self.path, manifest)
+
+    @property
     def sealed_epochs(self) -> list[int]:
         """The epochs that can be read, ascending. Read from the manifest, as another process may seal one."""
         return sorted(self.epoch_checksums)

@@ -10,6 +10,7 @@ layout            if samples have any number of rows: the kind of rows, see `rag
 texts             in a store of `lstsd train` on a file: by text column, the fingerprint of its texts
 label_column      in such a store: the name of the file's label column; else null
 source            in a store of `record_predictions`: what made the predictions, see `LogitsStore.source`
+head              if it is known: what the rows stand for, see `LogitsStore.head`
 sealed            by epoch: the checksum of epoch-<epoch>.npy
 parts             by "<part> <epoch>": the checksum of epoch-<epoch>.<part>.npy
 statistics        by "<name> <epoch>": the checksum of <name>-<epoch>.npy
@@ -58,6 +59,7 @@ _OPTIONAL: dict[str, Any] = {
     "label_offsets": None,
     "layout": {},
     "source": {},
+    "head": "",
     "texts": {},
     "label_column": None,
     "parts": {},
@@ -80,6 +82,7 @@ class Manifest(TypedDict):
     label_changes: list[dict[str, Any]]
     layout: dict[str, Any]
     source: dict[str, Any]
+    head: str
     texts: dict[str, str]
     label_column: str | None
     sealed: dict[str, str]
@@ -115,6 +118,7 @@ def new_manifest(
         label_changes=[],
         layout=layout,
         source=source,
+        head="",
         texts={},
         label_column=None,
         sealed={},
@@ -294,6 +298,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "layout": (_is_layout, "nothing, ragged rows, or the largest of a vocabulary of at most 2^32"),
     "source": (_is_source, "nothing, or a model, its inputs, tokenizer, largest length, classes and batch size"),
+    "head": (is_text, f"at most {_LONGEST_TEXT} printable characters"),
     "texts": (_is_table("(?s:.*)", is_text), "fingerprints by column"),
     "label_column": (lambda value: value is None or isinstance(value, str), "null, or a column's name"),
     "sealed": (_is_table(_NUMBER, _is_checksum), "checksums by epoch"),

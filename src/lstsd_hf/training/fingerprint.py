@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from ..store.ragged import NO_LABEL
+from .sample_ids import LABEL_COLUMNS
+
 _ROWS_AT_ONCE = 10_000
 _NULL = np.uint64(0x9E3779B97F4A7C15)  # stands for a missing value
 
@@ -50,6 +53,37 @@ def input_hashes(dataset: datasets.Dataset, columns: Sequence[str]) -> npt.NDArr
     batches = dataset.with_format("arrow").select_columns(list(columns)).iter(_ROWS_AT_ONCE)
     found = [np.column_stack([_row_hashes(table[name].combine_chunks()) for name in columns]) for table in batches]
     return np.concatenate(found)
+
+
+def labelled_hashes(dataset: datasets.Dataset, problem_type: str) -> npt.NDArray[np.uint64] | None:
+    """uint64 (N,): a hash of which tokens of each row have a label, and so a row of predictions.
+
+    An encoder-decoder model also reads the labels, so theirs is a hash of the labels up to the last one.
+
+    Args:
+        dataset: The data set.
+        problem_type: Of the model; see `heads.ProblemType`.
+
+    Returns:
+        None if rows are not those of labelled tokens, or if a transform or the data collator makes the labels.
+    """
+    name = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
+    is_of_tokens = problem_type in ("token_classification", "causal_lm", "seq2seq_lm", "masked_lm")
+    if name is None or not is_of_tokens or dataset.format["type"] == "custom":
+        return None
+    kind = dataset.features.arrow_schema.field(name).type
+    if not is_list(kind) or not pa.types.is_integer(kind.value_type):
+        return None
+    hashes = []
+    begin = 1 if problem_type == "causal_lm" else 0  # nothing predicts the first token
+    for table in dataset.with_format("arrow").select_columns([name]).iter(_ROWS_AT_ONCE):
+        for cells in table[name].to_pylist():
+            labels = np.asarray(cells or [], np.int64)
+            held = np.flatnonzero(labels[begin:] != NO_LABEL)
+            if problem_type == "seq2seq_lm":
+                held = labels[: held[-1] + 1] if len(held) else labels[:0]
+            hashes.append(xxhash.xxh3_64_intdigest(np.ascontiguousarray(held, np.int64).tobytes()))
+    return np.array(hashes, np.uint64)
 
 
 def is_same(one: str, other: str) -> bool:

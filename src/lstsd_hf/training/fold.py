@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..method.heads import Head
+from ..method.heads import Head, name_of
 from ..method.statistics import TAUGHT_FROM, Statistic
 from ..method.teachers import Teacher
 from ..store import LogitsStore, StoreCorruptionError
@@ -18,12 +18,15 @@ _VALUES_AT_ONCE = 4 << 20
 def fold_statistics(store: LogitsStore, epoch: int, head: Head, teachers: Iterable[Teacher] = ()) -> None:
     """Adds the epoch that was just sealed to the run's statistics, in chunks of samples, and writes them.
 
+    Also notes the head, see `LogitsStore.head`.
+
     Args:
         store: The run's store.
         epoch: The epoch.
         head: Names the statistics that the report needs, if there are labels.
         teachers: The run's teachers. One of the run's own past may be read from a statistic.
     """
+    store.write_head(name_of(head) or "")
     labels = store.read_labels()
     kept = () if labels is None else head.statistics(labels)
     tracks = {

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
-from ..method.heads import HEADS, Head, ProblemType, choose_head
+from ..method.heads import HEADS, Head, ProblemType, choose_head, name_of
 from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.teachers import Teacher, teachers_of
 from ..store import LogitsStore
@@ -143,7 +143,7 @@ class HeadMixin(HubMixin):
                 "a field of LSTSDConfig."
             )
         if self._lstsd_outside is not None:
-            self._lstsd_outside.refuse_rows(tuple(rows.logits.shape[1:]))
+            self._lstsd_outside.refuse_rows(tuple(rows.logits.shape[1:]), name_of(choice.head))
         self._lstsd_take_head(choice.head)
         return choice.head
 
@@ -217,7 +217,7 @@ class HeadMixin(HubMixin):
     def _lstsd_head_note(self) -> dict[str, Any]:
         """What a checkpoint notes about the head, and about an outside teacher."""
         note: dict[str, Any] = {} if self._lstsd_outside is None else {"outside": self._lstsd_outside.note}
-        return note | {"problem_type": next((name for name, head in HEADS.items() if head is self._lstsd_head), None)}
+        return note | {"problem_type": name_of(self._lstsd_head)}
 
     def _lstsd_restore_head(self, saved: LogitsStore) -> None:
         """Takes the head that a checkpoint was saved with, unless the user has set another.

@@ -21,6 +21,12 @@ from ..paths import LOGITS_FOLDER
 
 TAGS = ("lstsd", "self-distillation")
 
+# What a card says if the store is pushed as well.
+ON_PREDICTIONS = (
+    f"The training labels, and what the model predicted for every training sample, lie in `{LOGITS_FOLDER}/`, a file "
+    "for each epoch that was kept, numbered from 0: `numpy.load(file)[sample_id]`."
+)
+
 _SPEED = ("_runtime", "_per_second", "_time")
 # Needed to repeat a run, beside the method's settings: the Trainer's settings that affect the weights, without paths.
 _ALWAYS = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
@@ -200,11 +206,7 @@ def describe(
         f"- trust in a teacher: {settings.teacher_trust}; weight schedule: {settings.weight_schedule}",
     ]
     if distillation.push_logits:
-        lines += [
-            "",
-            f"The training labels, and what the model predicted for every training sample, lie in `{LOGITS_FOLDER}/`, "
-            "a file for each epoch that was kept, numbered from 0: `numpy.load(file)[sample_id]`.",
-        ]
+        lines += ["", ON_PREDICTIONS]
     return "\n".join([*lines, "", *_recipe(settings, distillation, args)]) + "\n"
 
 

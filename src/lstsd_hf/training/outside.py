@@ -1,7 +1,6 @@
 """An outside teacher: a store that is only read, and the checks that it fits the run."""
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,15 @@ from ..store import LogitsStore, StoreError, StoreMismatchError
 from ..store.manifest import is_text, shortened
 from ..store.ragged import OFFSETS
 from ..store.rows import VALUES
-from .fingerprint import input_hashes, is_same, same_inputs
+from .descriptions import class_names, longest_input, tokenizer_name, vocabulary_of
+from .fingerprint import input_hashes, is_same, labelled_hashes, same_inputs
 from .model_head import unwrapped
 from .training_set import TrainingSet
 
 logger = logging.get_logger(__name__)
 
 INPUT_HASHES = "inputs"  # a statistic of the stores that `record_predictions` makes: uint64 (rows, columns)
+LABELLED = "labelled"  # likewise, if rows are those of labelled tokens: uint64 (rows, 1)
 _FEW = 5
 _SECONDARY = {"attention_mask", "token_type_ids", "position_ids", "special_tokens_mask"}
 
@@ -165,12 +166,23 @@ class OutsideTeacher:
                 f"{self.store.vocabulary}, and the model's has {size}: expected the same tokenizer."
             )
 
-    def refuse_rows(self, row_shape: tuple[int, ...]) -> None:
-        """Raises StoreMismatchError if the rows of the model's first batch have another shape than the store's."""
+    def refuse_rows(self, row_shape: tuple[int, ...], head: str | None) -> None:
+        """Raises StoreMismatchError if the rows of the model's first batch are of another kind than the store's.
+
+        Args:
+            row_shape: Their shape.
+            head: What they stand for, see `LogitsStore.head`; None if not known.
+        """
         if self.store.row_shape != row_shape:
             raise StoreMismatchError(
                 f"The outside teacher's store at {self.store.path} holds rows of shape {self.store.row_shape}, and "
                 f"the model's have {row_shape}: expected the same. Record a teacher of the same classes."
+            )
+        if head is not None and self.store.head not in ("", head):
+            raise StoreMismatchError(
+                f"The rows of the outside teacher's store at {self.store.path} are of the kind {self.store.head!r}, "
+                f"and the model's of the kind {head!r}: expected the same. Take a teacher that has the same kind of "
+                "head; if one of the two is wrong, set problem_type."
             )
 
     def refuse_inputs(self, training_set: TrainingSet, dataset: Any, tokenizer: Any) -> None:
@@ -261,6 +273,7 @@ class OutsideTeacher:
                 f"for sample ids {ids[present][samples][:_FEW].tolist()} (the store: {made}; the training set: "
                 f"{here}). Tokenize the same rows in the same way, or record the teacher anew."
             )
+        _refuse_labelled(self.store, ids, present, rows, dataset)
 
     def _refuse_run(self, training_set: TrainingSet) -> None:
         """Compares fingerprints and labels: for a store that an earlier run made."""
@@ -280,6 +293,28 @@ class OutsideTeacher:
                 f"training set: its class {order[0]} is class {order[1]} here. Expected the same order. Encode the "
                 "labels as that run did."
             )
+
+
+def _refuse_labelled(
+    store: LogitsStore,
+    ids: npt.NDArray[np.int64],
+    present: npt.NDArray[np.bool_],
+    rows: Any,
+    dataset: datasets.Dataset,
+) -> None:
+    """Compares which tokens have a label, because the store has a row for each of these."""
+    found, here = store.read_statistic(LABELLED), labelled_hashes(dataset, store.head)
+    if found is None or here is None:
+        return
+    store.verify_statistic(LABELLED)
+    wrong = ids[present][found[1][rows].reshape(len(rows), -1)[:, 0] != here[present]]
+    other = "are others, and the decoder reads them" if store.head == "seq2seq_lm" else "are at other tokens"
+    if len(wrong):
+        raise StoreMismatchError(
+            f"The outside teacher's store at {store.path} has predictions of other tokens: the labels of "
+            f"{len(wrong)} of {len(rows)} samples {other}, first for sample ids "
+            f"{wrong[:_FEW].tolist()}. Give the labels that it was recorded with, or record the teacher anew."
+        )
 
 
 def refuse_other_teacher(noted: Any, outside: OutsideTeacher | None, checkpoint: Path) -> None:
@@ -305,48 +340,6 @@ def is_noted(value: Any) -> bool:
     return value is None or (
         isinstance(value, dict) and value.keys() == {"path", "checksum"} and all(map(is_text, value.values()))
     )
-
-
-def class_names(model: Any, columns: int) -> list[str] | None:
-    """The names of a model's classes, in order; None if it does not name exactly `columns` classes."""
-    found = getattr(getattr(unwrapped(model), "config", None), "id2label", None)
-    if not isinstance(found, dict) or sorted(found) != list(range(columns)):
-        return None
-    names = [str(found[i]) for i in range(columns)]
-    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
-        return None
-    return names if len(set(names)) == columns and all(map(is_text, names)) else None
-
-
-def vocabulary_of(model: Any) -> int | None:
-    """The size of a language model's vocabulary; None if the model does not tell."""
-    inner = unwrapped(model)
-    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    weight = getattr(head, "weight", None)
-    return len(weight) if weight is not None else getattr(getattr(inner, "config", None), "vocab_size", None)
-
-
-def tokenizer_name(tokenizer: Any) -> str | None:
-    """A tokenizer's class and size, in words; None if there is none."""
-    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
-        return None
-    return f"{type(tokenizer).__name__} of {len(tokenizer)} tokens"
-
-
-def longest_input(dataset: Any, names: Collection[str] = ("input_ids",)) -> int | None:
-    """The largest number of tokens in a row of a `datasets.Dataset`; None if its rows are not tokens."""
-    lengths = input_lengths(dataset, names)
-    return None if lengths is None or not len(lengths) else int(lengths.max())
-
-
-def input_lengths(dataset: Any, names: Collection[str] = ("input_ids",)) -> npt.NDArray[np.int64] | None:
-    """(N,): the number of tokens in each row; None if the rows are not tokens."""
-    name = next((name for name in names if name in getattr(dataset, "column_names", ())), None)
-    if name is None or not isinstance(dataset, datasets.Dataset):
-        return None
-    batches = dataset.with_format("arrow").select_columns([name]).iter(10_000)
-    parts = [np.array([len(value) for value in table[name].to_pylist()], np.int64) for table in batches]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _order_of(names: list[str], wanted: list[str]) -> tuple[int, ...] | None:

@@ -12,6 +12,7 @@ The store is in `<output_dir>/_logits`, as in a run that distils, so the report,
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,6 +25,7 @@ from ..method.outside import LAST
 from .base_loss import BaseLossMixin
 from .hub import HubMixin
 from .mixin import LSTSDMixin
+from .model_card import ON_PREDICTIONS
 from .overrides import taught
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
@@ -79,8 +81,12 @@ class RecordingMixin(LSTSDMixin):
         )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the parent's model card, because nothing was distilled."""
+        """Writes the parent's model card, because nothing was distilled; with `push_logits` it tells of the store."""
         super(HubMixin, self).create_model_card(*args, **kwargs)
+        if self.distillation.push_logits and self.is_world_process_zero():
+            card = Path(str(self.args.output_dir)) / "README.md"
+            text = card.read_text(encoding="utf-8").rstrip("\n")
+            card.write_text(f"{text}\n\n## Predictions\n\n{ON_PREDICTIONS}\n", encoding="utf-8")
 
 
 def PredictionRecorder(trainer: type[AnyTrainer]) -> type[AnyTrainer]:  # noqa: N802 - used in place of a class

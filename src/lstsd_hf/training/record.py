@@ -2,16 +2,14 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
-import xxhash
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import nn
@@ -20,19 +18,21 @@ from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils import find_labels, logging
 
 from ..config import DistillationArguments, LogitsDtype
-from ..method.heads import ProblemType
+from ..method.heads import HEADS, ProblemType, choose_head, name_of
 from ..method.many_rows import ManyRows, Vocabulary, many_rows_head
 from ..method.rows import RowIndex
 from ..store import LogitsStore, StoreCorruptionError, StoreError, StoreMismatchError
 from ..store.files import writing
-from ..store.manifest import NAME, is_whole
+from ..store.manifest import NAME
 from ..store.rows import VALUES
 from . import place
 from .collator import COUNTS, POSITIONS, SAMPLE_IDS, IdentifiedDataset, TeacherCollator, TeachingEpochs
-from .fingerprint import fingerprint, input_hashes
+from .descriptions import class_names, input_lengths, tokenizer_name, vocabulary_of
+from .evaluation import in_evaluation, refuse_arguments, weights_hash
+from .fingerprint import fingerprint, input_hashes, labelled_hashes
 from .forecast import Forecast
 from .model_head import grid_of, many_rows_problem, refuse_unsupported, rows_of, unwrapped
-from .outside import INPUT_HASHES, class_names, input_lengths, tokenizer_name, vocabulary_of
+from .outside import INPUT_HASHES, LABELLED
 from .overrides import take_added
 from .sample_ids import LABEL_COLUMNS, has_sample_ids, sample_ids_of
 
@@ -88,7 +88,7 @@ def record_predictions(
         StoreMismatchError: the folder holds predictions of another model, of other inputs, or with other settings.
         StoreError: the folder holds something else, another process records into it, or the disk is too small.
     """
-    _refuse_arguments(dataset, batch_size, dtype, top_k, problem_type)
+    refuse_arguments(dataset, batch_size, dtype, top_k, problem_type)
     refuse_unsupported(model)
     # On a machine without an accelerator, each of several processes would otherwise take itself for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -99,7 +99,9 @@ def record_predictions(
             f"top_k={top_k} and a vocabulary of {size}: expected fewer than all of it, because the mass of the rest "
             "is recorded as well. Set top_k lower."
         )
-    recording = _Recording(model, head, dataset, collator, processing_class, batch_size, sample_id_column)
+    recording = _Recording(
+        model, head, dataset, collator, processing_class, batch_size, sample_id_column, problem_type
+    )
     place_of_store = Path(path).resolve()
     with writing(place_of_store):
         place_of_store.parent.mkdir(parents=True, exist_ok=True)
@@ -130,24 +132,6 @@ def _is_first(state: PartialState) -> bool:
     return state.process_index == 0
 
 
-def _refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int, problem_type: str | None) -> None:
-    for name, value in (("batch_size", batch_size), ("top_k", top_k)):
-        if not is_whole(value, low=1):
-            raise ValueError(f"{name}={value!r} is not allowed: expected an integer of at least 1.")
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype={dtype!r} is not allowed: expected 'float16' or 'float32'.")
-    if problem_type not in (None, *get_args(ProblemType)):
-        known = ", ".join(map(repr, get_args(ProblemType)))
-        raise ValueError(f"problem_type={problem_type!r} is not allowed: expected None or one of {known}.")
-    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"dataset is a {type(dataset).__name__}: expected a data set with a length, whose rows can be taken by "
-            "their number. Make a datasets.Dataset of the stream first."
-        )
-    if not len(dataset):
-        raise ValueError("dataset is empty: expected at least one row.")
-
-
 class _Recording:
     """Predicts a data set and records it, in batches that are the same in every call."""
 
@@ -160,8 +144,9 @@ class _Recording:
         processing_class: Any,
         batch_size: int,
         column: str,
+        problem_type: ProblemType | None,
     ) -> None:
-        self._model, self._head = model, head
+        self._model, self._head, self._problem_type = model, head, problem_type
         self._settings = DistillationArguments().resolve(0.0)  # there are no teachers, so any weight will do
         self._batch_size, self._processing_class = batch_size, processing_class
         inner: Any = unwrapped(model)
@@ -174,7 +159,12 @@ class _Recording:
         rows = dataset
         if is_table:
             self._ids = np.asarray(sample_ids_of(dataset, column))
-            kept = self._kept(dataset, column)
+            # A classifier's labels are not needed, and words would stop a collator.
+            kept = [
+                name
+                for name in self._kept(dataset, column)
+                if not (head is None and self._is_left_out(name) and _is_text(dataset, name))
+            ]
             self._inputs = sorted(name for name in kept if name not in {*self._label_names, column})
             rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(kept)
         if not is_table or not has_sample_ids(dataset, column):
@@ -189,7 +179,8 @@ class _Recording:
         self._lengths = np.ones(len(dataset), np.int64) if lengths is None else lengths
         self._unit = "row" if lengths is None else "token"
         # Sorted by length, for little padding. The longest first, so that a batch too large for memory fails at once.
-        order = np.argsort(-self._lengths, kind="stable")
+        # Then by id, so that a call that goes on has the same batches if the rows are in another order.
+        order = np.lexsort((self._ids, -self._lengths))
         self._batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def _kept(self, dataset: datasets.Dataset, column: str) -> list[str]:
@@ -221,6 +212,8 @@ class _Recording:
             expected = {**source, "dtype": dtype, "inputs": name}
             if isinstance(self._head, ManyRows) and hasattr(self._head, "k"):
                 found["top_k"], expected["top_k"] = store.row_shape[0], self._head.k
+            if self._head is not None and store.head:  # a store from before this note has none
+                found["problem_type"], expected["problem_type"] = store.head, self._kind(store.row_shape[0])
             wrong = [
                 f"{key} {expected[key]!r}, found {found.get(key)!r}"
                 for key in expected
@@ -237,12 +230,38 @@ class _Recording:
             by_row = np.zeros((store.index.num_rows, len(self._inputs)), np.uint64)
             by_row[store.index.rows_of(self._ids, path)] = input_hashes(self._dataset, self._inputs)
             store.write_statistic(INPUT_HASHES, EPOCH, by_row)
+        self._note_labelled(store)
         return store
+
+    def _note_labelled(self, store: LogitsStore) -> None:
+        """Notes which tokens have labels, and so rows. Raises StoreMismatchError if other tokens had before."""
+        hashes = labelled_hashes(self._dataset, store.head) if self._inputs else None
+        if hashes is None:
+            return
+        by_row = np.zeros((store.index.num_rows, 1), np.uint64)
+        by_row[store.index.rows_of(self._ids, store.path), 0] = hashes
+        noted = store.read_statistic(LABELLED)
+        if noted is None and not store.sealed_epochs and not store.open_epochs:
+            store.write_statistic(LABELLED, EPOCH, by_row)
+        elif noted is not None and (noted[1] != by_row).any():
+            wrong = store.sample_ids[(noted[1] != by_row).any(axis=1)]
+            raise StoreMismatchError(
+                f"{store.path} holds predictions of other tokens for {len(wrong)} samples, first for sample ids "
+                f"{wrong[:_FEW].tolist()}: expected labels at the same tokens. Give these, or name a new folder."
+            )
+
+    def _kind(self, columns: int, *, paired: bool = False) -> str:
+        """See `LogitsStore.head`."""
+        if self._head is not None:
+            return str(self._problem_type or many_rows_problem(self._model))
+        said = getattr(getattr(unwrapped(self._model), "config", None), "problem_type", None)
+        said = self._problem_type or ("single_label_classification" if paired else said)
+        return (name_of(choose_head(said, None, columns).head) or "") if said in HEADS else ""
 
     def _create(self, path: Path, dtype: str, name: str, source: dict[str, Any]) -> LogitsStore:
         """A new store, with the layout of the first batch's predictions."""
         first = self._batches[0]
-        with _in_evaluation(self._model):
+        with in_evaluation(self._model):
             self._model.to(self._device())
             _, parts, counts = self._predict(self._collator(self._rows_at(first)))
         row_shape = parts[VALUES].shape[1:]
@@ -254,9 +273,11 @@ class _Recording:
         Forecast(path, rows, row_shape, vocabulary, dtype, 1, 0, names).refuse_full_disk(keeps_all=True)
         samples = int(self._ids.max()) + 1
         is_ragged = counts is not None
-        return LogitsStore.create(
+        store = LogitsStore.create(
             path, samples, row_shape, dtype, name, self._ids, ragged=is_ragged, vocabulary=vocabulary, source=source
         )
+        store.write_head(self._kind(row_shape[-1], paired=not is_ragged and self._is_paired))
+        return store
 
     def finish(self, store: LogitsStore) -> None:
         """Checks a store that has been sealed, and removes the journals if a kill left them.
@@ -286,7 +307,7 @@ class _Recording:
             desc="Recording",
             disable=disable_tqdm or not state.is_local_main_process,
         )
-        with bar, _in_evaluation(self._model):
+        with bar, in_evaluation(self._model):
             self._model.to(self._device())
             for number, batch in zip(mine, loader, strict=True):
                 ids, parts, counts = self._predict(batch)
@@ -324,7 +345,9 @@ class _Recording:
         outputs = self._model(**{key: value for key, value in inputs.items() if not self._is_left_out(key)})
         ids, counts = added[SAMPLE_IDS].numpy(), None
         if self._head is None:
-            found: Mapping[str, torch.Tensor] = {VALUES: rows_of(outputs, len(ids), inputs).logits}
+            rows = rows_of(outputs, len(ids), inputs)
+            found: Mapping[str, torch.Tensor] = {VALUES: rows.logits}
+            self._is_paired = rows.paired
         else:
             shape = next(inputs[name].shape[:2] for name in self._head.grid if name in inputs)
             grid = grid_of(outputs, self._head.outputs, tuple(shape))
@@ -358,7 +381,7 @@ class _Recording:
         inner = unwrapped(self._model)
         columns = getattr(getattr(inner, "config", None), "num_labels", 0)
         return {
-            "model": f"{type(inner).__name__}, weights {_weights_hash(self._model)}",
+            "model": f"{type(inner).__name__}, weights {weights_hash(self._model)}",
             "inputs": self._inputs,
             "tokenizer": tokenizer_name(self._processing_class),
             "max_length": int(self._lengths.max()) if self._unit == "token" else None,
@@ -367,29 +390,12 @@ class _Recording:
         }
 
 
+def _is_text(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether a column holds texts."""
+    feature = dataset.features[name]
+    return isinstance(feature, datasets.Value) and "string" in feature.dtype
+
+
 def _noted_names(names: list[str] | None) -> list[str] | None:
     """The names of the classes, unless they would take most of the manifest, which is read again and again."""
     return names if names is None or len(json.dumps(names)) <= _LONGEST_NAMES else None
-
-
-def _weights_hash(model: nn.Module) -> str:
-    """A hash of all parameters and buffers, bit for bit."""
-    digest = xxhash.xxh3_64()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode without gradients, and restores the mode of each module afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
