@@ -392,17 +392,17 @@ def test_inputs_of_the_command_that_are_wrong_end_in_one_line(tmp_path, model, t
         return err[-1]
 
     assert "no model's configuration" in refused("--model", str(tmp_path / "nobody"))
-    assert "--model is empty" in refused("--model", "")
+    assert "model is empty: expected a value" in refused("--model", "")
     assert "returned no logits" in refused("--model", model)
     assert "nowhere.csv" in refused("--dataset", str(tmp_path / "nowhere.csv"))
     assert "top_k=0 is not allowed" in refused("--top_k", "0")
     assert "invalid choice: 'int8'" in refused("--dtype", "int8")
     assert "data_dir goes with task_name" in refused("--data_dir", "GLUE")
-    assert "where goes with train_file, found task_name='rte'" in refused("--dataset", "rte", "--where", "label=1")
+    assert "where='label=1' goes with train_file" in refused("--dataset", "rte", "--where", "label=1")
     tokens = {"input_ids": [[1, 2]] * 4, "label": [0, 1] * 2}
     datasets.Dataset.from_dict(tokens).save_to_disk(str(tmp_path / "tokens"))
     line = refused("--dataset", str(tmp_path / "tokens"), "--where", "label=1")
-    assert "where='label=1' chooses rows of a file: expected none with" in line
+    assert "has input_ids, so it is used as it is: expected neither where nor text_columns" in line
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter").write_text("mine", encoding="utf-8")
     assert "is not empty: expected a new folder" in refused("-o", str(tmp_path / "full"))

@@ -41,8 +41,6 @@ def record(parsed: argparse.Namespace) -> LogitsStore:
         ValueError: the model, the data set or an argument is not as expected.
         StoreError, OSError, ImportError: likewise.
     """
-    if not parsed.model:
-        raise ValueError("--model is empty: expected a model's name on the Hub, or a folder.")
     if not sys.stderr.isatty():  # a log file would get every state of the bars
         datasets.disable_progress_bars()
         transformers.logging.disable_progress_bar()

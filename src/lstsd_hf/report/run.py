@@ -178,10 +178,7 @@ def read_run(run_dir: Path, logits_dir: Path) -> Run:
 
 def _is_one_logit(store: LogitsStore, labels: Array) -> bool:
     """Whether one number for each sample is the logit of class 1 against class 0, and not a score."""
-    if store.head:
-        return store.head != _SCORES and bool(((labels >= 0) & (labels <= 1)).all())
-    # A store from before this note does not say. Only a head that takes a decision keeps this statistic.
-    return bool(np.isin(labels, (0, 1)).all()) and store.read_statistic(MARGIN.name) is not None
+    return store.head not in ("", _SCORES) and bool(((labels >= 0) & (labels <= 1)).all())
 
 
 def open_store(logits_dir: Path) -> LogitsStore:

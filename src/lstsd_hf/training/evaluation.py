@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import torch
 import xxhash
+from accelerate import PartialState
 from torch import nn
 
 from ..method.heads import ProblemType
@@ -22,6 +23,12 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model predicts: where its parts were placed, or on this process's device."""
+    is_placed = getattr(model, "hf_device_map", None) is not None
+    return next(model.parameters()).device if is_placed else PartialState().device
+
+
 @contextmanager
 def in_evaluation(model: nn.Module) -> Iterator[None]:
     """Puts a model into evaluation mode without gradients, and restores the mode of each module afterwards."""
@@ -36,6 +43,7 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_arguments(dataset: Any, batch_size: int, dtype: str, top_k: int, problem_type: str | None) -> None:
+    """Raises ValueError if an argument of `record_predictions` is not as expected."""
     for name, value in (("batch_size", batch_size), ("top_k", top_k)):
         if not is_whole(value, low=1):
             raise ValueError(f"{name}={value!r} is not allowed: expected an integer of at least 1.")

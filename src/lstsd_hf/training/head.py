@@ -26,7 +26,7 @@ from .model_head import (
     rows_with_gradient,
     unwrapped,
 )
-from .outside import OutsideTeacher, refuse_other_teacher
+from .outside import OutsideTeacher, refuse_other_teacher, refuse_place
 from .recorder import Recorder
 from .training_set import TrainingSet
 
@@ -154,7 +154,7 @@ class HeadMixin(HubMixin):
             return
         is_first = self.is_world_process_zero()
         outside = OutsideTeacher.open(given.outside_teacher, str(given.outside_epoch), tells=is_first)
-        outside.refuse_place(self.logits_path(), str(self.args.output_dir))
+        refuse_place(outside.store.path, self.logits_path(), str(self.args.output_dir))
         outside = outside.for_model(self.model, self._lstsd_many_rows_head(), self._lstsd_known_columns())
         if is_first:
             outside.store.verify_epochs(outside.epochs)

@@ -93,23 +93,6 @@ class OutsideTeacher:
 
     # ---- checks that it fits the run
 
-    def refuse_place(self, logits_dir: str, output_dir: str) -> None:
-        """Raises ValueError if the run would move, drop, overwrite or upload the store."""
-        own, run, place = (Path(os.path.realpath(path)) for path in (logits_dir, output_dir, self.store.path))
-        inside = place.relative_to(run).parts[0] if place.is_relative_to(run) and place != run else ""
-        if place in (own, own.with_name(f"{own.name}.tmp"), run) or place.is_relative_to(own):
-            what = "is where this run keeps its own predictions: an earlier store there would be moved aside"
-        elif inside.startswith(f"{CHECKPOINT_PREFIX}-"):
-            what = "lies in a checkpoint of this run's output_dir, which the run may delete or write over"
-        elif inside and not inside.startswith("_"):
-            what = f"lies in output_dir under {inside!r}, which a push to the Hub would upload"
-        else:
-            return
-        raise ValueError(
-            f"outside_teacher={str(place)!r} {what}. Expected a folder that the run leaves alone: name another "
-            "output_dir, or move the store out of it."
-        )
-
     def for_model(self, model: Any, head: ManyRows | None, columns: int | None) -> "OutsideTeacher":
         """The same teacher with its classes in the order of the model's.
 
@@ -315,6 +298,24 @@ def _refuse_labelled(
             f"{len(wrong)} of {len(rows)} samples {other}, first for sample ids "
             f"{wrong[:_FEW].tolist()}. Give the labels that it was recorded with, or record the teacher anew."
         )
+
+
+def refuse_place(store: Path, logits_dir: str, output_dir: str) -> None:
+    """Raises ValueError if the run would move, drop, overwrite or upload the store."""
+    own, run, place = (Path(os.path.realpath(path)) for path in (logits_dir, output_dir, store))
+    inside = place.relative_to(run).parts[0] if place.is_relative_to(run) and place != run else ""
+    if place in (own, own.with_name(f"{own.name}.tmp"), run) or place.is_relative_to(own):
+        what = "is where this run keeps its own predictions: an earlier store there would be moved aside"
+    elif inside.startswith(f"{CHECKPOINT_PREFIX}-"):
+        what = "lies in a checkpoint of this run's output_dir, which the run may delete or write over"
+    elif inside and not inside.startswith("_"):
+        what = f"lies in output_dir under {inside!r}, which a push to the Hub would upload"
+    else:
+        return
+    raise ValueError(
+        f"outside_teacher={str(place)!r} {what}. Expected a folder that the run leaves alone: name another "
+        "output_dir, or move the store out of it."
+    )
 
 
 def refuse_other_teacher(noted: Any, outside: OutsideTeacher | None, checkpoint: Path) -> None:

@@ -28,7 +28,7 @@ from ..store.rows import VALUES
 from . import place
 from .collator import COUNTS, POSITIONS, SAMPLE_IDS, IdentifiedDataset, TeacherCollator, TeachingEpochs
 from .descriptions import class_names, input_lengths, tokenizer_name, vocabulary_of
-from .evaluation import in_evaluation, refuse_arguments, weights_hash
+from .evaluation import device_of, in_evaluation, refuse_arguments, weights_hash
 from .fingerprint import fingerprint, input_hashes, labelled_hashes
 from .forecast import Forecast
 from .model_head import grid_of, many_rows_problem, refuse_unsupported, rows_of, unwrapped
@@ -159,12 +159,7 @@ class _Recording:
         rows = dataset
         if is_table:
             self._ids = np.asarray(sample_ids_of(dataset, column))
-            # A classifier's labels are not needed, and words would stop a collator.
-            kept = [
-                name
-                for name in self._kept(dataset, column)
-                if not (head is None and self._is_left_out(name) and _is_text(dataset, name))
-            ]
+            kept = self._kept(dataset, column)
             self._inputs = sorted(name for name in kept if name not in {*self._label_names, column})
             rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(kept)
         if not is_table or not has_sample_ids(dataset, column):
@@ -188,13 +183,15 @@ class _Recording:
         kept = [name for name in names if name in self._taken or name in {*self._label_names, column}]
         names_none = all(parameter.kind is parameter.VAR_KEYWORD for parameter in self._taken.values())
         if dataset.format["type"] == "custom" or names_none:
-            return names
-        if not set(kept) - {*self._label_names, column}:
+            kept = names
+        elif not set(kept) - {*self._label_names, column}:
             raise ValueError(
                 f"The data set has columns {names}, and {type(unwrapped(self._model)).__name__} takes none of them: "
                 "expected its inputs, such as input_ids. Tokenize the data set first."
             )
-        return kept
+        # A classifier's labels are not needed, and words would stop a collator.
+        idle = [name for name in kept if self._head is None and self._is_left_out(name) and _is_text(dataset, name)]
+        return [name for name in kept if name not in idle]
 
     def begin(self, path: Path, dtype: str) -> LogitsStore:
         """The store at `path`: that of an earlier call, or a new one.
@@ -262,7 +259,7 @@ class _Recording:
         """A new store, with the layout of the first batch's predictions."""
         first = self._batches[0]
         with in_evaluation(self._model):
-            self._model.to(self._device())
+            self._model.to(device_of(self._model))
             _, parts, counts = self._predict(self._collator(self._rows_at(first)))
         row_shape = parts[VALUES].shape[1:]
         rows = len(self._ids)
@@ -308,7 +305,7 @@ class _Recording:
             disable=disable_tqdm or not state.is_local_main_process,
         )
         with bar, in_evaluation(self._model):
-            self._model.to(self._device())
+            self._model.to(device_of(self._model))
             for number, batch in zip(mine, loader, strict=True):
                 ids, parts, counts = self._predict(batch)
                 values = parts.pop(VALUES)
@@ -328,10 +325,6 @@ class _Recording:
                 f"{lost[:_FEW].tolist()}: the store has no predictions of them."
             )
 
-    def _device(self) -> Any:
-        is_placed = getattr(self._model, "hf_device_map", None) is not None
-        return next(self._model.parameters()).device if is_placed else PartialState().device
-
     def _rows_at(self, positions: npt.NDArray[Any]) -> list[Any]:
         if hasattr(self._rows, "__getitems__"):
             return list(self._rows.__getitems__(positions.tolist()))
@@ -340,7 +333,7 @@ class _Recording:
     def _predict(self, batch: Any) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]], npt.NDArray[Any] | None]:
         """The sample ids of a batch, its predictions by part of a row, and how many rows each sample has or None."""
         inputs, added = take_added(batch)
-        device = self._device()
+        device = device_of(self._model)
         inputs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
         outputs = self._model(**{key: value for key, value in inputs.items() if not self._is_left_out(key)})
         ids, counts = added[SAMPLE_IDS].numpy(), None
