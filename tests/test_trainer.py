@@ -70,6 +70,14 @@ def test_off_is_off_with_a_loss_of_the_users(tmp_path, label_smoothing_factor):
     assert torch.equal(weights(plain.model), weights(ours.model))
 
 
+def test_off_is_off_where_labels_are_not_known_before(tmp_path):
+    """The rows of a list are not read ahead, so labels are counted in each batch, of 7 rows or fewer."""
+    settings = {**OFF, "per_device_train_batch_size": 7}
+    plain = train(Trainer, tmp_path / "plain", list(rows(26)), settings=settings)
+    ours = train(LSTSDTrainer, tmp_path / "ours", list(rows(26)), settings=settings)
+    assert torch.equal(weights(plain.model), weights(ours.model))
+
+
 def test_the_first_epoch_is_plain_fine_tuning(tmp_path):
     settings = {"num_train_epochs": 1, "mini_generation_epochs": 1, "long_term_weight": 0.5, "short_term_weight": 0.5}
     with pytest.warns(UserWarning, match="will never teach"):

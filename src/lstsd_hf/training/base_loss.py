@@ -100,7 +100,8 @@ class BaseLossMixin(LoaderMixin):
             base_loss = torch.where(own_items > 0, base_loss, base_loss.nan_to_num(0.0))
         if self._lstsd_plain_items is None or all_items is None:
             return base_loss, None
-        return base_loss, own_items / self._lstsd_plain_items * (all_items / max(items, 1))
+        # One division of whole numbers, so that it is exactly 1 where each item has a label.
+        return base_loss, (own_items * all_items) / (self._lstsd_plain_items * max(items, 1))
 
     def _lstsd_labelled(self, labels: Any, samples: int) -> torch.Tensor:
         """How many samples of a batch have a class that the base loss counts."""
