@@ -22,7 +22,6 @@ from transformers import (
 from ..store import LogitsStore
 from ..training.model_head import many_rows_problem
 from ..training.record import record_predictions
-from ..training.sample_ids import LABEL_COLUMNS
 from .arguments import DataArguments, ModelArguments
 from .checks import check_tokens
 from .data import load_task, load_texts
@@ -116,8 +115,7 @@ def _rows(parsed: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, proble
                     f"{parsed.dataset} has input_ids, so it is used as it is: expected neither where nor "
                     "text_columns. Choose its rows before you save it (Dataset.filter)."
                 )
-            # A classifier's labels are not needed. Words would stop the collator, which knows none.
-            return found if problem else found.remove_columns(sorted({*LABEL_COLUMNS} & {*found.column_names}))
+            return found
     if problem is not None:
         raise ValueError(
             f"{parsed.dataset}: expected rows with input_ids, as Dataset.save_to_disk writes them, because only for "

@@ -172,7 +172,7 @@ class Labels(OneRow):
     """C labels, each present or not: Bernoulli distributions. Divergence and trust are means over labels."""
 
     def statistics(self, labels: Any) -> tuple[Statistic, ...]:
-        # One number for each sample, 0 or 1, is one of two classes. The report knows this head by the statistic.
+        # One number for each sample, 0 or 1, is one of two classes, and has the margin of one.
         known = labels[(labels == labels) & (labels != IGNORED)] if labels.ndim == 1 else None
         return (MARGIN,) if known is not None and bool(((known == 0) | (known == 1)).all()) else ()
 

@@ -69,17 +69,14 @@ class Tokens(ManyRows):
     def scores(
         self, recorded: Mapping[str, torch.Tensor], labels: torch.Tensor, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        values = recorded[VALUES].float()
-        two = torch.cat([-values / 2, values / 2], dim=-1) if values.shape[-1] == 1 else values
-        return Classes().scores({VALUES: two}, labels, None)
+        return _each(recorded[VALUES]).scores(recorded, labels, None)
 
     def compare(
         self, student: torch.Tensor, past: Mapping[str, torch.Tensor], settings: Settings, index: RowIndex | None
     ) -> Compared:
         assert index is not None
         rows = student.index_select(0, index.positions)
-        kind = Labels() if rows.shape[-1] == 1 else Classes()
-        terms = kind.terms(rows, past[VALUES], settings.temperature, settings.teacher_trust) if past else None
+        terms = _each(rows).terms(rows, past[VALUES], settings.temperature, settings.teacher_trust) if past else None
         return Compared(terms, {VALUES: rows})
 
 
@@ -183,6 +180,11 @@ class Vocabulary(ManyRows):
             none = index.positions.new_empty(0, len(index.positions), self.k)
             own = student_events(student.detach(), index.positions, none, self.k)[1]
         return Compared(terms, {VALUES: own.log_probabilities, CLASSES: own.classes, REST: own.log_rest}, vocabulary)
+
+
+def _each(rows: torch.Tensor) -> Labels | Classes:
+    """The head of each of a tagger's rows, (R, C)."""
+    return Labels() if rows.shape[-1] == 1 else Classes()
 
 
 def _labels_of(batch: Mapping[str, Any], names: Sequence[str] = ("labels",)) -> torch.Tensor:

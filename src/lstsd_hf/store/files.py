@@ -5,10 +5,10 @@ read-only files, or cannot flush a folder's entry. Each of these is optional: if
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,6 +110,11 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Waits until no other process is within this context for the folder; where there are no locks, it goes on."""
+    if sys.platform == "win32":  # no folder can be locked there
+        yield
+        return
+    import fcntl
+
     held = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a network file system may lock no folder

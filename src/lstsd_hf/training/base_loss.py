@@ -16,7 +16,6 @@ from ..method.rows import IGNORED
 from .collator import POSITIONS, SAMPLE_IDS, teacher_key
 from .loader import LoaderMixin
 from .overrides import Shown, count_own_items, items_in, taught
-from .sample_ids import label_columns
 
 
 class BaseLossMixin(LoaderMixin):
@@ -109,9 +108,6 @@ class BaseLossMixin(LoaderMixin):
         if is_class and (self._lstsd_head is None or isinstance(self._lstsd_head, Classes)):
             return labels.ne(IGNORED).sum()
         return torch.full((), samples, device=self.accelerator.device)
-
-    def _lstsd_labels_in(self, batch: Any) -> torch.Tensor | None:
-        return next((batch[name] for name in label_columns(self.label_names) if name in batch), None)
 
     def _lstsd_items_in(self, batch: Any) -> int:
         samples = len(batch[SAMPLE_IDS])

@@ -24,7 +24,7 @@ from .collator import IdentifiedDataset, TeacherCollator, TeachingEpochs
 from .head import HeadMixin
 from .overrides import is_plain, same_random_numbers
 from .recorder import Plan
-from .sample_ids import has_sample_ids, sample_ids_of
+from .sample_ids import has_sample_ids, label_columns, sample_ids_of
 from .training_set import TrainingSet, inspect_training_set, refuse_no_labels, rows_with_labels_outside
 
 logger = logging.get_logger(__name__)
@@ -196,6 +196,9 @@ class LoaderMixin(HeadMixin):
             "Give the model num_labels=..., or correct the labels."
         )
 
+    def _lstsd_labels_in(self, batch: Any) -> Any:
+        return next((batch[name] for name in label_columns(self.label_names) if name in batch), None)
+
     def _lstsd_sees_labels_outside(self, wrong: npt.NDArray[np.integer[Any]], columns: int) -> bool:
         """Whether these rows still have labels that are not classes after transforms and the collator."""
         dataset = self._remove_unused_columns(cast(datasets.Dataset, self.train_dataset), description="training")
@@ -208,7 +211,7 @@ class LoaderMixin(HeadMixin):
         with same_random_numbers():
             examples = [{k: v for k, v in dataset[position].items() if k != column} for position in positions]
             batch: Any = cast(Any, self.data_collator)(examples)
-        labels = next((batch[n] for n in sorted(self.label_names, key="labels".__ne__) if n in batch), None)
+        labels = self._lstsd_labels_in(batch)
         return labels is not None and bool(rows_with_labels_outside(np.asarray(labels), columns).size)
 
 
