@@ -49,6 +49,7 @@ from transformers import (
 from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, MemoryStoppingCallback
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
+from lstsd_hf.method import memory
 from lstsd_hf.method.memory import Counters, Measured, MemoryMeter, noise_share
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, made_with, read_results, train_all
@@ -85,6 +86,15 @@ OF_KIND: dict[str, dict[str, Any]] = {
 }
 ORDER = {METER: "", BY_LENGTH: ", grouped by length"}  # as the report names it
 PATIENCE = 2
+MEAN_ABSOLUTE = np.sqrt(2 / np.pi)  # of a normal distribution, in standard deviations
+# Constants of the filter that assume nothing of what an epoch adds to either part.
+ASSUMES_NOTHING: dict[str, Any] = {
+    "VISIT_FIRST": (0.0, 10.0),
+    "VISIT_LATER": (0.0, 10.0),
+    "LEARNT": (10.0, 10.0),
+    "KEPT_SD": 0.0,
+    "MODEL_ERROR": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -305,6 +315,19 @@ def errors(line: Line) -> list[tuple[float, float]]:
     ]
 
 
+def chance(line: Line) -> float:
+    """The standard error of the last honest accuracy if nothing is assumed of what an epoch adds to either part.
+
+    It has no other source than that samples are few. The filter's assumptions make the error smaller, at the price of
+    a bias.
+    """
+    with mock.patch.multiple(memory, **ASSUMES_NOTHING):
+        meter = MemoryMeter()
+        for folded in line["counters"]:
+            found = meter.fold(Counters.of_state(folded["sums"]))
+    return found.honest_error
+
+
 def report(lines: Sequence[Line]) -> str:
     """Markdown: the errors of the estimate for classes and for a regression, and what stopping gives."""
     meter = [line for line in lines if line["kind"] in ORDER]
@@ -317,7 +340,7 @@ def report(lines: Sequence[Line]) -> str:
 
 
 def of_classes(lines: Sequence[Line]) -> str:
-    """Tables of the error in points by rows, by task and noise, and by epoch; and of the estimated noise."""
+    """Tables of the error in points by rows, by task and noise, and by epoch; of chance; of the estimated noise."""
     if not lines:
         return ""
     by_rows, by_cell = defaultdict(list), defaultdict(list)
@@ -350,6 +373,11 @@ def of_classes(lines: Sequence[Line]) -> str:
         wrong, said = 100 * found[:, epoch].T
         inside = np.abs(wrong) <= NORMAL_95 * said
         parts.append(f"| {epoch + 1} | {np.abs(wrong).mean():.1f} | {100 * inside.mean():.0f} % |")
+    parts += ["", "| | standard error by chance, if nothing is assumed | the mean absolute error that makes |"]
+    parts.append("|---|---|---|")
+    for rows, group in sorted(by_rows.items()):
+        error = 100 * float(np.mean([chance(line) for line in group]))
+        parts.append(f"| {rows:,} rows | {error:.1f} | {error * MEAN_ABSOLUTE:.1f} |")
     parts += ["", "| wrong labels | as estimated, by run: the first epoch after the first that tells |", "|---|---|"]
     for (rows, task, noise, kind), group in sorted(by_cell.items()):
         first = [

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import EvalPrediction
 
 import benchmark_memory as benchmark
+from lstsd_hf.method import memory
 from lstsd_hf.method.memory import Counters
 
 
@@ -38,6 +39,7 @@ def test_held_out_rows_are_others_from_the_same_hat() -> None:
 def line(honest: float, **changes: Any) -> dict[str, Any]:
     epoch = {"honest": honest, "honest_error": 0.02, "score": 0.8, "truth": 0.8, "truth_error": 0.0126}
     epoch |= {"agreement": 0.9, "noise_share": 0.05}
+    rows = changes.get("rows", 2000)
     return {
         "task": "sst2",
         "noise": 0.0,
@@ -46,7 +48,16 @@ def line(honest: float, **changes: Any) -> dict[str, Any]:
         "kind": "meter",
         "classes": 2,
         "epochs": [epoch] * 2,
+        "counters": [counted(rows, 0.8), counted(rows, 0.9)],
     } | changes
+
+
+def counted(rows: int, agreement: float) -> dict[str, Any]:
+    """What a run keeps of an epoch in which that share of the predictions agrees with the labels throughout."""
+    counters = Counters()
+    position = (np.arange(rows) + 0.5) / rows
+    counters.add(position, np.arange(rows) % 10 < 10 * agreement)
+    return {"of_losses": False, "sums": counters.state()}
 
 
 def test_the_report_tells_errors_and_how_often_the_truth_is_in_the_interval() -> None:
@@ -58,6 +69,19 @@ def test_the_report_tells_errors_and_how_often_the_truth_is_in_the_interval() ->
     assert "| sst2, 0%, 2,000 rows | 5%, 5% |" in text
     assert "| sst2, 0% wrong, 500 rows, grouped by length | 1 | 0.0 |" in text
     assert "MemoryStoppingCallback" not in text
+
+
+def test_chance_alone_is_the_error_of_the_first_epochs_end_and_of_the_later_rises() -> None:
+    run = line(0.8, rows=2400, counters=[counted(2400, 0.8), counted(2400, 0.9), counted(2400, 0.9)])
+    # A line's slope has the variance 12 s^2 / N, where s^2 is an item's variance: 0.9 * 0.1 here. The line through the
+    # last quarter of epoch 0 ends at the mean of 600 items, and its slope is limited to about a quarter.
+    rises = 2 * 12 * 0.09 / 2400
+    quarter = 0.8 * 0.2 / 600
+    slope = 1 / (1 / 0.25**2 + 1 / (16 * 12 * 0.8 * 0.2 / 600))
+    expected = np.sqrt(rises + quarter + 0.125**2 * slope)
+    assert benchmark.chance(run) == pytest.approx(expected, rel=0.03)
+    assert "| 2,400 rows | 4.0 | 3.2 |" in benchmark.report([run])
+    assert memory.KEPT_SD > 0  # the filter has its assumptions back
 
 
 def test_errors_of_a_regression_are_told_as_shares_of_the_truth() -> None:
