@@ -443,6 +443,11 @@ def test_it_says_what_it_will_do_and_what_it_found(
     ]
     assert re.fullmatch(rf"(\d+|None) of 48 labels looks? wrong\. To see them: lstsd report {tmp_path}", lines[-1])
 
+    glue.main([*argv, "--learning_rate", "1e-30"])  # it goes on guessing one class, so half of the labels look wrong
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].endswith("so it has learnt too little to judge them.")
+    assert lines[-1].startswith("24 of 48 labels look wrong.")
+
     glue.main([*argv, "--trainer", "plain", "--max_steps", "2"])
     assert "2 steps, with transformers.Trainer." in capsys.readouterr().out.splitlines()
     glue.main(

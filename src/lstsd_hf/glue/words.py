@@ -10,7 +10,7 @@ from ..config import DefaultFolder
 from ..method.heads import Classes, Scores
 from ..method.teachers import teachers_of
 from ..report.cells import shown
-from ..report.headline import headline
+from ..report.headline import caution, headline
 from ..report.measures import Measures
 from ..report.run import Run
 from .prepare import Job
@@ -48,7 +48,7 @@ def plan(job: Job, model: PreTrainedModel) -> str:
 
 def found(job: Job, run: Run, measures: Measures) -> str:
     """How many labels look wrong, and the command that shows them if there is no report yet."""
-    sentence = f"{headline(run, measures).title}."
+    sentence = f"{caution(run, measures)}\n{headline(run, measures).title}.".lstrip()
     if job.model_args.report or not measures.has_learnt:
         return sentence
     return f"{sentence} To see them: {shlex.join(report_command(job))}"

@@ -52,7 +52,25 @@ def headline(run: Run, measures: Measures) -> Headline:
     epochs = run.epochs[-1] + 1 if measures.noise_of_all_epochs else len(run.epochs)
     if not flagged:
         return Headline(title, f"There is no {what} for which {reason}, {_when(epochs)}.", "Review the least likely")
-    return _to_review(title, f"For {them} {reason}, {_when(epochs)}.", flagged)
+    text = f"For {them} {reason}, {_when(epochs)}."
+    return _to_review(title, f"{text} {caution(run, measures)}".rstrip(), flagged)
+
+
+def caution(run: Run, measures: Measures) -> str:
+    """Says so if a classifier's last predictions agree with labels no more often than the largest class; else empty.
+
+    It does not count if there is an estimate of the number of wrong labels, which has a stricter condition of its own.
+    """
+    if run.is_regression or isinstance(run, LabelRun) or run.unit == "token" or measures.wrong_labels is not None:
+        return ""
+    counts = np.unique(run.labels[measures.seen], return_counts=True)[1]
+    agreement = measures.epochs["accuracy"][np.isfinite(measures.epochs["accuracy"])]
+    if not measures.has_learnt or len(counts) < 2 or agreement[-1] > counts.max() / counts.sum():
+        return ""
+    return (
+        "In the last epoch the model agrees with the labels no more often than always predicting the largest "
+        "class would, so it has learnt too little to judge them."
+    )
 
 
 def _when(epochs: int) -> str:
