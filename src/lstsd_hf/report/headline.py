@@ -61,11 +61,12 @@ def caution(run: Run, measures: Measures) -> str:
 
     It does not count if there is an estimate of the number of wrong labels, which has a stricter condition of its own.
     """
-    if run.is_regression or isinstance(run, LabelRun) or run.unit == "token" or measures.wrong_labels is not None:
+    is_judged_elsewhere = measures.wrong_labels is not None or not measures.has_learnt
+    if run.is_regression or run.unit != "sample" or is_judged_elsewhere:
         return ""
     counts = np.unique(run.labels[measures.seen], return_counts=True)[1]
     agreement = measures.epochs["accuracy"][np.isfinite(measures.epochs["accuracy"])]
-    if not measures.has_learnt or len(counts) < 2 or agreement[-1] > counts.max() / counts.sum():
+    if len(counts) < 2 or agreement[-1] > counts.max() / counts.sum():
         return ""
     return (
         "In the last epoch the model agrees with the labels no more often than always predicting the largest "
