@@ -244,11 +244,16 @@ def watched(folded: list[dict[str, Any]]) -> Callable[..., Measured]:
     return kept
 
 
+def refolded(line: Line) -> list[Measured]:
+    """What the filter, with its constants as they are now, makes of a line's counters, by epoch."""
+    meter = MemoryMeter(line["counters"][0]["of_losses"])
+    return [meter.fold(Counters.of_state(folded["sums"])) for folded in line["counters"]]
+
+
 def rescored(line: Line) -> Line:
     """The line with what today's filter makes of its counters."""
-    meter, epochs = MemoryMeter(line["counters"][0]["of_losses"]), []
-    for epoch, folded in zip(line["epochs"], line["counters"], strict=True):
-        found = meter.fold(Counters.of_state(folded["sums"]))
+    epochs = []
+    for epoch, found in zip(line["epochs"], refolded(line), strict=True):
         names = ("honest", "honest_error", "memorised", "memorised_error")
         epochs.append(epoch | {name: round(value, 4) for name, value in zip(names, found, strict=True)})
     return line | {"epochs": epochs, "stopped_at": stopped_at(epochs) if line["kind"] == ALL_ROWS else None}
@@ -321,11 +326,8 @@ def chance(line: Line) -> float:
     It has no other source than that samples are few. The filter's assumptions make the error smaller, at the price of
     a bias.
     """
-    with mock.patch.multiple(memory, **ASSUMES_NOTHING):
-        meter = MemoryMeter()
-        for folded in line["counters"]:
-            found = meter.fold(Counters.of_state(folded["sums"]))
-    return found.honest_error
+    with mock.patch.dict(vars(memory), ASSUMES_NOTHING):
+        return refolded(line)[-1].honest_error
 
 
 def report(lines: Sequence[Line]) -> str:

@@ -48,7 +48,7 @@ def plan(job: Job, model: PreTrainedModel) -> str:
 
 def found(job: Job, run: Run, measures: Measures) -> str:
     """How many labels look wrong, and the command that shows them if there is no report yet."""
-    sentence = f"{caution(run, measures)}\n{headline(run, measures).title}.".lstrip()
+    sentence = f"{caution(measures)}\n{headline(run, measures).title}.".lstrip()
     if job.model_args.report or not measures.has_learnt:
         return sentence
     return f"{sentence} To see them: {shlex.join(report_command(job))}"

@@ -53,24 +53,16 @@ def headline(run: Run, measures: Measures) -> Headline:
     if not flagged:
         return Headline(title, f"There is no {what} for which {reason}, {_when(epochs)}.", "Review the least likely")
     text = f"For {them} {reason}, {_when(epochs)}."
-    return _to_review(title, f"{text} {caution(run, measures)}".rstrip(), flagged)
+    return _to_review(title, f"{text} {caution(measures)}".rstrip(), flagged)
 
 
-def caution(run: Run, measures: Measures) -> str:
-    """Says so if a classifier's last predictions agree with labels no more often than the largest class; else empty.
-
-    It does not count if there is an estimate of the number of wrong labels, which has a stricter condition of its own.
-    """
-    is_judged_elsewhere = measures.wrong_labels is not None or not measures.has_learnt
-    if run.is_regression or run.unit != "sample" or is_judged_elsewhere:
-        return ""
-    counts = np.unique(run.labels[measures.seen], return_counts=True)[1]
-    agreement = measures.epochs["accuracy"][np.isfinite(measures.epochs["accuracy"])]
-    if len(counts) < 2 or agreement[-1] > counts.max() / counts.sum():
+def caution(measures: Measures) -> str:
+    """Why not to believe that labels look wrong: empty unless the model only guesses."""
+    if not measures.only_guesses:
         return ""
     return (
-        "In the last epoch the model agrees with the labels no more often than always predicting the largest "
-        "class would, so it has learnt too little to judge them."
+        "In the last epoch the model agreed with the labels no more often than always predicting the largest class "
+        "would, so it has learnt too little to judge them."
     )
 
 

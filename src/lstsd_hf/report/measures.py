@@ -28,6 +28,8 @@ class Measures:
             for few samples, if the store lacks the epochs that it needs, or if the model has not learnt enough.
         has_learnt: Whether the model has learnt enough to judge labels; True if that is not known. If False, no label
             looks wrong.
+        only_guesses: Without an estimate of `wrong_labels`: whether a classifier's predictions agreed with the labels
+            in the last epoch no more often than the largest class does. Labels may look wrong nevertheless.
         noise_of_all_epochs: Whether the noise score, and the mean absolute error of a regression, cover all epochs,
             although the store holds only some of them; see `Run.mean_of_all_epochs`.
     """
@@ -37,6 +39,7 @@ class Measures:
     wrong_labels: int | None = None
     noise_of_all_epochs: bool = False
     has_learnt: bool = True
+    only_guesses: bool = False
 
     @property
     def seen(self) -> Array:
@@ -81,7 +84,8 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     samples["noise_rank"] = dynamics.ranks(samples["noise_score"])
     # No estimate for tokens and for several labels: those of one sample are not independent draws, and mostly have one
     # class.
-    wrong_share = None if run.is_regression or run.unit != "sample" else _wrong_share(run)
+    judges_classes = not run.is_regression and run.unit == "sample"
+    wrong_share = _wrong_share(run) if judges_classes else None
     judged = run.labels[samples["noise_rank"] > 0]  # nothing is known of samples without a prediction
     wrong_labels = None if wrong_share is None else round(wrong_share * len(judged))
     has_learnt = wrong_share is None or _has_learnt(judged, wrong_share)
@@ -92,7 +96,8 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     else:
         samples["looks_wrong"] = (samples["noise_rank"] > 0) & (samples["noise_rank"] <= wrong_labels)
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
-    measures = Measures(samples, over_samples, wrong_labels, mean is not None, has_learnt)
+    only_guesses = judges_classes and wrong_share is None and _only_guesses(judged, over_samples["accuracy"])
+    measures = Measures(samples, over_samples, wrong_labels, mean is not None, has_learnt, only_guesses)
     if not measures.seen.any():
         raise StoreError(
             f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "
@@ -129,9 +134,20 @@ def _wrong_share(run: Run) -> float | None:
 
 def _has_learnt(labels: Array, wrong_share: float) -> bool:
     """Whether the surest predictions agree with labels more often than the largest class, by 2 standard errors."""
-    largest = np.unique(labels, return_counts=True)[1].max() / len(labels)
+    largest = _largest_share(labels)
     error = np.sqrt(largest * (1 - largest) / (dynamics.SUREST * len(labels)))
     return bool(1 - wrong_share > largest + 2 * error)
+
+
+def _only_guesses(labels: Array, agreement: Array) -> bool:
+    """Whether the last known agreement, (E,) by epoch, is at most that of the largest class. False with one class."""
+    known = agreement[np.isfinite(agreement)]
+    return bool(len(known) and known[-1] <= _largest_share(labels) < 1)
+
+
+def _largest_share(labels: Array) -> float:
+    """The share of the largest class among (N,) labels, N at least 1."""
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
 
 
 def _ratio(total: Array, count: Array) -> Array:
