@@ -767,3 +767,27 @@ def test_too_few_epochs_for_a_long_term_teacher_are_warned_of(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         train(LSTSDTrainer, tmp_path / "b", data, settings={**settings, "long_term_weight": 0.0})
+
+
+def test_what_changes_in_place_after_a_step_is_recorded_as_it_was(tmp_path):
+    """The predictions of several batches are written together, some steps later."""
+    last = {}
+
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            last.pop("logits").zero_()
+
+    stores = []
+    for callbacks in ([], [Spoil()]):
+        model = tiny_bert()
+        model.register_forward_hook(lambda _, inputs, outputs: last.update(logits=outputs.logits.detach()))
+        folder = tmp_path / str(len(callbacks))
+        arguments = config(folder, num_train_epochs=3, max_steps=60)  # 25 steps in an epoch
+        LSTSDTrainer(model, arguments, train_dataset=rows(200), callbacks=callbacks).train()
+        stores.append(LogitsStore.open(folder / "_logits"))
+    kept, spoiled = stores
+    assert kept.sealed_epochs == spoiled.sealed_epochs == [0, 1, 2]
+    for epoch in range(3):
+        np.testing.assert_array_equal(spoiled.epoch_rows(epoch), kept.epoch_rows(epoch))
+    assert np.isfinite(kept.epoch_rows(1)).all()
+    assert np.isfinite(kept.epoch_rows(2)).any(axis=1).sum() == 80  # of an epoch of 10 steps
