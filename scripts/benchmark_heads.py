@@ -42,12 +42,13 @@ from transformers import (
     set_seed,
 )
 
-from benchmark_quality import in_words, paired, table
+from benchmark_quality import in_words, metered, paired, table
 from lstsd_hf import LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers
 from lstsd_hf.method.many_rows import many_rows_head
 from quality.grid import made_with, read_results, train_all, train_and_test
+from quality.rows import NORMAL_95
 
 NO_LABEL = -100
 LANGUAGE_PIECES = 2000
@@ -65,6 +66,8 @@ METRICS = {
     "language": {"nll": "loss, nats for each token"},
 }
 LOWER_IS_BETTER = ("nll",)
+# What the log's honest accuracy estimates: how often the most probable class of a token, or start or end, is right.
+TRUTHS = {"entities": "accuracy", "speech": "accuracy", "spans": "places"}
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def spans(run: Run, path_of_questions: Path) -> Task:
     train = [feature for features in by_article for feature in features][: run.size.train_samples]
 
     def score(outcome: Any) -> dict[str, float]:
-        exact, overlap = [], []
+        exact, overlap, places = [], [], []
         for begin, finish, feature in zip(*outcome.predictions, test[: run.size.test_samples], strict=True):
             length = len(feature["input_ids"])
             both = np.triu(begin[:length, None] + finish[None, :length])
@@ -242,8 +245,9 @@ def spans(run: Run, path_of_questions: Path) -> Task:
             start, end = feature["start_positions"], feature["end_positions"]
             common = max(0, min(last, end) - max(first, start) + 1)
             exact.append((first, last) == (start, end))
+            places += [begin[:length].argmax() == start, finish[:length].argmax() == end]
             overlap.append(2 * common / (last - first + 1 + end - start + 1))
-        return {"exact": float(np.mean(exact)), "f1": float(np.mean(overlap))}
+        return {"exact": float(np.mean(exact)), "f1": float(np.mean(overlap)), "places": float(np.mean(places))}
 
     config = AutoConfig.from_pretrained(path)
     keep_layers(config, run.size.num_hidden_layers)
@@ -333,6 +337,7 @@ def train(run: Run, data_dir: Path, glue_dir: Path) -> dict[str, Any]:
         "settings": run.settings,
         **made_with(),
         **task.score(outcome),
+        **metered(trainer.state.log_history),
     }
 
 
@@ -366,7 +371,26 @@ def tables(runs: Sequence[Run], lines: Sequence[dict[str, Any]]) -> str:
             rows.append([f"{head}: {title}", *cells])
     missing = len(runs) - len(found)
     head_row = ["", "plain", *(f"{method} minus plain" for method in methods)]
-    return "\n\n".join([*([f"{missing} runs are missing."] if missing else []), table(head_row, rows)])
+    meter = meter_table(list(found.values()))
+    return "\n\n".join([*([f"{missing} runs are missing."] if missing else []), table(head_row, rows), *meter])
+
+
+def meter_table(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: honest accuracy after the last epoch beside the test rows', in points; nothing if no line has both."""
+    rows = []
+    for head, name in TRUTHS.items():
+        of_head = [line for line in lines if line["head"] == head and "honest_accuracy" in line and name in line]
+        if of_head:
+            honest, error, truth = (
+                np.array([100 * line[key] for line in of_head])
+                for key in ("honest_accuracy", "honest_accuracy_error", name)
+            )
+            off = honest - truth
+            means = [f"{value.mean():.1f}" for value in (honest, truth, abs(off))]
+            inside = f"{100 * (abs(off) < NORMAL_95 * error).mean():.0f} %"
+            rows.append([head, f"{len(off)}", *means, f"{off.mean():+.1f}", f"{error.mean():.1f}", inside])
+    columns = ["runs", "honest accuracy", "truth", "mean absolute error", "mean error"]
+    return [table(["", *columns, "standard error as told", "in the 95 % interval"], rows)] if rows else []
 
 
 def main(argv: Sequence[str] | None = None) -> None:

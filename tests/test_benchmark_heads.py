@@ -72,3 +72,19 @@ def test_sentences_are_read_from_both_formats():
     universal = benchmark.read_sentences(DATA / "ewt-dev.conllu")
     assert len(universal) == 2001
     assert len({tag for _, tags in universal for tag in tags}) == 17
+
+
+def test_the_meter_is_compared_with_the_tokens_of_the_test_rows():
+    speech = {"head": "speech", "honest_accuracy": 0.9, "honest_accuracy_error": 0.05}
+    lines = [
+        speech | {"accuracy": 0.92},
+        speech | {"accuracy": 0.7},
+        {"head": "spans", "honest_accuracy": 0.5, "honest_accuracy_error": 0.1, "places": 0.5},
+        {"head": "entities", "accuracy": 0.9},  # from before the line had the estimate
+    ]
+    (found,) = benchmark.meter_table(lines)
+    assert [row.split(" | ") for row in found.splitlines()[2:]] == [
+        ["| speech", "2", "90.0", "81.0", "11.0", "+9.0", "5.0", "50 % |"],
+        ["| spans", "1", "50.0", "50.0", "0.0", "+0.0", "10.0", "100 % |"],
+    ]
+    assert benchmark.meter_table(lines[3:]) == []

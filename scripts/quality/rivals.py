@@ -1,7 +1,7 @@
 """Other ways to train under wrong labels: losses for `compute_loss_func`, of B samples with C classes.
 
 A method of a plan names one by `rival`. They follow their papers, with the papers' constants. Only `HonestScores` is
-ours: trust by honesty for a regression. It did harm where it was measured; see docs/results.md.
+ours: trust by honesty for a regression, which made no difference; see docs/results.md.
 """
 
 import math
