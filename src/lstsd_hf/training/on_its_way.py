@@ -27,15 +27,16 @@ class OnItsWay:
         self._batches.append((event, (step, copies)))
         self._values += sum(copy.numel() for copy in copies.values())
 
-    @property
-    def is_full(self) -> bool:
-        """Whether enough batches wait to be written."""
-        return len(self._batches) >= _BATCHES_AT_ONCE or self._values > _VALUES_AT_ONCE
+    def due(self, *, at_once: bool) -> Iterator[Batch]:
+        """The batches that have arrived, once enough of them wait.
 
-    def arrived(self) -> Iterator[Batch]:
-        """The batches that have arrived."""
-        while self._batches and (self._batches[0][0] is None or self._batches[0][0].query()):
-            yield self._take()
+        Args:
+            at_once: Whether not to wait: in an epoch's first batch, and where ids are checked batch by batch, an error
+                in what is written should come in the step that made it.
+        """
+        if at_once or len(self._batches) >= _BATCHES_AT_ONCE or self._values > _VALUES_AT_ONCE:
+            while self._batches and (self._batches[0][0] is None or self._batches[0][0].query()):
+                yield self._take()
 
     def all(self) -> Iterator[Batch]:
         """All batches; waits for the device."""

@@ -262,16 +262,13 @@ class Recorder:
         # Where a step computes several losses of one batch, as adversarial training does, the first one counts.
         if self._is_sealed or sample_ids is self._last_ids:
             return
-        # An error in what is written is due at once in the first batch, and wherever ids are checked batch by batch.
-        is_due = self._last_ids is None or self._seen is not None
-        self._last_ids = sample_ids
         if self._store is None:
             self._create(compared, counts)
         tensors = {SAMPLE_IDS: sample_ids, COUNTS: counts, LABELS: labels, **compared.recorded}
         self._pending.put(self._state.global_step, {n: _plain(t) for n, t in tensors.items() if t is not None})
-        if is_due or self._pending.is_full:
-            for batch in self._pending.arrived():
-                self._write(*batch)
+        for batch in self._pending.due(at_once=self._last_ids is None or self._seen is not None):
+            self._write(*batch)
+        self._last_ids = sample_ids
 
     def _flush(self) -> None:
         for batch in self._pending.all():
