@@ -42,13 +42,12 @@ from transformers import (
     set_seed,
 )
 
-from benchmark_quality import in_words, metered, paired, table
+from benchmark_quality import HOW_FAR_OFF, how_far_off, in_words, metered, paired, table
 from lstsd_hf import LSTSDConfig, LSTSDTrainer
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers
 from lstsd_hf.method.many_rows import many_rows_head
 from quality.grid import made_with, read_results, train_all, train_and_test
-from quality.rows import NORMAL_95
 
 NO_LABEL = -100
 LANGUAGE_PIECES = 2000
@@ -382,15 +381,11 @@ def meter_table(lines: Sequence[dict[str, Any]]) -> list[str]:
         of_head = [line for line in lines if line["head"] == head and "honest_accuracy" in line and name in line]
         if of_head:
             honest, error, truth = (
-                np.array([100 * line[key] for line in of_head])
-                for key in ("honest_accuracy", "honest_accuracy_error", name)
+                np.array([line[key] for line in of_head]) for key in ("honest_accuracy", "honest_accuracy_error", name)
             )
-            off = honest - truth
-            means = [f"{value.mean():.1f}" for value in (honest, truth, abs(off))]
-            inside = f"{100 * (abs(off) < NORMAL_95 * error).mean():.0f} %"
-            rows.append([head, f"{len(off)}", *means, f"{off.mean():+.1f}", f"{error.mean():.1f}", inside])
-    columns = ["runs", "honest accuracy", "truth", "mean absolute error", "mean error"]
-    return [table(["", *columns, "standard error as told", "in the 95 % interval"], rows)] if rows else []
+            means = [f"{100 * honest.mean():.1f}", f"{100 * truth.mean():.1f}"]
+            rows.append([head, str(len(of_head)), *means, *how_far_off(np.column_stack([honest - truth, error]))])
+    return [table(["", "runs", "honest accuracy", "truth", *HOW_FAR_OFF], rows)] if rows else []
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -493,14 +493,20 @@ def of_meter(results: Results) -> str:
     for method in [None, *results.methods]:
         found = np.array([gap for name, gap in results.meter_errors() if method in (None, name)])
         if len(found):
-            wrong, said = 100 * found.T
-            inside = np.abs(wrong) <= NORMAL_95 * said
-            told = f"{np.abs(wrong).mean():.1f}", f"{wrong.mean():+.1f}", f"{said.mean():.1f}", f"{inside.mean():.0%}"
-            rows.append([method or "all", str(len(found)), *told])
+            rows.append([method or "all", str(len(found)), *how_far_off(found)])
     if not rows:
         return ""
-    head = ["", "runs", "mean absolute error", "mean error", "standard error as told", "in the 95 % interval"]
-    return "### Honest accuracy after the last epoch, in points\n\n" + table(head, rows)
+    return "### Honest accuracy after the last epoch, in points\n\n" + table(["", "runs", *HOW_FAR_OFF], rows)
+
+
+HOW_FAR_OFF = ("mean absolute error", "mean error", "standard error as told", "in the 95 % interval")
+
+
+def how_far_off(gaps: np.ndarray) -> list[str]:
+    """The cells under `HOW_FAR_OFF`, in points, for (N, 2) estimates minus the truth and their standard errors."""
+    wrong, said = 100 * gaps.T
+    inside = np.abs(wrong) <= NORMAL_95 * said
+    return [f"{np.abs(wrong).mean():.1f}", f"{wrong.mean():+.1f}", f"{said.mean():.1f}", f"{inside.mean():.0%}"]
 
 
 METRICS = {

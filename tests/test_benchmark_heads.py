@@ -84,7 +84,7 @@ def test_the_meter_is_compared_with_the_tokens_of_the_test_rows():
     ]
     (found,) = benchmark.meter_table(lines)
     assert [row.split(" | ") for row in found.splitlines()[2:]] == [
-        ["| speech", "2", "90.0", "81.0", "11.0", "+9.0", "5.0", "50 % |"],
-        ["| spans", "1", "50.0", "50.0", "0.0", "+0.0", "10.0", "100 % |"],
+        ["| speech", "2", "90.0", "81.0", "11.0", "+9.0", "5.0", "50% |"],
+        ["| spans", "1", "50.0", "50.0", "0.0", "+0.0", "10.0", "100% |"],
     ]
     assert benchmark.meter_table(lines[3:]) == []
