@@ -143,7 +143,7 @@ FLAGS = [
     ("--report_to paper", "report_to='paper' is not installed here: expected one of "),
     ("--deepspeed nowhere.json", "deepspeed"),
     ("--mini_generation_epochs 0", "mini_generation_epochs=0 is not allowed: expected an integer of at least 1."),
-    ("--temperature 1e300", "temperature=1e+300: expected 1e-06 to 1000000.0."),
+    ("--temperature 1e300", "temperature=1e+300 is not allowed: expected a finite number above 0: 1e-06 to 1e+06."),
     ("--logits_dtype float8", "argument --logits_dtype"),
     ("--logits_dir out/logits", "lies inside output_dir='out' under 'logits'"),
     ("--logits_dir=", "logits_dir='' is not allowed"),

@@ -33,6 +33,8 @@ BAD_VALUES = pytest.mark.parametrize(
         ({"long_term_weight": 0.7, "short_term_weight": 0.4}, r"add up to 1.1: expected at most 1"),
         ({"temperature": 0}, r"temperature=0 .* above 0"),
         ({"temperature": math.inf}, r"temperature=inf .* finite"),
+        ({"temperature": 1e200}, r"temperature=1e\+200 .* 1e-06 to 1e\+06"),
+        ({"temperature": 1e-7}, r"temperature=1e-07 .* 1e-06 to 1e\+06"),
         ({"weight_schedule": "cosine"}, r"weight_schedule='cosine' .* 'constant', 'linear'"),
         ({"teacher_trust": "blind"}, r"teacher_trust='blind' .* 'constant', 'confidence'"),
         ({"lone_teacher": "nobody"}, r"lone_teacher='nobody' .* 'label', 'teacher'"),

@@ -1,6 +1,5 @@
 """The user's settings: `DistillationArguments`, and `LSTSDConfig`, which adds them to `TrainingArguments`."""
 
-import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -26,6 +25,8 @@ _CHOICES = {
     # The text "false" would count as true.
     **dict.fromkeys(("push_logits", "resume_without_logits", "accept_new_labels"), (False, True)),
 }
+# Beyond these the square of a temperature, or a quotient by it, may be infinite.
+_TEMPERATURES = (1e-6, 1e6)
 
 
 def _refuse(name: str, found: object, allowed: str) -> ValueError:
@@ -51,7 +52,7 @@ class DistillationArguments(TeacherArguments):
         long_term_weight: The long-term teacher's share of the loss, from 0 to 1. None: 0.4; for tokens and spans 0.2;
             for a regression or a language model 0.1.
         short_term_weight: The short-term teacher's share, with the same defaults. All shares add up to at most 1.
-        temperature: Softens both sides of the divergence. Above 0. Default: 1.
+        temperature: Softens both sides of the divergence. From 1e-6 to 1e6. Default: 1.
         weight_schedule: "constant", or "linear": the weights grow from epoch to epoch. Default: "constant".
         teacher_trust: "confidence": a teacher counts by how sure it is. "constant": it counts in full. "honest": as
             "confidence", and labels are smoothed as far as the model claims more than it can do; where labels look
@@ -112,7 +113,7 @@ class DistillationArguments(TeacherArguments):
     )
     temperature: float = field(
         default=1.0,
-        metadata={"help": "Softens both sides of the divergence, which is multiplied by temperature^2. Above 0."},
+        metadata={"help": "Softens both sides of the divergence, which is multiplied by temperature^2. 1e-6 to 1e6."},
     )
     weight_schedule: WeightSchedule = field(
         default="constant",
@@ -267,8 +268,9 @@ class DistillationArguments(TeacherArguments):
                 f"{all_of_them} add up to {total:.6g}: expected at most 1, because the label keeps what they leave."
             )
         tau = self.temperature
-        if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau < math.inf:
-            raise _refuse("temperature", tau, "a finite number above 0")
+        least, most = _TEMPERATURES
+        if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not least <= tau <= most:
+            raise _refuse("temperature", tau, f"a finite number above 0: {least:g} to {most:g}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _refuse(name, getattr(self, name), "one of " + ", ".join(map(repr, allowed)))

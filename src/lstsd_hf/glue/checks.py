@@ -38,7 +38,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "neftune_noise_alpha": (0, math.inf),
     "weight_decay": (0, math.inf),
     "label_smoothing_factor": (0, 1),
-    "temperature": (1e-6, 1e6),  # beyond these its square, or a quotient by it, may be infinite
     "seed": (0, 2**32 - 1),  # numpy's limit
     "data_seed": (0, 2**32 - 1),
 }
