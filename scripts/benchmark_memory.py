@@ -49,8 +49,8 @@ from transformers import (
 from lstsd_hf import LogitsStore, LSTSDConfig, LSTSDTrainer, MemoryStoppingCallback
 from lstsd_hf.glue.arguments import resolve_package
 from lstsd_hf.glue.prepare import keep_layers, set_head, tokenize
-from lstsd_hf.method import memory
-from lstsd_hf.method.memory import Counters, Measured, MemoryMeter, noise_share
+from lstsd_hf.method import dynamics, memory
+from lstsd_hf.method.memory import Counters, Measured, MemoryMeter
 from lstsd_hf.paths import LOGITS_FOLDER
 from quality.grid import Line, made_with, read_results, train_all
 from quality.rows import NORMAL_95, agreement, load
@@ -290,14 +290,14 @@ def measured(run: Run, log: list[Line], store: LogitsStore, data: Dataset, class
         if classes:
             epoch["truth"] = agreement(epoch["score"], run.noise, classes)
             epoch["truth_error"] *= abs(agreement(1, run.noise, classes) - agreement(0, run.noise, classes))
-            logits, given = store.read(len(epochs), data["sample_id"]), np.array(data["label"])
-            epoch["agreement"] = float((logits.argmax(-1) == given).mean())
-            share, _ = noise_share(logits, given, epoch["honest"])
-            epoch["noise_share"] = None if np.isnan(share) else share
+            logits = store.read(len(epochs), data["sample_id"]).astype(np.float32)
+            hits = logits.argmax(axis=-1) == np.array(data["label"])
+            epoch["agreement"] = float(hits.mean())
+            epoch["contradicted"] = dynamics.contradicted(dynamics.softmax(logits).max(axis=-1), hits)
         epochs.append(epoch)
     for epoch, tested in zip(epochs, found["eval_validation_score"], strict=False):
         epoch["validation"] = tested["eval_validation_score"]
-    return [{name: value and round(value, 4) for name, value in epoch.items()} for epoch in epochs]
+    return [{name: round(value, 4) for name, value in epoch.items()} for epoch in epochs]
 
 
 def told(line: Line) -> str:
@@ -330,6 +330,12 @@ def chance(line: Line) -> float:
         return refolded(line)[-1].honest_error
 
 
+def wrong_share(line: Line) -> float:
+    """The estimated share of wrong labels, computed as in the report of a run."""
+    epochs = line["epochs"]
+    return dynamics.wrong_share([epochs[at]["contradicted"] for at in dynamics.count_from(range(len(epochs)))])
+
+
 def report(lines: Sequence[Line]) -> str:
     """Markdown: the errors of the estimate for classes and for a regression, and what stopping gives."""
     meter = [line for line in lines if line["kind"] in ORDER]
@@ -342,7 +348,7 @@ def report(lines: Sequence[Line]) -> str:
 
 
 def of_classes(lines: Sequence[Line]) -> str:
-    """Tables of the error in points by rows, by task and noise, and by epoch; of chance; of the estimated noise."""
+    """Tables of the error in points by rows, by task and noise, and by epoch; of chance; of wrong labels."""
     if not lines:
         return ""
     by_rows, by_cell = defaultdict(list), defaultdict(list)
@@ -380,14 +386,11 @@ def of_classes(lines: Sequence[Line]) -> str:
     for rows, group in sorted(by_rows.items()):
         error = 100 * float(np.mean([chance(line) for line in group]))
         parts.append(f"| {rows:,} rows | {error:.1f} | {error * MEAN_ABSOLUTE:.1f} |")
-    parts += ["", "| wrong labels | as estimated, by run: the first epoch after the first that tells |", "|---|---|"]
+    parts += ["", "| wrong labels | as estimated, by run |", "|---|---|"]
     for (rows, task, noise, kind), group in sorted(by_cell.items()):
-        first = [
-            next((e["noise_share"] for e in line["epochs"][1:] if e["noise_share"] is not None), None)
-            for line in group
-        ]
-        said = ", ".join("none" if share is None else f"{share:.0%}" for share in first)
-        parts.append(f"| {task}, {noise:.0%}, {rows:,} rows{ORDER[kind]} | {said} |")
+        shares = ", ".join(f"{wrong_share(line):.0%}" for line in group if "contradicted" in line["epochs"][0])
+        if shares:
+            parts.append(f"| {task}, {noise:.0%}, {rows:,} rows{ORDER[kind]} | {shares} |")
     return "\n".join(parts)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lstsd_hf.method.heads import Classes, Labels, Scores
 from lstsd_hf.method.many_rows import Spans, Tokens, Vocabulary
-from lstsd_hf.method.memory import BINS, MODEL_ERROR_OF_LOSSES, Counters, MemoryMeter, noise_share
+from lstsd_hf.method.memory import BINS, MODEL_ERROR_OF_LOSSES, Counters, MemoryMeter
 
 EPOCHS = 6
 
@@ -200,43 +200,3 @@ def test_hits_of_spans_are_the_most_probable_start_and_end_of_a_feature() -> Non
     assert found[2, 1] == 1
     assert found[4].tolist() == [0, 1]
     assert found.isnan().sum() == 6
-
-
-# ---- the share of wrong labels
-
-
-def predictions(samples: int, classes: int, noise: float, memory: float, seed: int) -> tuple[Any, Any, float]:
-    """Logits of a model that knows most true classes, and some labels by heart; the labels; its honest accuracy."""
-    rng = np.random.default_rng(seed)
-    true = rng.integers(0, classes, samples)
-    given = np.where(rng.random(samples) < noise, (true + rng.integers(1, classes, samples)) % classes, true)
-    logits = rng.normal(size=(samples, classes))
-    logits[np.arange(samples), true] += 3
-    honest = float((logits.argmax(axis=1) == given).mean())
-    logits[np.arange(samples), given] += memory
-    return logits, given, honest
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.1, 0.2, 0.4])
-@pytest.mark.parametrize("classes", [2, 6])
-def test_the_share_of_wrong_labels_is_found_with_and_without_memory(classes: int, noise: float) -> None:
-    for memory in (0.0, 1.0):
-        found, error = noise_share(*predictions(4000, classes, noise, memory, seed=1))
-        assert abs(found - noise) < 3 * error + 0.02
-        assert 0 < error < 0.03
-
-
-def test_no_share_is_told_of_a_model_that_knows_nothing_yet() -> None:
-    rng = np.random.default_rng(0)
-    found = noise_share(rng.normal(size=(1000, 2)), rng.integers(0, 2, 1000), 0.5)
-    assert np.isnan(found).all()
-    assert np.isnan(noise_share(np.zeros((0, 2)), np.zeros(0), 0.5)).all()
-
-
-def test_rows_without_a_prediction_or_a_label_do_not_count() -> None:
-    logits, labels, honest = predictions(1000, 3, 0.2, 0.5, seed=0)
-    more = np.concatenate([logits, np.full((50, 3), np.nan), np.zeros((50, 3))])
-    padded = np.concatenate([labels, np.zeros(50), np.full(50, -100)])
-    assert noise_share(more, padded, honest) == noise_share(logits, labels, honest)
-    with pytest.raises(ValueError, match="expected logits"):
-        noise_share(logits[:, :1], labels, honest)
