@@ -171,18 +171,19 @@ class History:
         """(N,) the noise score."""
         return dynamics.noise_score(dynamics.softmax(self.logits), self.given)
 
+    @property
+    def counted(self) -> list[int]:
+        """The epochs from which the share of wrong labels is estimated."""
+        return dynamics.count_from(range(len(self.logits)))
+
     def wrong_share(self) -> float:
         """The estimated share of wrong labels, computed as in the report."""
-        epochs = dynamics.count_from(range(len(self.logits)))
-        return dynamics.wrong_share([said(self.logits[epoch], self.given).contradicted for epoch in epochs])
-
-    def estimate(self) -> int:
-        """The estimated number of wrong labels, computed as in the report."""
-        return round(self.wrong_share() * len(self.given))
+        return dynamics.wrong_share([said(self.logits[epoch], self.given).contradicted for epoch in self.counted])
 
     def wrong(self) -> np.ndarray:
         """(N,) bool: whether a label looks wrong, decided as in the report."""
-        return dynamics.ranks(self.score) <= self.estimate()
+        known = dynamics.known_labels(self.logits[self.counted[-1]].argmax(axis=-1), self.given)
+        return dynamics.worst(self.score, known, self.wrong_share())
 
     def suggested(self) -> np.ndarray:
         """(N,) the suggested labels."""
@@ -237,7 +238,7 @@ def detection(history: History) -> dict[str, Any]:
     rules = suggestions(probabilities)
     return {
         "wrong": int(wrong.sum()),
-        "estimate": history.estimate(),
+        "estimate": int(history.wrong().sum()),
         "scores": scores,
         "suggestions": {name: share_right(rule, history, both) for name, rule in rules.items()},
         "labels_right": {

@@ -291,9 +291,9 @@ def measured(run: Run, log: list[Line], store: LogitsStore, data: Dataset, class
             epoch["truth"] = agreement(epoch["score"], run.noise, classes)
             epoch["truth_error"] *= abs(agreement(1, run.noise, classes) - agreement(0, run.noise, classes))
             logits = store.read(len(epochs), data["sample_id"]).astype(np.float32)
-            hits = logits.argmax(axis=-1) == np.array(data["label"])
-            epoch["agreement"] = float(hits.mean())
-            epoch["contradicted"] = dynamics.contradicted(dynamics.softmax(logits).max(axis=-1), hits)
+            predicted, given = logits.argmax(axis=-1), np.array(data["label"])
+            epoch["agreement"] = float((predicted == given).mean())
+            epoch["contradicted"] = dynamics.contradicted(dynamics.softmax(logits).max(axis=-1), predicted, given)
         epochs.append(epoch)
     for epoch, tested in zip(epochs, found["eval_validation_score"], strict=False):
         epoch["validation"] = tested["eval_validation_score"]

@@ -171,6 +171,13 @@ def test_labels_are_doubted_by_what_the_surest_predictions_say(against: float, e
     assert label_doubt(found, 10**9) == pytest.approx(min(max((against - 0.04) / 0.04, 0), 1), abs=1e-3)
 
 
+def test_a_model_that_knows_one_class_alone_doubts_no_label() -> None:
+    logits, labels = np.tile([1.0, 0.0, 0.0], (1000, 1)), np.arange(1000) % 3
+    found = said(logits, labels)
+    assert math.isnan(found.contradicted)
+    assert label_doubt(found.contradicted, 1000) == 0
+
+
 def test_no_prediction_says_nothing_of_the_labels() -> None:
     assert said(np.full((3, 2), np.nan), np.array([0, 1, 0])) == Said(0, 0)
 
@@ -310,9 +317,11 @@ def slow_smoothing(before: float, logits: np.ndarray, honest: float) -> float:
 
 
 def slow_contradicted(logits: list[list[float]], labels: list[int]) -> float:
-    """The share of the surest fifth of the predictions that contradicts the label."""
-    sure = sorted((-max(log_p_of(np.array(row))), row.index(max(row)) != labels[i]) for i, row in enumerate(logits))
-    return sum(against for _, against in sure[: round(len(logits) / 5)]) / round(len(logits) / 5)
+    """The share of the surest fifth of the predictions that contradicts the label, if the model knows its class."""
+    predicted = [row.index(max(row)) for row in logits]
+    known = [i for i, label in enumerate(labels) if predicted.count(label) >= max(labels.count(label) / 10, 1)]
+    sure = sorted((-max(log_p_of(np.array(logits[i]))), predicted[i] != labels[i]) for i in known)
+    return sum(against for _, against in sure[: round(len(known) / 5)]) / round(len(known) / 5)
 
 
 def log_p_of(logits: np.ndarray) -> list[float]:

@@ -100,10 +100,57 @@ def test_the_page_and_clean_say_how_many(tmp_path):
 
 def test_the_surest_fifth():
     top = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, np.nan])
-    hits = np.array([0, 1, 1, 1, 1, 1, 1, 1, 1, 0], float)
-    assert dynamics.contradicted(top, hits) == 0.5
+    predicted = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0, -1])
+    labels = np.array([1, 0, 1, 1, 0, 0, 1, 1, 0, 1])
+    assert dynamics.contradicted(top, predicted, labels) == 0.5
     assert dynamics.wrong_share([0.2, 0.05]) == pytest.approx(0.1)
     assert dynamics.wrong_share([0.2, 0.0]) == 0
+    assert dynamics.wrong_share([np.nan, 0.2]) == pytest.approx(0.2)
+    assert np.isnan(dynamics.wrong_share([np.nan]))
+
+
+def test_a_label_of_a_class_that_is_hardly_ever_predicted_is_not_judged():
+    """All labels are right; the model predicts class 0 for the rare class 2, and is as sure of it as of the others."""
+    labels = np.repeat([0, 1, 2], [500, 400, 100])
+    predicted = np.where(labels == 2, 0, labels)
+    top = np.random.default_rng(0).random(1000)
+    assert dynamics.contradicted(top, predicted, labels) == 0
+    assert not dynamics.known_labels(predicted, labels)[900:].any()
+    predicted[900:910] = 2  # a tenth of them
+    assert dynamics.known_labels(predicted, labels).all()
+    assert dynamics.contradicted(top, predicted, labels) == pytest.approx(0.09, abs=0.05)
+    assert np.isnan(dynamics.contradicted(top, np.zeros(1000, int), labels))  # it knows one class alone
+
+
+def test_rare_classes_that_the_model_has_not_learnt_do_not_look_wrong(tmp_path):
+    """Of 50 classes, the model has learnt the frequent half; a tenth of the labels of these are wrong."""
+    rng = np.random.default_rng(0)
+    true = np.concatenate([rng.integers(0, 25, 1500), rng.integers(25, 50, 500)])
+    wrong = np.flatnonzero(rng.random(2000) < 0.1 * (true < 25))
+    given = true.copy()
+    given[wrong] = (true[wrong] + rng.integers(1, 25, len(wrong))) % 25
+    predicted = np.where(true < 25, true, 0)
+    store = LogitsStore.create(tmp_path / "_logits", 2000, (50,), "float32", "test")
+    store.write_labels(given)
+    for epoch in range(6):
+        store.record(epoch, np.arange(2000), np.eye(50)[predicted] * (3 + rng.random((2000, 1))))
+        store.seal(epoch)
+    found = read_history(tmp_path)
+    flagged = [row["sample_id"] for row in found if row["looks_wrong"]]
+    assert len(flagged) == pytest.approx(len(wrong), rel=0.3)
+    assert len(set(flagged) & set(wrong.tolist())) > 0.9 * min(len(flagged), len(wrong))
+    assert all(true[sample] < 25 for sample in flagged)
+
+
+def test_a_model_that_predicts_one_class_judges_no_label(tmp_path):
+    store = LogitsStore.create(tmp_path / "_logits", SAMPLES, (2,), "float32", "test")
+    store.write_labels(np.arange(SAMPLES) % 3 // 2)
+    for epoch in range(3):
+        store.record(epoch, np.arange(SAMPLES), np.tile([1.0, 0.0], (SAMPLES, 1)))
+        store.seal(epoch)
+    measures = measure(open_run(tmp_path, None))
+    assert (measures.wrong_labels, measures.has_learnt) == (None, False)
+    assert looking_wrong(tmp_path) == 0
 
 
 def test_a_model_that_learnt_nothing_judges_no_label(tmp_path):

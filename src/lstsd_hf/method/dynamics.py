@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
 SUREST = 0.2  # see `contradicted`
+KNOWN_FROM = 0.1  # see `known_labels`
 
 
 def softmax(logits: Floats) -> Floats:
@@ -126,18 +127,39 @@ def surest_count(samples: int) -> int:
     return max(1, round(SUREST * samples))
 
 
-def contradicted(top: Floats, hits: Floats) -> float:
+def known_labels(predicted: Integers, labels: Integers) -> npt.NDArray[np.bool_]:
+    """(N,): whether an epoch's predictions know a label's class: they are of it at least a tenth as often as labels.
+
+    A model learns the frequent classes first. As long as it never predicts a rare class, all its predictions
+    contradict the labels of that class, whether these are right or wrong. False where there is no prediction.
+
+    Args:
+        predicted: (N,) the predicted classes; -1 where there is no prediction.
+        labels: (N,) the given labels, at least 0.
+    """
+    there = predicted >= 0
+    classes = max(predicted.max(initial=0), labels.max(initial=0)) + 1
+    told, given = (np.bincount(of[there], minlength=classes) for of in (predicted, labels))
+    known = (told > 0) & (told >= KNOWN_FROM * given)
+    return there & known[labels]
+
+
+def contradicted(top: Floats, predicted: Integers, labels: Integers) -> float:
     """The share, from 0 to 1, of the surest fifth of an epoch's predictions that contradict their labels.
 
-    NaN if there is no prediction.
+    Only samples whose label the predictions know count; see `known_labels`. NaN if there are none, or if they have one
+    of several classes: such a model cannot judge labels.
 
     Args:
         top: (N,) the probability of the predicted class.
-        hits: (N,) 1 where the predicted class is the label, else 0. A NaN in either array leaves the sample out.
+        predicted: As for `known_labels`.
+        labels: As for `known_labels`.
     """
-    known = np.flatnonzero(~(np.isnan(top) | np.isnan(hits)))
+    known = np.flatnonzero(known_labels(predicted, labels))
+    if len(np.unique(labels[known])) < min(2, len(np.unique(labels))):
+        return math.nan
     surest = known[np.argsort(-top[known], kind="stable")[: surest_count(len(known))]]
-    return float(1 - hits[surest].mean()) if len(surest) else math.nan
+    return float((predicted[surest] != labels[surest]).mean())
 
 
 def wrong_share(contradictions: Sequence[float]) -> float:
@@ -145,9 +167,11 @@ def wrong_share(contradictions: Sequence[float]) -> float:
 
     The surest predictions are nearly always right, and wrong labels are as frequent among them as elsewhere. In the
     second epoch some of them are still wrong, so `contradicted` is too high; later, wrong labels are learnt by heart,
-    so it is too low. The estimate is ours; docs/labels.md shows its errors.
+    so it is too low. A NaN is left out; NaN if nothing else is there. The estimate is ours; docs/labels.md shows its
+    errors.
     """
-    return float(np.prod(contradictions) ** (1 / len(contradictions)))
+    told = [share for share in contradictions if not math.isnan(share)]
+    return float(np.prod(told) ** (1 / len(told))) if told else math.nan
 
 
 def count_from(epochs: Sequence[int]) -> list[int]:
@@ -158,6 +182,19 @@ def count_from(epochs: Sequence[int]) -> list[int]:
     """
     wanted = [1] if epochs and epochs[-1] < 4 else [1, 2]
     return wanted if set(wanted) <= set(epochs) else []
+
+
+def worst(noise_score: Floats, known: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:
+    """(N,): whether a label looks wrong: the highest noise scores of the `known_labels`, a share of them.
+
+    Args:
+        noise_score: (N,), NaN where nothing is known of a sample.
+        known: (N,) which labels are judged, by `known_labels`.
+        share: The share that looks wrong, by `wrong_share`; NaN counts as 0.
+    """
+    among = ranks(np.where(known, noise_score, np.nan))
+    count = 0 if math.isnan(share) else round(share * (among > 0).sum())
+    return (among > 0) & (among <= count)
 
 
 def suggested_label(probabilities: Floats, labels: Integers) -> Integers:

@@ -140,7 +140,8 @@ class Said(NamedTuple):
 
     Attributes:
         claimed: The mean probability of the predicted class, from 0 to 1: how often the model claims to be right.
-        contradicted: The share of its surest predictions that contradict their labels; see `dynamics.contradicted`.
+        contradicted: The share of its surest predictions that contradict their labels, or NaN; see
+            `dynamics.contradicted`.
         rules_out: Whether a prediction rules a class out, as a mask of -1e4 does. Then the spread of the logits is
             that of the mask, and the loss of smoothed labels has no bound, so the formulas here do not hold.
     """
@@ -157,16 +158,18 @@ def said(rows: Array, labels: Array) -> Said:
         rows: As for `witness`.
         labels: As for `witness`.
     """
-    tops, hits, rules_out = [], [], False
+    tops, predicted, labelled, rules_out = [], [], [], False
     for chunk, given in _chunks(rows, labels):
         rules_out = rules_out or bool((chunk.amax(dim=1) - chunk.amin(dim=1) > _RULED_OUT).any())
         most = chunk.softmax(dim=1).max(dim=1)
         tops.append(most.values)
-        hits.append(most.indices == given)
+        predicted.append(most.indices)
+        labelled.append(given)
     if not sum(map(len, tops)):
         return Said(0.0, 0.0)
     top = torch.cat(tops).double().numpy()
-    return Said(float(top.mean()), dynamics.contradicted(top, torch.cat(hits).double().numpy()), rules_out)
+    against = dynamics.contradicted(top, torch.cat(predicted).numpy(), torch.cat(labelled).numpy())
+    return Said(float(top.mean()), against, rules_out)
 
 
 def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:
@@ -212,9 +215,11 @@ def label_doubt(contradicted: float, samples: int) -> float:
     wrong, more of them do. With few samples the share is partly chance, so its standard error is subtracted first.
 
     Args:
-        contradicted: The share; see `Said`.
+        contradicted: The share; see `Said`. If it is NaN, the model knows too little to doubt a label: 0.
         samples: The number of samples with a label, of which a fifth are the surest.
     """
+    if math.isnan(contradicted):
+        return 0.0
     low, high = DOUBT_FROM
     surely = contradicted - math.sqrt(contradicted * (1 - contradicted) / dynamics.surest_count(samples))
     return min(max((surely - low) / (high - low), 0.0), 1.0)

@@ -85,16 +85,17 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     # No estimate for tokens and for several labels: those of one sample are not independent draws, and mostly have one
     # class.
     judges_classes = not run.is_regression and run.unit == "sample"
-    wrong_share = _wrong_share(run) if judges_classes else None
+    wrong_share, known = _wrong_share(run) if judges_classes else (None, np.ones(len(run.ids), bool))
     judged = run.labels[samples["noise_rank"] > 0]  # nothing is known of samples without a prediction
-    wrong_labels = None if wrong_share is None else round(wrong_share * len(judged))
+    wrong_labels = None
     has_learnt = wrong_share is None or _has_learnt(judged, wrong_share)
-    if not has_learnt:
-        wrong_labels, samples["looks_wrong"] = None, np.zeros(len(run.ids), bool)
-    elif wrong_labels is None:
+    if wrong_share is None:
         samples["looks_wrong"] = dynamics.flags(samples["noise_score"])
+    elif not has_learnt:
+        samples["looks_wrong"] = np.zeros(len(run.ids), bool)
     else:
-        samples["looks_wrong"] = (samples["noise_rank"] > 0) & (samples["noise_rank"] <= wrong_labels)
+        samples["looks_wrong"] = dynamics.worst(samples["noise_score"], known, wrong_share)
+        wrong_labels = int(samples["looks_wrong"].sum())
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
     only_guesses = judges_classes and wrong_share is None and _only_guesses(judged, over_samples["accuracy"])
     measures = Measures(samples, over_samples, wrong_labels, mean is not None, has_learnt, only_guesses)
@@ -116,20 +117,24 @@ def refuse_several_labels(run: Run) -> None:
         )
 
 
-def _wrong_share(run: Run) -> float | None:
-    """The estimated share of wrong labels; None without the epochs that it needs, or with too few samples."""
-    epochs = dynamics.count_from(run.epochs)
-    shares = []
-    for epoch in epochs:
-        top, hits = np.full(len(run.ids), np.nan), np.full(len(run.ids), np.nan)
+def _wrong_share(run: Run) -> tuple[float | None, Array]:
+    """The share of wrong labels, estimated among the samples whose label the model knew; and (N,) which these are.
+
+    The share is NaN if the model knew fewer than two classes. It is None without the epochs that it needs, or with too
+    few samples; then all samples count.
+    """
+    shares, known = [], np.ones(len(run.ids), bool)
+    for epoch in dynamics.count_from(run.epochs):
+        top, predicted = np.full(len(run.ids), np.nan), np.full(len(run.ids), -1)
         for chunk in run.chunks(len(run.ids)):
-            logits = run.logits(run.ids[chunk], [epoch])
-            top[chunk] = dynamics.softmax(logits)[0].max(axis=1)
-            hits[chunk] = dynamics.correct(logits, run.labels[chunk])[0]
-        if np.isfinite(hits).sum() < _LEAST_COUNTED:
-            return None
-        shares.append(dynamics.contradicted(top, hits))
-    return dynamics.wrong_share(shares) if shares else None
+            probabilities = dynamics.softmax(run.logits(run.ids[chunk], [epoch]))[0]
+            top[chunk] = probabilities.max(axis=1)
+            predicted[chunk] = np.where(np.isnan(top[chunk]), -1, probabilities.argmax(axis=1))
+        if (predicted >= 0).sum() < _LEAST_COUNTED:
+            return None, known
+        shares.append(dynamics.contradicted(top, predicted, run.labels))
+        known = dynamics.known_labels(predicted, run.labels)
+    return (dynamics.wrong_share(shares) if shares else None), known
 
 
 def _has_learnt(labels: Array, wrong_share: float) -> bool:

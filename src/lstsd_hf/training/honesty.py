@@ -70,7 +70,9 @@ class Honesty:
         # The first epoch whose predictions may count against labels.
         self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
-        self._contradicted: dict[int, float] = {}  # the share of the surest predictions that are against labels
+        self._contradicted: dict[
+            int, float
+        ] = {}  # the share of the surest predictions that are against labels, or NaN
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
@@ -136,8 +138,8 @@ class Honesty:
         self._witnesses = {e: w for e, w in self._witnesses.items() if e in own.values()}
         own = {name: e for name, e in own.items() if e in self._witnesses}
         if own:
-            wrong = wrong_share([self._contradicted[e] for e in sorted(self._contradicted)[:COUNTED]])
-            evidence = label_evidence(wrong, len(priors.shares))
+            told = [share for _, share in sorted(self._contradicted.items()) if not math.isnan(share)]
+            evidence = label_evidence(wrong_share(told[:COUNTED]), len(priors.shares))
             self._corrections = Honest.of([self._witnesses[e] for e in own.values()], evidence, self._device)
             self._corrected = tuple(own)
         else:
@@ -209,7 +211,7 @@ class Honesty:
             )
             smoothing = float(note["smoothing"])
             fits = all(type(epoch) is int for epoch in (*honest, *against)) and all(
-                0 <= x <= 1 for x in (*against.values(), smoothing)
+                0 <= x <= 1 for x in (*(x for x in against.values() if not math.isnan(x)), smoothing)
             )
         except (KeyError, TypeError, ValueError):
             fits = False
