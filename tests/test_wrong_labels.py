@@ -140,6 +140,14 @@ def test_rare_classes_that_the_model_has_not_learnt_do_not_look_wrong(tmp_path):
     assert len(flagged) == pytest.approx(len(wrong), rel=0.3)
     assert len(set(flagged) & set(wrong.tolist())) > 0.9 * min(len(flagged), len(wrong))
     assert all(true[sample] < 25 for sample in flagged)
+    rare = int((given >= 25).sum())
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert f"{rare:,} labels were not judged: the model hardly ever predicted their classes by then." in page
+    rows = "".join(f"text {i},{label}\n" for i, label in enumerate(given))
+    (tmp_path / "train.csv").write_text("text,label\n" + rows)
+    done = clean(tmp_path, tmp_path / "train.csv", tmp_path / "clean.csv", drop=True)
+    assert done.dropped == len(flagged)
+    assert f"{rare:,} labels were not judged" in str(done)
 
 
 def test_a_model_that_predicts_one_class_judges_no_label(tmp_path):

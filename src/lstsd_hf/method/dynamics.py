@@ -131,7 +131,7 @@ def known_labels(predicted: Integers, labels: Integers) -> npt.NDArray[np.bool_]
     """(N,): whether an epoch's predictions know a label's class: they are of it at least a tenth as often as labels.
 
     A model learns the frequent classes first. As long as it never predicts a rare class, all its predictions
-    contradict the labels of that class, whether these are right or wrong. False where there is no prediction.
+    contradict the labels of that class, whether these are right or wrong.
 
     Args:
         predicted: (N,) the predicted classes; -1 where there is no prediction.
@@ -141,7 +141,7 @@ def known_labels(predicted: Integers, labels: Integers) -> npt.NDArray[np.bool_]
     classes = max(predicted.max(initial=0), labels.max(initial=0)) + 1
     told, given = (np.bincount(of[there], minlength=classes) for of in (predicted, labels))
     known = (told > 0) & (told >= KNOWN_FROM * given)
-    return there & known[labels]
+    return known[labels]
 
 
 def contradicted(top: Floats, predicted: Integers, labels: Integers) -> float:
@@ -155,7 +155,7 @@ def contradicted(top: Floats, predicted: Integers, labels: Integers) -> float:
         predicted: As for `known_labels`.
         labels: As for `known_labels`.
     """
-    known = np.flatnonzero(known_labels(predicted, labels))
+    known = np.flatnonzero((predicted >= 0) & known_labels(predicted, labels))
     if len(np.unique(labels[known])) < min(2, len(np.unique(labels))):
         return math.nan
     surest = known[np.argsort(-top[known], kind="stable")[: surest_count(len(known))]]

@@ -289,6 +289,10 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
         chosen_by = f"noise_score of at least {min_score:g}"
     elif count is not None:
         chosen_by = f"noise_score, the {count:,} highest, because about so many labels are wrong"
+        if measures.not_judged:
+            chosen_by += (
+                f"; {measures.not_judged:,} labels were not judged, whose classes the model hardly ever predicted"
+            )
     else:
         chosen_by = "flags (noise_score above 0.5)"
     wrong = samples["looks_wrong"] if min_score is None else samples["noise_score"] >= min_score

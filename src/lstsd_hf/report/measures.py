@@ -26,6 +26,8 @@ class Measures:
         wrong_labels: The estimated number of wrong labels of the samples that have a prediction, see
             `dynamics.wrong_share`. None if there is no estimate: for a regression, for tokens, for several labels,
             for few samples, if the store lacks the epochs that it needs, or if the model has not learnt enough.
+        not_judged: With that estimate: the number of labels whose class the model had hardly ever predicted by then.
+            None of them looks wrong; see `dynamics.known_labels`.
         has_learnt: Whether the model has learnt enough to judge labels; True if that is not known. If False, no label
             looks wrong.
         only_guesses: Without an estimate of `wrong_labels`: whether a classifier's predictions agreed with the labels
@@ -37,6 +39,7 @@ class Measures:
     samples: dict[str, Array]
     epochs: dict[str, Array]
     wrong_labels: int | None = None
+    not_judged: int = 0
     noise_of_all_epochs: bool = False
     has_learnt: bool = True
     only_guesses: bool = False
@@ -86,19 +89,19 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     # class.
     judges_classes = not run.is_regression and run.unit == "sample"
     wrong_share, known = _wrong_share(run) if judges_classes else (None, np.ones(len(run.ids), bool))
-    judged = run.labels[samples["noise_rank"] > 0]  # nothing is known of samples without a prediction
-    wrong_labels = None
-    has_learnt = wrong_share is None or _has_learnt(judged, wrong_share)
+    seen = samples["noise_rank"] > 0  # nothing is known of samples without a prediction
+    wrong_labels, not_judged = None, 0
+    has_learnt = wrong_share is None or _has_learnt(run.labels[seen], wrong_share)
     if wrong_share is None:
         samples["looks_wrong"] = dynamics.flags(samples["noise_score"])
     elif not has_learnt:
         samples["looks_wrong"] = np.zeros(len(run.ids), bool)
     else:
         samples["looks_wrong"] = dynamics.worst(samples["noise_score"], known, wrong_share)
-        wrong_labels = int(samples["looks_wrong"].sum())
+        wrong_labels, not_judged = int(samples["looks_wrong"].sum()), int((seen & ~known).sum())
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
-    only_guesses = judges_classes and wrong_share is None and _only_guesses(judged, over_samples["accuracy"])
-    measures = Measures(samples, over_samples, wrong_labels, mean is not None, has_learnt, only_guesses)
+    only_guesses = judges_classes and wrong_share is None and _only_guesses(run.labels[seen], over_samples["accuracy"])
+    measures = Measures(samples, over_samples, wrong_labels, not_judged, mean is not None, has_learnt, only_guesses)
     if not measures.seen.any():
         raise StoreError(
             f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "

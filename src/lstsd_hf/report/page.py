@@ -70,7 +70,8 @@ def write_page(
         if run.is_regression
         else (page_columns.NOISE, page_columns.MEASURES_OF_CLASSES)
     )
-    listed, drawn = choose(measures.samples["noise_rank"])
+    # A label that was not judged may have a higher noise score than those that look wrong.
+    listed, drawn = choose(dynamics.ranks(measures.samples["noise_score"] + measures.samples["looks_wrong"]))
     words, cut = (None, "") if texts is None else texts_of(texts, run.shown_ids[listed])
     plots, missing = summary.curves(every, all_measures)
     memory = summary.memory(run.log)

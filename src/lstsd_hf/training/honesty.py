@@ -70,9 +70,7 @@ class Honesty:
         # The first epoch whose predictions may count against labels.
         self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
-        self._contradicted: dict[
-            int, float
-        ] = {}  # the share of the surest predictions that are against labels, or NaN
+        self._contradicted: dict[int, float] = {}  # by epoch; see `dynamics.contradicted`
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
