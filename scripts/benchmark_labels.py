@@ -171,19 +171,22 @@ class History:
         """(N,) the noise score."""
         return dynamics.noise_score(dynamics.softmax(self.logits), self.given)
 
-    @property
-    def counted(self) -> list[int]:
-        """The epochs from which the share of wrong labels is estimated."""
-        return dynamics.count_from(range(len(self.logits)))
+    def judged(self) -> tuple[float, np.ndarray]:
+        """The estimated share of wrong labels, and (N,) which labels are judged; computed as in the report."""
+        epochs, counted = dynamics.counted_epochs(range(len(self.logits)))
+        told = {epoch: said(self.logits[epoch], self.given).contradicted for epoch in epochs}
+        judging = [epoch for epoch in epochs if not np.isnan(told[epoch])][:counted]
+        predicted = self.logits[judging[-1] if judging else epochs[-1]].argmax(axis=-1)
+        return dynamics.wrong_share(told.values(), counted), dynamics.known_labels(predicted, self.given)
 
     def wrong_share(self) -> float:
-        """The estimated share of wrong labels, computed as in the report."""
-        return dynamics.wrong_share([said(self.logits[epoch], self.given).contradicted for epoch in self.counted])
+        """The estimated share of wrong labels."""
+        return self.judged()[0]
 
     def wrong(self) -> np.ndarray:
         """(N,) bool: whether a label looks wrong, decided as in the report."""
-        known = dynamics.known_labels(self.logits[self.counted[-1]].argmax(axis=-1), self.given)
-        return dynamics.worst(self.score, known, self.wrong_share())
+        share, known = self.judged()
+        return dynamics.worst(self.score, known, share)
 
     def suggested(self) -> np.ndarray:
         """(N,) the suggested labels."""

@@ -332,8 +332,8 @@ def chance(line: Line) -> float:
 
 def wrong_share(line: Line) -> float:
     """The estimated share of wrong labels, computed as in the report of a run."""
-    epochs = line["epochs"]
-    return dynamics.wrong_share([epochs[at]["contradicted"] for at in dynamics.count_from(range(len(epochs)))])
+    epochs, counted = dynamics.counted_epochs(range(len(line["epochs"])))
+    return dynamics.wrong_share((line["epochs"][epoch]["contradicted"] for epoch in epochs), counted)
 
 
 def report(lines: Sequence[Line]) -> str:

@@ -70,11 +70,12 @@ def test_samples_that_the_run_never_saw_add_no_wrong_labels(tmp_path):
     assert list(read_history(half)["looks_wrong"]).count(True) == measure(open_run(half, None)).wrong_labels
 
 
-@pytest.mark.parametrize(("epochs", "counted"), [(1, []), (2, [1]), (4, [1]), (5, [1, 2]), (9, [1, 2])])
+@pytest.mark.parametrize(("epochs", "counted"), [(2, 1), (4, 1), (5, 2), (9, 2)])
 def test_the_epochs_that_it_is_counted_from(epochs, counted):
-    assert dynamics.count_from(list(range(epochs))) == counted
-    assert dynamics.count_from([epochs + 8, epochs + 9]) == []
-    assert dynamics.count_from([]) == []
+    assert dynamics.counted_epochs(range(epochs)) == (list(range(1, epochs)), counted)
+    assert dynamics.counted_epochs([0, 1, 2, 5, 6]) == ([1, 2], 2)
+    for without in ([], [0], [epochs + 8, epochs + 9], [0, 2, 3]):
+        assert dynamics.counted_epochs(without)[0] == []
 
 
 def test_without_these_epochs_or_of_few_samples_the_score_alone_says(tmp_path):
@@ -103,10 +104,37 @@ def test_the_surest_fifth():
     predicted = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0, -1])
     labels = np.array([1, 0, 1, 1, 0, 0, 1, 1, 0, 1])
     assert dynamics.contradicted(top, predicted, labels) == 0.5
-    assert dynamics.wrong_share([0.2, 0.05]) == pytest.approx(0.1)
-    assert dynamics.wrong_share([0.2, 0.0]) == 0
-    assert dynamics.wrong_share([np.nan, 0.2]) == pytest.approx(0.2)
-    assert np.isnan(dynamics.wrong_share([np.nan]))
+    assert dynamics.wrong_share([0.2, 0.05, 0.9], 2) == pytest.approx(0.1)
+    assert dynamics.wrong_share([0.2, 0.0], 2) == 0
+    assert dynamics.wrong_share([np.nan, 0.2, np.nan, 0.05], 2) == pytest.approx(0.1)
+    assert dynamics.wrong_share([np.nan, 0.2], 2) == pytest.approx(0.2)
+    assert np.isnan(dynamics.wrong_share([np.nan], 1))
+
+
+def test_predictions_that_are_not_sure_contradict_no_label():
+    """A model that has only begun to learn 50 classes: its surest predictions have a probability of a tenth."""
+    labels = np.arange(1000) % 50
+    predicted = np.where(np.arange(1000) < 400, (labels + 1) % 50, labels)
+    assert np.isnan(dynamics.contradicted(np.linspace(0.5, 0.1, 1000), predicted, labels))
+    assert dynamics.contradicted(np.linspace(0.8, 0.1, 1000), predicted, labels) == 1
+
+
+def test_the_first_epochs_that_judge_count(tmp_path):
+    """The model learns 50 classes late: for two epochs it is sure of nothing."""
+    true = np.arange(2000) % 50
+    given = np.where(np.arange(2000) < 200, (true + 1) % 50, true)
+    store = LogitsStore.create(tmp_path / "_logits", 2000, (50,), "float32", "test")
+    store.write_labels(given)
+    order = np.random.default_rng(0).permutation(2000) / 2000
+    for epoch in range(6):
+        predicted = true if epoch > 2 else np.zeros(2000, int)
+        height = (6 if epoch > 2 else 1) + order[:, None]
+        store.record(epoch, np.arange(2000), np.eye(50)[predicted] * height)
+        store.seal(epoch)
+    measures = measure(open_run(tmp_path, None))
+    assert measures.wrong_labels == pytest.approx(200, rel=0.3)
+    assert measures.has_learnt
+    assert measures.samples["looks_wrong"][:200].sum() == min(measures.wrong_labels, 200)
 
 
 def test_a_label_of_a_class_that_is_hardly_ever_predicted_is_not_judged():
@@ -133,7 +161,7 @@ def test_rare_classes_that_the_model_has_not_learnt_do_not_look_wrong(tmp_path):
     store = LogitsStore.create(tmp_path / "_logits", 2000, (50,), "float32", "test")
     store.write_labels(given)
     for epoch in range(6):
-        store.record(epoch, np.arange(2000), np.eye(50)[predicted] * (3 + rng.random((2000, 1))))
+        store.record(epoch, np.arange(2000), np.eye(50)[predicted] * (6 + rng.random((2000, 1))))
         store.seal(epoch)
     found = read_history(tmp_path)
     flagged = [row["sample_id"] for row in found if row["looks_wrong"]]

@@ -10,7 +10,8 @@ Modern Neural Networks, ICML 2017.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,8 +148,8 @@ def known_labels(predicted: Integers, labels: Integers) -> npt.NDArray[np.bool_]
 def contradicted(top: Floats, predicted: Integers, labels: Integers) -> float:
     """The share, from 0 to 1, of the surest fifth of an epoch's predictions that contradict their labels.
 
-    Only samples whose label the predictions know count; see `known_labels`. NaN if there are none, or if they have one
-    of several classes: such a model cannot judge labels.
+    Only samples whose label the predictions know count; see `known_labels`. NaN if the model cannot judge labels yet:
+    it knows one of several classes or none, or most of its surest predictions have a probability of at most one half.
 
     Args:
         top: (N,) the probability of the predicted class.
@@ -159,29 +160,39 @@ def contradicted(top: Floats, predicted: Integers, labels: Integers) -> float:
     if len(np.unique(labels[known])) < min(2, len(np.unique(labels))):
         return math.nan
     surest = known[np.argsort(-top[known], kind="stable")[: surest_count(len(known))]]
+    if np.median(top[surest]) <= 0.5:
+        return math.nan
     return float((predicted[surest] != labels[surest]).mean())
 
 
-def wrong_share(contradictions: Sequence[float]) -> float:
-    """An estimate of the share of wrong labels: the geometric mean of `contradicted` over the epochs of `count_from`.
+def wrong_share(contradictions: Iterable[float], counted: int) -> float:
+    """An estimate of the share of wrong labels: the geometric mean of `contradicted` over the first epochs that judge.
 
     The surest predictions are nearly always right, and wrong labels are as frequent among them as elsewhere. In the
     second epoch some of them are still wrong, so `contradicted` is too high; later, wrong labels are learnt by heart,
-    so it is too low. A NaN is left out; NaN if nothing else is there. The estimate is ours; docs/labels.md shows its
-    errors.
+    so it is too low. The estimate is ours; docs/labels.md shows its errors.
+
+    Args:
+        contradictions: The values of `contradicted`, from the second epoch on. A NaN is left out.
+        counted: How many of them count, see `counted_epochs`; no more are asked for.
+
+    Returns:
+        NaN if no epoch judges.
     """
-    told = [share for share in contradictions if not math.isnan(share)]
+    told = list(islice((share for share in contradictions if not math.isnan(share)), counted))
     return float(np.prod(told) ** (1 / len(told))) if told else math.nan
 
 
-def count_from(epochs: Sequence[int]) -> list[int]:
-    """The epochs from which `wrong_share` is estimated: the second, and in a run of five or more also the third.
+def counted_epochs(epochs: Sequence[int]) -> tuple[Sequence[int], int]:
+    """The epochs from which `wrong_share` may be estimated, and how many of them count.
+
+    These are the second and those that follow it without a gap. Two count, but in a run of at most four epochs one.
 
     Args:
-        epochs: The recorded epochs, ascending, from 0. The result is empty if a wanted epoch is not among them.
+        epochs: The recorded epochs, ascending, from 0. If the second is not among them, no epoch is returned.
     """
-    wanted = [1] if epochs and epochs[-1] < 4 else [1, 2]
-    return wanted if set(wanted) <= set(epochs) else []
+    following = [epoch for i, epoch in enumerate(e for e in epochs if e) if epoch == i + 1]
+    return following, 1 if not epochs or epochs[-1] < 4 else 2
 
 
 def worst(noise_score: Floats, known: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:

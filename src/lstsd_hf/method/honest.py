@@ -43,8 +43,7 @@ SPREAD, SHARPNESS = 0.7, 2.0
 # 68 runs of plain fine-tuning, see docs/honest.md. After fewer optimizer steps than those runs had by then, even sure
 # predictions contradict right labels.
 DOUBT_FROM, SINCE_EPOCH, SINCE_STEP = (0.04, 0.08), 2, 90
-# The share of wrong labels is estimated from this many epochs, from the second on, as in the report:
-# `dynamics.wrong_share`.
+# The share of wrong labels is estimated from this many epochs, from the second on: `dynamics.wrong_share`.
 COUNTED, COUNTED_FROM = 2, 1
 # Lower bounds of a class's share and of the share of wrong labels, and of the logits' standard deviation: they keep
 # logarithms and quotients finite.

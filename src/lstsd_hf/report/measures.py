@@ -1,5 +1,6 @@
 """Computes the report's measures: for each sample over the epochs, and for each epoch over the samples."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,21 +124,27 @@ def refuse_several_labels(run: Run) -> None:
 def _wrong_share(run: Run) -> tuple[float | None, Array]:
     """The share of wrong labels, estimated among the samples whose label the model knew; and (N,) which these are.
 
-    The share is NaN if the model knew fewer than two classes. It is None without the epochs that it needs, or with too
-    few samples; then all samples count.
+    The share is NaN if the model knew too little in every epoch. It is None without the epochs that it needs, or with
+    too few samples; then all samples count.
     """
-    shares, known = [], np.ones(len(run.ids), bool)
-    for epoch in dynamics.count_from(run.epochs):
+    epochs, counted = dynamics.counted_epochs(run.epochs)
+    every, shares = np.ones(len(run.ids), bool), []
+    known = every
+    for epoch in epochs:
         top, predicted = np.full(len(run.ids), np.nan), np.full(len(run.ids), -1)
         for chunk in run.chunks(len(run.ids)):
             probabilities = dynamics.softmax(run.logits(run.ids[chunk], [epoch]))[0]
             top[chunk] = probabilities.max(axis=1)
             predicted[chunk] = np.where(np.isnan(top[chunk]), -1, probabilities.argmax(axis=1))
         if (predicted >= 0).sum() < _LEAST_COUNTED:
-            return None, known
-        shares.append(dynamics.contradicted(top, predicted, run.labels))
-        known = dynamics.known_labels(predicted, run.labels)
-    return (dynamics.wrong_share(shares) if shares else None), known
+            return None, every
+        share = dynamics.contradicted(top, predicted, run.labels)
+        if not math.isnan(share):
+            shares.append(share)
+            known = dynamics.known_labels(predicted, run.labels)
+        if len(shares) == counted:
+            break
+    return (dynamics.wrong_share(shares, counted) if epochs else None), known
 
 
 def _has_learnt(labels: Array, wrong_share: float) -> bool:

@@ -136,8 +136,8 @@ class Honesty:
         self._witnesses = {e: w for e, w in self._witnesses.items() if e in own.values()}
         own = {name: e for name, e in own.items() if e in self._witnesses}
         if own:
-            told = [share for _, share in sorted(self._contradicted.items()) if not math.isnan(share)]
-            evidence = label_evidence(wrong_share(told[:COUNTED]), len(priors.shares))
+            wrong = wrong_share((share for _, share in sorted(self._contradicted.items())), COUNTED)
+            evidence = label_evidence(wrong, len(priors.shares))
             self._corrections = Honest.of([self._witnesses[e] for e in own.values()], evidence, self._device)
             self._corrected = tuple(own)
         else:
