@@ -171,22 +171,16 @@ class History:
         """(N,) the noise score."""
         return dynamics.noise_score(dynamics.softmax(self.logits), self.given)
 
-    def judged(self) -> tuple[float, np.ndarray]:
-        """The estimated share of wrong labels, and (N,) which labels are judged; computed as in the report."""
-        epochs, counted = dynamics.counted_epochs(range(len(self.logits)))
-        told = {epoch: said(self.logits[epoch], self.given).contradicted for epoch in epochs}
-        judging = [epoch for epoch in epochs if not np.isnan(told[epoch])][:counted]
-        predicted = self.logits[judging[-1] if judging else epochs[-1]].argmax(axis=-1)
-        return dynamics.wrong_share(told.values(), counted), dynamics.known_labels(predicted, self.given)
-
     def wrong_share(self) -> float:
-        """The estimated share of wrong labels."""
-        return self.judged()[0]
+        """The estimated share of wrong labels, computed as in the report."""
+        epochs, counted = dynamics.counted_epochs(range(len(self.logits)))
+        return dynamics.wrong_share((said(self.logits[epoch], self.given).wrong for epoch in epochs), counted)
 
     def wrong(self) -> np.ndarray:
         """(N,) bool: whether a label looks wrong, decided as in the report."""
-        share, known = self.judged()
-        return dynamics.worst(self.score, known, share)
+        last = dynamics.softmax(self.logits[-1])
+        verdict = dynamics.verdict(last.max(axis=1), last.argmax(axis=1), self.given)
+        return dynamics.worst(self.score, verdict, self.wrong_share())
 
     def suggested(self) -> np.ndarray:
         """(N,) the suggested labels."""

@@ -293,7 +293,7 @@ def measured(run: Run, log: list[Line], store: LogitsStore, data: Dataset, class
             logits = store.read(len(epochs), data["sample_id"]).astype(np.float32)
             predicted, given = logits.argmax(axis=-1), np.array(data["label"])
             epoch["agreement"] = float((predicted == given).mean())
-            epoch["contradicted"] = dynamics.contradicted(dynamics.softmax(logits).max(axis=-1), predicted, given)
+            epoch["wrong"] = dynamics.verdict(dynamics.softmax(logits).max(axis=-1), predicted, given).wrong
         epochs.append(epoch)
     for epoch, tested in zip(epochs, found["eval_validation_score"], strict=False):
         epoch["validation"] = tested["eval_validation_score"]
@@ -333,7 +333,7 @@ def chance(line: Line) -> float:
 def wrong_share(line: Line) -> float:
     """The estimated share of wrong labels, computed as in the report of a run."""
     epochs, counted = dynamics.counted_epochs(range(len(line["epochs"])))
-    return dynamics.wrong_share((line["epochs"][epoch]["contradicted"] for epoch in epochs), counted)
+    return dynamics.wrong_share((line["epochs"][epoch]["wrong"] for epoch in epochs), counted)
 
 
 def report(lines: Sequence[Line]) -> str:
@@ -388,7 +388,7 @@ def of_classes(lines: Sequence[Line]) -> str:
         parts.append(f"| {rows:,} rows | {error:.1f} | {error * MEAN_ABSOLUTE:.1f} |")
     parts += ["", "| wrong labels | as estimated, by run |", "|---|---|"]
     for (rows, task, noise, kind), group in sorted(by_cell.items()):
-        shares = ", ".join(f"{wrong_share(line):.0%}" for line in group if "contradicted" in line["epochs"][0])
+        shares = ", ".join(f"{wrong_share(line):.0%}" for line in group if "wrong" in line["epochs"][0])
         if shares:
             parts.append(f"| {task}, {noise:.0%}, {rows:,} rows{ORDER[kind]} | {shares} |")
     return "\n".join(parts)

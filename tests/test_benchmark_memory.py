@@ -38,7 +38,7 @@ def test_held_out_rows_are_others_from_the_same_hat() -> None:
 
 def line(honest: float, **changes: Any) -> dict[str, Any]:
     epoch = {"honest": honest, "honest_error": 0.02, "score": 0.8, "truth": 0.8, "truth_error": 0.0126}
-    epoch |= {"agreement": 0.9, "contradicted": 0.05}
+    epoch |= {"agreement": 0.9, "wrong": 0.05}
     rows = changes.get("rows", 2000)
     return {
         "task": "sst2",

@@ -81,7 +81,7 @@ def test_ranks() -> None:
 @pytest.mark.filterwarnings("error")
 def test_without_predictions_nothing_is_known() -> None:
     none = np.full(3, np.nan)
-    assert np.isnan(dynamics.contradicted(none, np.full(3, -1), np.zeros(3, int)))
+    assert np.isnan(dynamics.verdict(none, np.full(3, -1), np.zeros(3, int)).contradicted)
     assert np.isnan(dynamics.calibration(none, none).expected_error)
 
 

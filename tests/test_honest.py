@@ -180,7 +180,7 @@ def test_a_model_that_knows_one_class_alone_doubts_no_label() -> None:
 
 
 def test_no_prediction_says_nothing_of_the_labels() -> None:
-    assert said(np.full((3, 2), np.nan), np.array([0, 1, 0])) == Said(0, 0)
+    assert said(np.full((3, 2), np.nan), np.array([0, 1, 0])) == Said(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -279,13 +279,14 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
     logits = [store.read(epoch, range(96)).astype(float) for epoch in range(EPOCHS)]
     honest = logged(trainer, "honest_accuracy")
     losses, found_gates, against = logged(trainer, "loss"), gates(trainer), {}
+    wrongs: dict[int, float] = {}
     gate = smoothing = 0.0
     for epoch in range(EPOCHS):
         teachers = {"long": epoch // k * k - 1, "short": epoch - 1}
         weight = {"long": long_term, "short": short_term}
         teaching = [(weight[name], e) for name, e in teachers.items() if e >= 0 and weight[name]]
         for e in sorted({e for _, e in teaching if e >= 1} - against.keys()):
-            against[e] = slow_contradicted(logits[e].tolist(), labels)
+            against[e], wrongs[e] = slow_contradicted(logits[e].tolist(), labels)
             if e >= 2:
                 smoothing = slow_smoothing(smoothing, logits[e], honest[e])
                 if not math.isnan(against[e]):
@@ -293,7 +294,7 @@ def test_every_step_has_the_loss_of_the_formulas(tmp_path: Path, k: int, long_te
                     gate = max(gate, min(max((surely - 0.04) / 0.04, 0), 1))
         assert found_gates[epoch] == pytest.approx(gate, abs=1e-6)
         assert smoothings(trainer)[epoch] == pytest.approx(smoothing, abs=1e-6)
-        counted = [share for _, share in sorted(against.items()) if not math.isnan(share)][:2] or [0.5]
+        counted = [share for _, share in sorted(wrongs.items()) if not math.isnan(share)][:2] or [0.5]
         wrong = min(max(math.prod(counted) ** (1 / len(counted)), 1e-3), 2 / 3)
         evidence = math.log((1 - wrong) * 2 / wrong)
         corrections = {e: slow_witness(logits[e].tolist(), labels, honest[e]) for _, e in teaching}
@@ -318,15 +319,18 @@ def slow_smoothing(before: float, logits: np.ndarray, honest: float) -> float:
     return min(max(before + (claimed - honest) * 1.5, 0), (1 - honest) * 1.5)
 
 
-def slow_contradicted(logits: list[list[float]], labels: list[int]) -> float:
-    """The share of the surest fifth of the predictions that contradicts the label, among classes the model knows."""
+def slow_contradicted(logits: list[list[float]], labels: list[int]) -> tuple[float, float]:
+    """The share of the surest fifth of the predictions that contradicts the label, among classes the model knows; and
+    the share of labels that are wrong by this."""
     predicted = [row.index(max(row)) for row in logits]
     known = [i for i, label in enumerate(labels) if predicted.count(label) >= max(labels.count(label) / 10, 1)]
     sure = sorted((-max(log_p_of(np.array(logits[i]))), predicted[i] != labels[i]) for i in known)
     sure = sure[: round(len(known) / 5)]
     if statistics.median(math.exp(-log_p) for log_p, _ in sure) <= 0.5:
-        return math.nan
-    return sum(against for _, against in sure) / len(sure)
+        return math.nan, math.nan
+    against = sum(against for _, against in sure) / len(sure)
+    reach = (len({labels[i] for i in known}) - 1) / (len(set(labels)) - 1)
+    return against, against / (against + (1 - against) * reach)
 
 
 def log_p_of(logits: np.ndarray) -> list[float]:

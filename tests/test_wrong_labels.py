@@ -103,7 +103,7 @@ def test_the_surest_fifth():
     top = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, np.nan])
     predicted = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0, -1])
     labels = np.array([1, 0, 1, 1, 0, 0, 1, 1, 0, 1])
-    assert dynamics.contradicted(top, predicted, labels) == 0.5
+    assert dynamics.verdict(top, predicted, labels)[1:] == (1, 0.5, 0.5)
     assert dynamics.wrong_share([0.2, 0.05, 0.9], 2) == pytest.approx(0.1)
     assert dynamics.wrong_share([0.2, 0.0], 2) == 0
     assert dynamics.wrong_share([np.nan, 0.2, np.nan, 0.05], 2) == pytest.approx(0.1)
@@ -115,8 +115,8 @@ def test_predictions_that_are_not_sure_contradict_no_label():
     """A model that has only begun to learn 50 classes: its surest predictions have a probability of a tenth."""
     labels = np.arange(1000) % 50
     predicted = np.where(np.arange(1000) < 400, (labels + 1) % 50, labels)
-    assert np.isnan(dynamics.contradicted(np.linspace(0.5, 0.1, 1000), predicted, labels))
-    assert dynamics.contradicted(np.linspace(0.8, 0.1, 1000), predicted, labels) == 1
+    assert np.isnan(dynamics.verdict(np.linspace(0.5, 0.1, 1000), predicted, labels).contradicted)
+    assert dynamics.verdict(np.linspace(0.8, 0.1, 1000), predicted, labels).contradicted == 1
 
 
 def test_the_first_epochs_that_judge_count(tmp_path):
@@ -141,13 +141,30 @@ def test_a_label_of_a_class_that_is_hardly_ever_predicted_is_not_judged():
     """All labels are right; the model predicts class 0 for the rare class 2, and is as sure of it as of the others."""
     labels = np.repeat([0, 1, 2], [500, 400, 100])
     predicted = np.where(labels == 2, 0, labels)
-    top = np.random.default_rng(0).random(1000)
-    assert dynamics.contradicted(top, predicted, labels) == 0
-    assert not dynamics.known_labels(predicted, labels)[900:].any()
+    top = 1 - np.random.default_rng(0).random(1000) / 10
+    found = dynamics.verdict(top, predicted, labels)
+    assert not found.known[900:].any()
+    assert found[1:] == (0.5, 0, 0)
     predicted[900:910] = 2  # a tenth of them
-    assert dynamics.known_labels(predicted, labels).all()
-    assert dynamics.contradicted(top, predicted, labels) == pytest.approx(0.09, abs=0.05)
-    assert np.isnan(dynamics.contradicted(top, np.zeros(1000, int), labels))  # it knows one class alone
+    found = dynamics.verdict(top, predicted, labels)
+    assert found.known.all()
+    assert found.reach == 1
+    assert found.contradicted == found.wrong == pytest.approx(0.09, abs=0.05)
+    found = dynamics.verdict(top, np.zeros(1000, int), labels)  # it knows one class alone
+    assert found.reach == 0
+    assert np.isnan(found.wrong)
+
+
+def test_wrong_labels_of_classes_that_are_not_known_are_reckoned_with():
+    """The model knows 2 of 5 classes, and a third of all labels are wrong."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 5, 100_000)
+    labels = np.where(rng.random(100_000) < 1 / 3, (true + rng.integers(1, 5, 100_000)) % 5, true)
+    predicted = np.where(true < 2, true, 0)
+    top = np.where(true < 2, 0.9, 0.6) + rng.random(100_000) / 100  # sure of what it knows
+    found = dynamics.verdict(top, predicted, labels)
+    assert found.reach == 1 / 4
+    assert found.wrong == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_rare_classes_that_the_model_has_not_learnt_do_not_look_wrong(tmp_path):
@@ -170,12 +187,12 @@ def test_rare_classes_that_the_model_has_not_learnt_do_not_look_wrong(tmp_path):
     assert all(true[sample] < 25 for sample in flagged)
     rare = int((given >= 25).sum())
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert f"{rare:,} labels were not judged: the model hardly ever predicted their classes by then." in page
+    assert f"{rare:,} labels are of classes that the model hardly ever predicts: not judged." in page
     rows = "".join(f"text {i},{label}\n" for i, label in enumerate(given))
     (tmp_path / "train.csv").write_text("text,label\n" + rows)
     done = clean(tmp_path, tmp_path / "train.csv", tmp_path / "clean.csv", drop=True)
     assert done.dropped == len(flagged)
-    assert f"{rare:,} labels were not judged" in str(done)
+    assert f"{rare:,} labels are of classes that" in str(done)
 
 
 def test_a_model_that_predicts_one_class_judges_no_label(tmp_path):

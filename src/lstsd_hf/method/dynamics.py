@@ -20,8 +20,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
-SUREST = 0.2  # see `contradicted`
-KNOWN_FROM = 0.1  # see `known_labels`
+SUREST, KNOWN_FROM = 0.2, 0.1  # see `Verdict`
 
 
 def softmax(logits: Floats) -> Floats:
@@ -124,62 +123,70 @@ def flags(noise_score: Floats) -> npt.NDArray[np.bool_]:
 
 
 def surest_count(samples: int) -> int:
-    """How many predictions `contradicted` takes as the surest: a fifth of `samples`, but at least one."""
+    """How many predictions `verdict` takes as the surest: a fifth of `samples`, but at least one."""
     return max(1, round(SUREST * samples))
 
 
-def known_labels(predicted: Integers, labels: Integers) -> npt.NDArray[np.bool_]:
-    """(N,): whether an epoch's predictions know a label's class: they are of it at least a tenth as often as labels.
+class Verdict(NamedTuple):
+    """What an epoch's predictions say of the labels. C is the number of classes among these.
 
-    A model learns the frequent classes first. As long as it never predicts a rare class, all its predictions
-    contradict the labels of that class, whether these are right or wrong.
+    Attributes:
+        known: (N,) bool: whether the model knows a label's class: it predicts it at least a tenth as often as it is
+            given. A model learns the frequent classes first. As long as it never predicts a rare class, all its
+            predictions contradict the labels of that class, right or wrong, so only known labels are judged.
+        reach: (K - 1) / (C - 1), where K of the classes are known: the share of the wrong labels that are known, if
+            a wrong label is any other class with the same probability. 1 if all classes are known.
+        contradicted: The share, from 0 to 1, of the surest fifth of the predictions that contradict their labels, among
+            known labels. NaN if the model cannot judge labels yet: it knows one of several classes or none, or most of
+            its surest predictions have a probability of at most one half.
+        wrong: The share of all labels that are wrong, if the surest predictions are right; NaN as `contradicted`.
+    """
+
+    known: npt.NDArray[np.bool_]
+    reach: float
+    contradicted: float = math.nan
+    wrong: float = math.nan
+
+
+def verdict(top: Floats, predicted: Integers, labels: Integers) -> Verdict:
+    """Judges the labels by an epoch's predictions.
 
     Args:
+        top: (N,) the probability of the predicted class.
         predicted: (N,) the predicted classes; -1 where there is no prediction.
         labels: (N,) the given labels, at least 0.
     """
     there = predicted >= 0
     classes = max(predicted.max(initial=0), labels.max(initial=0)) + 1
     told, given = (np.bincount(of[there], minlength=classes) for of in (predicted, labels))
-    known = (told > 0) & (told >= KNOWN_FROM * given)
-    return known[labels]
+    knows = (told > 0) & (given > 0) & (told >= KNOWN_FROM * given)
+    known, others, all_others = knows[labels], int(knows.sum()) - 1, int((given > 0).sum()) - 1
+    reach = max(others, 0) / all_others if all_others > 0 else 1.0
+    judged = np.flatnonzero(there & known)
+    surest = judged[np.argsort(-top[judged], kind="stable")[: surest_count(len(judged))]]
+    if not reach or not len(surest) or np.median(top[surest]) <= 0.5:
+        return Verdict(known, reach)
+    against = float((predicted[surest] != labels[surest]).mean())
+    # Of N labels, N (1 - w) are right, and N w reach are wrong and known: against = w reach / (1 - w + w reach) where
+    # a right label is known. Solved for w.
+    return Verdict(known, reach, against, against / (against + (1 - against) * reach))
 
 
-def contradicted(top: Floats, predicted: Integers, labels: Integers) -> float:
-    """The share, from 0 to 1, of the surest fifth of an epoch's predictions that contradict their labels.
-
-    Only samples whose label the predictions know count; see `known_labels`. NaN if the model cannot judge labels yet:
-    it knows one of several classes or none, or most of its surest predictions have a probability of at most one half.
-
-    Args:
-        top: (N,) the probability of the predicted class.
-        predicted: As for `known_labels`.
-        labels: As for `known_labels`.
-    """
-    known = np.flatnonzero((predicted >= 0) & known_labels(predicted, labels))
-    if len(np.unique(labels[known])) < min(2, len(np.unique(labels))):
-        return math.nan
-    surest = known[np.argsort(-top[known], kind="stable")[: surest_count(len(known))]]
-    if np.median(top[surest]) <= 0.5:
-        return math.nan
-    return float((predicted[surest] != labels[surest]).mean())
-
-
-def wrong_share(contradictions: Iterable[float], counted: int) -> float:
-    """An estimate of the share of wrong labels: the geometric mean of `contradicted` over the first epochs that judge.
+def wrong_share(shares: Iterable[float], counted: int) -> float:
+    """An estimate of the share of wrong labels: the geometric mean of `Verdict.wrong` over the first judging epochs.
 
     The surest predictions are nearly always right, and wrong labels are as frequent among them as elsewhere. In the
-    second epoch some of them are still wrong, so `contradicted` is too high; later, wrong labels are learnt by heart,
-    so it is too low. The estimate is ours; docs/labels.md shows its errors.
+    second epoch some of them are still wrong, so the share is too high; later, wrong labels are learnt by heart, so it
+    is too low. The estimate is ours; docs/labels.md shows its errors.
 
     Args:
-        contradictions: The values of `contradicted`, from the second epoch on. A NaN is left out.
+        shares: The values of `Verdict.wrong`, from the second epoch on. A NaN is left out.
         counted: How many of them count, see `counted_epochs`; no more are asked for.
 
     Returns:
         NaN if no epoch judges.
     """
-    told = list(islice((share for share in contradictions if not math.isnan(share)), counted))
+    told = list(islice((share for share in shares if not math.isnan(share)), counted))
     return float(np.prod(told) ** (1 / len(told))) if told else math.nan
 
 
@@ -195,16 +202,17 @@ def counted_epochs(epochs: Sequence[int]) -> tuple[Sequence[int], int]:
     return following, 1 if not epochs or epochs[-1] < 4 else 2
 
 
-def worst(noise_score: Floats, known: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:
-    """(N,): whether a label looks wrong: the highest noise scores of the `known_labels`, a share of them.
+def worst(noise_score: Floats, last: Verdict, share: float) -> npt.NDArray[np.bool_]:
+    """(N,): whether a label looks wrong: of those that are known in the end, the highest noise scores.
 
     Args:
         noise_score: (N,), NaN where nothing is known of a sample.
-        known: (N,) which labels are judged, by `known_labels`.
-        share: The share that looks wrong, by `wrong_share`; NaN counts as 0.
+        last: The verdict of the last epoch, by which the model knows most classes.
+        share: The share of all labels that is wrong, by `wrong_share`; NaN counts as 0. So many of them are flagged as
+            can be known.
     """
-    among = ranks(np.where(known, noise_score, np.nan))
-    count = 0 if math.isnan(share) else round(share * (among > 0).sum())
+    among = ranks(np.where(last.known, noise_score, np.nan))
+    count = 0 if math.isnan(share) else round(share * last.reach * (~np.isnan(noise_score)).sum())
     return (among > 0) & (among <= count)
 
 

@@ -139,14 +139,15 @@ class Said(NamedTuple):
 
     Attributes:
         claimed: The mean probability of the predicted class, from 0 to 1: how often the model claims to be right.
-        contradicted: The share of its surest predictions that contradict their labels, or NaN; see
-            `dynamics.contradicted`.
+        contradicted: The share of its surest predictions that contradict their labels, or NaN; see `dynamics.Verdict`.
+        wrong: The share of labels that this says are wrong, or NaN; see `dynamics.Verdict`.
         rules_out: Whether a prediction rules a class out, as a mask of -1e4 does. Then the spread of the logits is
             that of the mask, and the loss of smoothed labels has no bound, so the formulas here do not hold.
     """
 
     claimed: float
     contradicted: float
+    wrong: float
     rules_out: bool = False
 
 
@@ -165,10 +166,10 @@ def said(rows: Array, labels: Array) -> Said:
         predicted.append(most.indices)
         labelled.append(given)
     if not sum(map(len, tops)):
-        return Said(0.0, 0.0)
+        return Said(0.0, 0.0, 0.0)
     top = torch.cat(tops).double().numpy()
-    against = dynamics.contradicted(top, torch.cat(predicted).numpy(), torch.cat(labelled).numpy())
-    return Said(float(top.mean()), against, rules_out)
+    found = dynamics.verdict(top, torch.cat(predicted).numpy(), torch.cat(labelled).numpy())
+    return Said(float(top.mean()), found.contradicted, found.wrong, rules_out)
 
 
 def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:

@@ -291,7 +291,7 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
         chosen_by = f"noise_score, the {count:,} highest, because about so many labels are wrong"
         if measures.not_judged:
             chosen_by += (
-                f"; {measures.not_judged:,} labels were not judged, whose classes the model hardly ever predicted"
+                f"; {measures.not_judged:,} labels are of classes that the model hardly ever predicts: not judged"
             )
     else:
         chosen_by = "flags (noise_score above 0.5)"

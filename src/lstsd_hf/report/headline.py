@@ -120,9 +120,7 @@ def _about(title: str, count: int, measures: Measures) -> Headline:
     """The headline if the number of wrong labels is an estimate."""
     how = f"An estimate, from how often the surest early predictions disagreed with the label. {_HOW_FAR_OFF}"
     if measures.not_judged:
-        how += (
-            f" {measures.not_judged:,} labels were not judged: the model hardly ever predicted their classes by then."
-        )
+        how += f" {measures.not_judged:,} labels are of classes that the model hardly ever predicts: not judged."
     if not count:
         return Headline(title, how, "Review the least likely")
     title = f"About {title} ({count / measures.seen.sum():.0%})"

@@ -34,7 +34,7 @@ def read_history(run_dir: str | os.PathLike[str], *, logits_dir: str | os.PathLi
 
     The columns are those of the report's samples.parquet; see `measures.of_classes` and `measures.of_scores`.
     `looks_wrong` is true of the highest `noise_score`s, as many as `dynamics.wrong_share` estimates to be wrong, among
-    the labels whose class the model knew by then (`dynamics.known_labels`). If there is no estimate, it is true of
+    the labels whose class the model knows in the end (`dynamics.Verdict`). If there is no estimate, it is true of
     every `noise_score` above 0.5; if the model has learnt too little, of none.
 
     Further columns are lists with a value for each of the E sealed epochs, None where a sample has no prediction:

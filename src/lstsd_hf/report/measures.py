@@ -27,8 +27,8 @@ class Measures:
         wrong_labels: The estimated number of wrong labels of the samples that have a prediction, see
             `dynamics.wrong_share`. None if there is no estimate: for a regression, for tokens, for several labels,
             for few samples, if the store lacks the epochs that it needs, or if the model has not learnt enough.
-        not_judged: With that estimate: the number of labels whose class the model had hardly ever predicted by then.
-            None of them looks wrong; see `dynamics.known_labels`.
+        not_judged: With that estimate: the number of labels whose class the model hardly ever predicts in the last
+            epoch. None of them looks wrong; see `dynamics.Verdict`.
         has_learnt: Whether the model has learnt enough to judge labels; True if that is not known. If False, no label
             looks wrong.
         only_guesses: Without an estimate of `wrong_labels`: whether a classifier's predictions agreed with the labels
@@ -89,7 +89,7 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     # No estimate for tokens and for several labels: those of one sample are not independent draws, and mostly have one
     # class.
     judges_classes = not run.is_regression and run.unit == "sample"
-    wrong_share, known = _wrong_share(run) if judges_classes else (None, np.ones(len(run.ids), bool))
+    wrong_share = _wrong_share(run) if judges_classes else None
     seen = samples["noise_rank"] > 0  # nothing is known of samples without a prediction
     wrong_labels, not_judged = None, 0
     has_learnt = wrong_share is None or _has_learnt(run.labels[seen], wrong_share)
@@ -98,8 +98,9 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     elif not has_learnt:
         samples["looks_wrong"] = np.zeros(len(run.ids), bool)
     else:
-        samples["looks_wrong"] = dynamics.worst(samples["noise_score"], known, wrong_share)
-        wrong_labels, not_judged = int(samples["looks_wrong"].sum()), int((seen & ~known).sum())
+        last, _ = _verdict(run, run.epochs[-1])
+        samples["looks_wrong"] = dynamics.worst(samples["noise_score"], last, wrong_share)
+        wrong_labels, not_judged = int(samples["looks_wrong"].sum()), int((seen & ~last.known).sum())
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
     only_guesses = judges_classes and wrong_share is None and _only_guesses(run.labels[seen], over_samples["accuracy"])
     measures = Measures(samples, over_samples, wrong_labels, not_judged, mean is not None, has_learnt, only_guesses)
@@ -121,30 +122,31 @@ def refuse_several_labels(run: Run) -> None:
         )
 
 
-def _wrong_share(run: Run) -> tuple[float | None, Array]:
-    """The share of wrong labels, estimated among the samples whose label the model knew; and (N,) which these are.
+def _wrong_share(run: Run) -> float | None:
+    """The estimated share of wrong labels; NaN if the model knew too little in every epoch.
 
-    The share is NaN if the model knew too little in every epoch. It is None without the epochs that it needs, or with
-    too few samples; then all samples count.
+    None without the epochs that it needs, or with too few samples.
     """
     epochs, counted = dynamics.counted_epochs(run.epochs)
-    every, shares = np.ones(len(run.ids), bool), []
-    known = every
+    shares: list[float] = []
     for epoch in epochs:
-        top, predicted = np.full(len(run.ids), np.nan), np.full(len(run.ids), -1)
-        for chunk in run.chunks(len(run.ids)):
-            probabilities = dynamics.softmax(run.logits(run.ids[chunk], [epoch]))[0]
-            top[chunk] = probabilities.max(axis=1)
-            predicted[chunk] = np.where(np.isnan(top[chunk]), -1, probabilities.argmax(axis=1))
-        if (predicted >= 0).sum() < _LEAST_COUNTED:
-            return None, every
-        share = dynamics.contradicted(top, predicted, run.labels)
-        if not math.isnan(share):
-            shares.append(share)
-            known = dynamics.known_labels(predicted, run.labels)
+        found, predictions = _verdict(run, epoch)
+        if predictions < _LEAST_COUNTED:
+            return None
+        shares += [] if math.isnan(found.wrong) else [found.wrong]
         if len(shares) == counted:
             break
-    return (dynamics.wrong_share(shares, counted) if epochs else None), known
+    return dynamics.wrong_share(shares, counted) if epochs else None
+
+
+def _verdict(run: Run, epoch: int) -> tuple[dynamics.Verdict, int]:
+    """What an epoch's predictions say of the labels, and how many predictions there are."""
+    top, predicted = np.full(len(run.ids), np.nan), np.full(len(run.ids), -1)
+    for chunk in run.chunks(len(run.ids)):
+        probabilities = dynamics.softmax(run.logits(run.ids[chunk], [epoch]))[0]
+        top[chunk] = probabilities.max(axis=1)
+        predicted[chunk] = np.where(np.isnan(top[chunk]), -1, probabilities.argmax(axis=1))
+    return dynamics.verdict(top, predicted, run.labels), int((predicted >= 0).sum())
 
 
 def _has_learnt(labels: Array, wrong_share: float) -> bool:

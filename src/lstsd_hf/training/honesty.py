@@ -70,7 +70,8 @@ class Honesty:
         # The first epoch whose predictions may count against labels.
         self._since = max(SINCE_EPOCH, math.ceil(steps / max(memory.steps_per_epoch, 1)))
         self._honest: dict[int, float] = {}  # the honest part of agreement, by epoch
-        self._contradicted: dict[int, float] = {}  # by epoch; see `dynamics.contradicted`
+        self._contradicted: dict[int, float] = {}  # what its predictions say of the labels, by epoch: see `Said`
+        self._wrong: dict[int, float] = {}
         self._witnesses: dict[int, Witness] = {}
         self._corrections: Honest | None = None
         self._corrected: tuple[str, ...] = ()
@@ -112,7 +113,7 @@ class Honesty:
                 self._contradicted.clear()  # so that a resumed run reads these predictions again, and ends here too
                 self._give_up(tells=True, why=", because the model rules classes out (logits far below the others)")
                 return
-            self._contradicted[e] = found.contradicted
+            self._contradicted[e], self._wrong[e] = found.contradicted, found.wrong
             if e >= self._since:
                 self.smoothing = smoothing_after(self.smoothing, found.claimed, self._honest[e], len(priors.shares))
         # The largest doubt so far: wrong labels that the model has learnt by heart since then are still wrong.
@@ -136,7 +137,7 @@ class Honesty:
         self._witnesses = {e: w for e, w in self._witnesses.items() if e in own.values()}
         own = {name: e for name, e in own.items() if e in self._witnesses}
         if own:
-            wrong = wrong_share((share for _, share in sorted(self._contradicted.items())), COUNTED)
+            wrong = wrong_share((share for _, share in sorted(self._wrong.items())), COUNTED)
             evidence = label_evidence(wrong, len(priors.shares))
             self._corrections = Honest.of([self._witnesses[e] for e in own.values()], evidence, self._device)
             self._corrected = tuple(own)
@@ -198,19 +199,19 @@ class Honesty:
 
     def note(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        pairs = {"honest": list(self._honest.items()), "contradicted": list(self._contradicted.items())}
-        return pairs | {"smoothing": self.smoothing}
+        by_epoch = {"honest": self._honest, "contradicted": self._contradicted, "wrong": self._wrong}
+        return {name: list(values.items()) for name, values in by_epoch.items()} | {"smoothing": self.smoothing}
 
     def restore(self, note: Any) -> None:
         """Continues from what `note` returned; teachers are read anew. Raises ValueError if it is something else."""
         try:
-            honest, against = (
-                {epoch: float(value) for epoch, value in note[name]} for name in ("honest", "contradicted")
+            honest, against, wrong = (
+                {epoch: float(value) for epoch, value in note[name]} for name in ("honest", "contradicted", "wrong")
             )
             smoothing = float(note["smoothing"])
-            fits = all(type(epoch) is int for epoch in (*honest, *against)) and all(
-                0 <= x <= 1 for x in (*(x for x in against.values() if not math.isnan(x)), smoothing)
-            )
+            shares = [share for share in (*against.values(), *wrong.values()) if not math.isnan(share)]
+            fits = all(type(epoch) is int for epoch in (*honest, *against)) and against.keys() == wrong.keys()
+            fits = fits and all(0 <= x <= 1 for x in (*shares, smoothing))
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
@@ -218,7 +219,7 @@ class Honesty:
                 "The checkpoint has no state of trust by honesty, or a damaged one: was it saved with "
                 f"teacher_trust='honest'? Resume from another. {_ADVICE}."
             )
-        self._honest, self._contradicted, self.smoothing = honest, against, smoothing
+        self._honest, self._contradicted, self._wrong, self.smoothing = honest, against, wrong, smoothing
 
 
 def why_not(head: Head, labels: npt.NDArray[Any] | None, settings: Settings, memory: MemoryLog) -> str | None:
