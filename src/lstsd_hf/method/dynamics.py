@@ -136,9 +136,9 @@ class Verdict(NamedTuple):
             predictions contradict the labels of that class, right or wrong, so only known labels are judged.
         reach: (K - 1) / (C - 1), where K of the classes are known: the share of the wrong labels that are known, if
             a wrong label is any other class with the same probability. 1 if all classes are known.
-        contradicted: The share, from 0 to 1, of the surest fifth of the predictions that contradict their labels, among
-            known labels. NaN if the model cannot judge labels yet: it knows one of several classes or none, or most of
-            its surest predictions have a probability of at most one half.
+        contradicted: The share, from 0 to 1, of the surest fifth of the predictions that contradict their labels,
+            among known labels. NaN if the model cannot judge labels yet: it knows one of several classes or none, or
+            most of its surest predictions have a probability of at most one half.
         wrong: The share of all labels that are wrong, if the surest predictions are right; NaN as `contradicted`.
     """
 
@@ -173,7 +173,7 @@ def verdict(top: Floats, predicted: Integers, labels: Integers) -> Verdict:
 
 
 def wrong_share(shares: Iterable[float], counted: int) -> float:
-    """An estimate of the share of wrong labels: the geometric mean of `Verdict.wrong` over the first judging epochs.
+    """An estimate of the share of wrong labels: the geometric mean of `Verdict.wrong` over the first epochs that tell.
 
     The surest predictions are nearly always right, and wrong labels are as frequent among them as elsewhere. In the
     second epoch some of them are still wrong, so the share is too high; later, wrong labels are learnt by heart, so it
