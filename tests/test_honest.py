@@ -179,6 +179,18 @@ def test_a_model_that_knows_one_class_alone_doubts_no_label() -> None:
     assert label_doubt(found.contradicted, 1000) == 0
 
 
+@pytest.mark.parametrize(("learnt", "doubts"), [(4, False), (6, True), (10, True)])
+def test_labels_are_doubted_only_by_a_model_that_knows_half_of_the_classes(learnt: int, doubts: bool) -> None:
+    """The model has learnt some of 10 classes; a fifth of all labels are wrong."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 10, 5000)
+    labels = np.where(rng.random(5000) < 0.2, (true + rng.integers(1, 10, 5000)) % 10, true)
+    logits = np.eye(10)[np.where(true < learnt, true, 0)] * np.where(true < learnt, 8.0, 6.0)[:, None]
+    found = said(logits, labels)
+    assert found.wrong == pytest.approx(0.2, abs=0.05)
+    assert bool(label_doubt(found.contradicted, 5000)) == doubts
+
+
 def test_no_prediction_says_nothing_of_the_labels() -> None:
     assert said(np.full((3, 2), np.nan), np.array([0, 1, 0])) == Said(0, 0, 0)
 
@@ -326,11 +338,11 @@ def slow_contradicted(logits: list[list[float]], labels: list[int]) -> tuple[flo
     known = [i for i, label in enumerate(labels) if predicted.count(label) >= max(labels.count(label) / 10, 1)]
     sure = sorted((-max(log_p_of(np.array(logits[i]))), predicted[i] != labels[i]) for i in known)
     sure = sure[: round(len(known) / 5)]
-    if statistics.median(math.exp(-log_p) for log_p, _ in sure) <= 0.5:
+    reach = (len({labels[i] for i in known}) - 1) / (len(set(labels)) - 1)
+    if not reach or statistics.median(math.exp(-log_p) for log_p, _ in sure) <= 0.5:
         return math.nan, math.nan
     against = sum(against for _, against in sure) / len(sure)
-    reach = (len({labels[i] for i in known}) - 1) / (len(set(labels)) - 1)
-    return against, against / (against + (1 - against) * reach)
+    return against if reach >= 0.5 else math.nan, against / (against + (1 - against) * reach)
 
 
 def log_p_of(logits: np.ndarray) -> list[float]:

@@ -43,6 +43,10 @@ SPREAD, SHARPNESS = 0.7, 2.0
 # 68 runs of plain fine-tuning, see docs/honest.md. After fewer optimizer steps than those runs had by then, even sure
 # predictions contradict right labels.
 DOUBT_FROM, SINCE_EPOCH, SINCE_STEP = (0.04, 0.08), 2, 90
+# An epoch counts against labels only if the model knows so much of the classes, see `dynamics.Verdict.reach`.
+# Before, it gains more by learning the rest than by doubting what it knows. TREC with 6 classes had 0.8, with 50 at
+# most 0.3.
+LEAST_REACH = 0.5
 # The share of wrong labels is estimated from this many epochs, from the second on: `dynamics.wrong_share`.
 COUNTED, COUNTED_FROM = 2, 1
 # Lower bounds of a class's share and of the share of wrong labels, and of the logits' standard deviation: they keep
@@ -139,7 +143,8 @@ class Said(NamedTuple):
 
     Attributes:
         claimed: The mean probability of the predicted class, from 0 to 1: how often the model claims to be right.
-        contradicted: The share of its surest predictions that contradict their labels, or NaN; see `dynamics.Verdict`.
+        contradicted: The share of its surest predictions that contradict their labels; NaN if the model knows too
+            little to doubt a label. See `dynamics.Verdict`.
         wrong: The share of labels that this says are wrong, or NaN; see `dynamics.Verdict`.
         rules_out: Whether a prediction rules a class out, as a mask of -1e4 does. Then the spread of the logits is
             that of the mask, and the loss of smoothed labels has no bound, so the formulas here do not hold.
@@ -169,7 +174,8 @@ def said(rows: Array, labels: Array) -> Said:
         return Said(0.0, 0.0, 0.0)
     top = torch.cat(tops).double().numpy()
     found = dynamics.verdict(top, torch.cat(predicted).numpy(), torch.cat(labelled).numpy())
-    return Said(float(top.mean()), found.contradicted, found.wrong, rules_out)
+    against = found.contradicted if found.reach >= LEAST_REACH else math.nan
+    return Said(float(top.mean()), against, found.wrong, rules_out)
 
 
 def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:
@@ -215,7 +221,7 @@ def label_doubt(contradicted: float, samples: int) -> float:
     wrong, more of them do. With few samples the share is partly chance, so its standard error is subtracted first.
 
     Args:
-        contradicted: The share; see `Said`. If it is NaN, the model knows too little to doubt a label: 0.
+        contradicted: The share; see `Said`. If it is NaN, the doubt is 0.
         samples: The number of samples with a label, of which a fifth are the surest.
     """
     if math.isnan(contradicted):
