@@ -167,8 +167,8 @@ def verdict(top: Floats, predicted: Integers, labels: Integers) -> Verdict:
     if not reach or not len(surest) or np.median(top[surest]) <= 0.5:
         return Verdict(known, reach)
     against = float((predicted[surest] != labels[surest]).mean())
-    # Of N labels, N (1 - w) are right, and N w reach are wrong and known: against = w reach / (1 - w + w reach) where
-    # a right label is known. Solved for w.
+    # Let w be the share of wrong labels. Among the samples of known classes, 1 - w have the right label, and w reach
+    # have a wrong one that is known too. So against = w reach / (1 - w + w reach), which is solved for w here.
     return Verdict(known, reach, against, against / (against + (1 - against) * reach))
 
 

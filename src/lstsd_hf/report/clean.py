@@ -20,6 +20,7 @@ from ..paths import absent
 from .cells import Column, shown
 from .decisions import Decisions, read_decisions
 from .files import UserFile, open_user_file
+from .headline import not_judged
 from .history import open_run
 from .matching import Array, KeyColumns, SampleRows
 from .measures import measure
@@ -290,9 +291,7 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
     elif count is not None:
         chosen_by = f"noise_score, the {count:,} highest, because about so many labels are wrong"
         if measures.not_judged:
-            chosen_by += (
-                f"; {measures.not_judged:,} labels are of classes that the model hardly ever predicts: not judged"
-            )
+            chosen_by += f"; {not_judged(measures)}"
     else:
         chosen_by = "flags (noise_score above 0.5)"
     wrong = samples["looks_wrong"] if min_score is None else samples["noise_score"] >= min_score

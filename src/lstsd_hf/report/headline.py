@@ -66,6 +66,11 @@ def caution(measures: Measures) -> str:
     )
 
 
+def not_judged(measures: Measures) -> str:
+    """How many labels are not judged, and why; for a run with some."""
+    return f"{measures.not_judged:,} labels are of classes that the model hardly ever predicts: not judged"
+
+
 def _when(epochs: int) -> str:
     return "in its one epoch" if epochs == 1 else f"on average over {epochs} epochs"
 
@@ -120,7 +125,7 @@ def _about(title: str, count: int, measures: Measures) -> Headline:
     """The headline if the number of wrong labels is an estimate."""
     how = f"An estimate, from how often the surest early predictions disagreed with the label. {_HOW_FAR_OFF}"
     if measures.not_judged:
-        how += f" {measures.not_judged:,} labels are of classes that the model hardly ever predicts: not judged."
+        how += f" {not_judged(measures)}."
     if not count:
         return Headline(title, how, "Review the least likely")
     title = f"About {title} ({count / measures.seen.sum():.0%})"
