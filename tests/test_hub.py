@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +301,27 @@ def test_a_wrong_token_is_refused_before_training(hub, tmp_path):
             make(tmp_path / "out", hub_token=token)
     with pytest.raises(HfHubHTTPError, match="rights to create a model under 'somebody'"):
         make(tmp_path / "out", hub_model_id="somebody/model")
+
+
+@pytest.mark.parametrize("answer", ["<html>Welcome</html>", '{"ok": true}', "[]"])
+def test_a_server_that_is_no_hub_is_refused_before_training(tmp_path, monkeypatch, answer):
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        try:
+            with pytest.raises(ValueError, match=f"{url}: expected a Hub, .* Set HF_ENDPOINT"):
+                make(tmp_path)
+        finally:
+            server.shutdown()
 
 
 def test_a_failed_push_in_mid_training_is_told_and_loses_nothing(hub, tmp_path, caplog):

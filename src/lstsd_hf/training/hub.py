@@ -1,6 +1,7 @@
 """Sharing a run: what the model card says, and what a push to the Hub uploads."""
 
 import inspect
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -86,6 +87,16 @@ class HubMixin(_Trainer):
             return None
         mean, epochs = found[1].T
         return int((dynamics.flags((1 - mean) / 2) & (epochs > 0)).sum())
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As the parent's, with its arguments. Raises ValueError if the server's answer is not one of a Hub."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{HfApi().endpoint}: expected a Hub, found a server whose answer is no repository ({error!r}). Set "
+                "HF_ENDPOINT to the address of a Hub, or leave push_to_hub out."
+            ) from error
 
     def push_to_hub(
         self,
