@@ -180,7 +180,7 @@ class History:
         """(N,) bool: whether a label looks wrong, decided as in the report."""
         last = dynamics.softmax(self.logits[-1])
         verdict = dynamics.verdict(last.max(axis=1), last.argmax(axis=1), self.given)
-        return dynamics.worst(self.score, verdict, self.wrong_share())
+        return dynamics.worst(self.score, self.given, verdict, self.wrong_share())
 
     def suggested(self) -> np.ndarray:
         """(N,) the suggested labels."""

@@ -137,7 +137,7 @@ def test_the_first_epochs_that_judge_count(tmp_path):
     assert measures.samples["looks_wrong"][:200].sum() == min(measures.wrong_labels, 200)
 
 
-def test_a_label_of_a_class_that_is_hardly_ever_predicted_is_not_judged():
+def test_a_label_of_a_class_that_is_hardly_ever_predicted_does_not_count():
     """All labels are right; the model predicts class 0 for the rare class 2, and is as sure of it as of the others."""
     labels = np.repeat([0, 1, 2], [500, 400, 100])
     predicted = np.where(labels == 2, 0, labels)
@@ -167,32 +167,59 @@ def test_wrong_labels_of_classes_that_are_not_known_are_reckoned_with():
     assert found.wrong == pytest.approx(1 / 3, abs=0.02)
 
 
-def test_rare_classes_that_the_model_has_not_learnt_do_not_look_wrong(tmp_path):
-    """Of 50 classes, the model has learnt the frequent half; a tenth of the labels of these are wrong."""
+def half_learnt(folder: Path, wrong_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """A run of a model that has learnt the 25 frequent ones of 50 classes, some labels wrong, evenly over the classes.
+
+    Returns:
+        The given and the true labels, (4000,).
+    """
     rng = np.random.default_rng(0)
-    true = np.concatenate([rng.integers(0, 25, 1500), rng.integers(25, 50, 500)])
-    wrong = np.flatnonzero(rng.random(2000) < 0.1 * (true < 25))
-    given = true.copy()
-    given[wrong] = (true[wrong] + rng.integers(1, 25, len(wrong))) % 25
-    predicted = np.where(true < 25, true, 0)
-    store = LogitsStore.create(tmp_path / "_logits", 2000, (50,), "float32", "test")
+    true = np.concatenate([rng.integers(0, 25, 3000), rng.integers(25, 50, 1000)])
+    given = np.where(rng.random(4000) < wrong_share, (true + rng.integers(1, 50, 4000)) % 50, true)
+    predicted, height = np.where(true < 25, true, 0), np.where(true < 25, 8, 7)
+    store = LogitsStore.create(folder / "_logits", 4000, (50,), "float32", "test")
     store.write_labels(given)
     for epoch in range(6):
-        store.record(epoch, np.arange(2000), np.eye(50)[predicted] * (6 + rng.random((2000, 1))))
+        store.record(epoch, np.arange(4000), np.eye(50)[predicted] * (height + rng.random(4000))[:, None])
         store.seal(epoch)
-    found = read_history(tmp_path)
-    flagged = [row["sample_id"] for row in found if row["looks_wrong"]]
-    assert len(flagged) == pytest.approx(len(wrong), rel=0.3)
-    assert len(set(flagged) & set(wrong.tolist())) > 0.9 * min(len(flagged), len(wrong))
-    assert all(true[sample] < 25 for sample in flagged)
-    rare = int((given >= 25).sum())
-    page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert f"{rare:,} labels are of classes that the model hardly ever predicts: not judged." in page
+    return given, true
+
+
+def test_right_labels_of_classes_that_the_model_has_not_learnt_do_not_look_wrong(tmp_path):
+    half_learnt(tmp_path, 0)
+    assert looking_wrong(tmp_path) == 0
+    assert min(read_history(tmp_path)["noise_score"][3000:]) > 0.9
+
+
+def test_wrong_labels_of_classes_that_the_model_has_not_learnt_look_wrong(tmp_path):
+    given, true = half_learnt(tmp_path, 0.2)
+    flagged, wrong, rare = np.array(read_history(tmp_path)["looks_wrong"]), given != true, given >= 25
+    assert flagged.sum() == pytest.approx(wrong.sum(), rel=0.3)
+    assert wrong[flagged].mean() > 0.7
+    # Of a class that is not learnt, as many as of any other.
+    assert (flagged & wrong & rare).sum() > 0.4 * (wrong & rare).sum()
+    assert np.bincount(given[flagged & rare], minlength=50).max() <= round(flagged.sum() / 49)
+    said = f"{rare.sum():,} labels are of classes that the model hardly ever predicts, so it says little of them; "
+    said += f"{(flagged & rare).sum():,} of these look wrong"
+    assert f"{said}." in write_report(tmp_path).read_text(encoding="utf-8")
     rows = "".join(f"text {i},{label}\n" for i, label in enumerate(given))
     (tmp_path / "train.csv").write_text("text,label\n" + rows)
     done = clean(tmp_path, tmp_path / "train.csv", tmp_path / "clean.csv", drop=True)
-    assert done.dropped == len(flagged)
-    assert f"{rare:,} labels are of classes that" in str(done)
+    assert done.dropped == flagged.sum()
+    assert said in str(done)
+
+
+def test_the_highest_noise_scores_look_wrong_but_few_of_a_class_that_is_not_known():
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, np.nan])
+    labels = np.array([2, 2, 2, 0, 1, 0, 1, 2])
+    last = dynamics.Verdict(labels != 2, 0.5)
+    # 3 of 7 are wrong, so 3 / 2 of each class.
+    assert np.flatnonzero(dynamics.worst(scores, labels, last, 3 / 7)).tolist() == [0, 1, 3]
+    assert np.flatnonzero(dynamics.worst(scores, labels, last, 1 / 7)).tolist() == [3]
+    assert np.flatnonzero(dynamics.worst(scores, labels, last, 1)).tolist() == list(range(7))
+    assert not dynamics.worst(scores, labels, last, np.nan).any()
+    everything = dynamics.Verdict(np.full(8, True), 1)
+    assert np.flatnonzero(dynamics.worst(scores, labels, everything, 3 / 7)).tolist() == [0, 1, 2]
 
 
 def test_a_model_that_predicts_one_class_judges_no_label(tmp_path):

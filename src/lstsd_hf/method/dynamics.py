@@ -133,7 +133,7 @@ class Verdict(NamedTuple):
     Attributes:
         known: (N,) bool: whether the model knows a label's class: it predicts it at least a tenth as often as it is
             given. A model learns the frequent classes first. As long as it never predicts a rare class, all its
-            predictions contradict the labels of that class, right or wrong, so only known labels are judged.
+            predictions contradict the labels of that class, right or wrong, so only known labels count here.
         reach: (K - 1) / (C - 1), where K of the classes are known: the share of the wrong labels that are known, if
             a wrong label is any other class with the same probability. 1 if all classes are known.
         contradicted: The share, from 0 to 1, of the surest fifth of the predictions that contradict their labels,
@@ -202,18 +202,26 @@ def counted_epochs(epochs: Sequence[int]) -> tuple[Sequence[int], int]:
     return following, 1 if not epochs or epochs[-1] < 4 else 2
 
 
-def worst(noise_score: Floats, last: Verdict, share: float) -> npt.NDArray[np.bool_]:
-    """(N,): whether a label looks wrong: of those that are known in the end, the highest noise scores.
+def worst(noise_score: Floats, labels: Integers, last: Verdict, share: float) -> npt.NDArray[np.bool_]:
+    """(N,): whether a label looks wrong: the highest noise scores, as many as there are wrong labels.
+
+    The noise scores of a class that the model does not know are high whether labels are right or wrong. So of such a
+    class at most as many are flagged as if the wrong labels were spread evenly over the classes.
 
     Args:
         noise_score: (N,), NaN where nothing is known of a sample.
+        labels: (N,) the given labels, at least 0.
         last: The verdict of the last epoch, by which the model knows most classes.
-        share: The share of all labels that is wrong, by `wrong_share`; NaN counts as 0. So many of them are flagged as
-            can be known.
+        share: The share of all labels that is wrong, by `wrong_share`; NaN counts as 0.
     """
-    among = ranks(np.where(last.known, noise_score, np.nan))
-    count = 0 if math.isnan(share) else round(share * last.reach * (~np.isnan(noise_score)).sum())
-    return (among > 0) & (among <= count)
+    there = ~np.isnan(noise_score)
+    wrong = 0.0 if math.isnan(share) else share * there.sum()
+    of_a_class = round(wrong / max(len(np.unique(labels[there])) - 1, 1))
+    order = np.lexsort((-noise_score, labels))  # by class, the highest noise score first
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    among = ranks(np.where(last.known | (place < of_a_class), noise_score, np.nan))
+    return (among > 0) & (among <= round(wrong))
 
 
 def suggested_label(probabilities: Floats, labels: Integers) -> Integers:

@@ -20,7 +20,7 @@ from ..paths import absent
 from .cells import Column, shown
 from .decisions import Decisions, read_decisions
 from .files import UserFile, open_user_file
-from .headline import not_judged
+from .headline import of_unknown_classes
 from .history import open_run
 from .matching import Array, KeyColumns, SampleRows
 from .measures import measure
@@ -290,8 +290,8 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
         chosen_by = f"noise_score of at least {min_score:g}"
     elif count is not None:
         chosen_by = f"noise_score, the {count:,} highest, because about so many labels are wrong"
-        if measures.not_judged:
-            chosen_by += f"; {not_judged(measures)}"
+        if unknown := of_unknown_classes(measures):
+            chosen_by += f"; {unknown}"
     else:
         chosen_by = "flags (noise_score above 0.5)"
     wrong = samples["looks_wrong"] if min_score is None else samples["noise_score"] >= min_score

@@ -66,9 +66,15 @@ def caution(measures: Measures) -> str:
     )
 
 
-def not_judged(measures: Measures) -> str:
-    """How many labels are not judged, and why; for a run with some."""
-    return f"{measures.not_judged:,} labels are of classes that the model hardly ever predicts: not judged"
+def of_unknown_classes(measures: Measures) -> str:
+    """How many labels the predictions say little of, and how many of these look wrong; empty if there are none."""
+    if measures.unknown is None or not measures.unknown.any():
+        return ""
+    looks_wrong = measures.samples["looks_wrong"][measures.unknown].sum()
+    return (
+        f"{measures.unknown.sum():,} labels are of classes that the model hardly ever predicts, so it says little of "
+        f"them; {looks_wrong:,} of these look wrong"
+    )
 
 
 def _when(epochs: int) -> str:
@@ -124,8 +130,8 @@ def _headline_of_labels(run: LabelRun, measures: Measures, flagged: int) -> Head
 def _about(title: str, count: int, measures: Measures) -> Headline:
     """The headline if the number of wrong labels is an estimate."""
     how = f"An estimate, from how often the surest early predictions disagreed with the label. {_HOW_FAR_OFF}"
-    if measures.not_judged:
-        how += f" {not_judged(measures)}."
+    if unknown := of_unknown_classes(measures):
+        how += f" {unknown}."
     if not count:
         return Headline(title, how, "Review the least likely")
     title = f"About {title} ({count / measures.seen.sum():.0%})"

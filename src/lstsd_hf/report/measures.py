@@ -27,8 +27,8 @@ class Measures:
         wrong_labels: The estimated number of wrong labels of the samples that have a prediction, see
             `dynamics.wrong_share`. None if there is no estimate: for a regression, for tokens, for several labels,
             for few samples, if the store lacks the epochs that it needs, or if the model has not learnt enough.
-        not_judged: With that estimate: the number of labels whose class the model hardly ever predicts in the last
-            epoch. None of them looks wrong; see `dynamics.Verdict`.
+        unknown: (N,) bool: with that estimate, whether the model hardly ever predicts a sample's label in the last
+            epoch, see `dynamics.Verdict`. Otherwise None.
         has_learnt: Whether the model has learnt enough to judge labels; True if that is not known. If False, no label
             looks wrong.
         only_guesses: Without an estimate of `wrong_labels`: whether a classifier's predictions agreed with the labels
@@ -40,7 +40,7 @@ class Measures:
     samples: dict[str, Array]
     epochs: dict[str, Array]
     wrong_labels: int | None = None
-    not_judged: int = 0
+    unknown: Array | None = None
     noise_of_all_epochs: bool = False
     has_learnt: bool = True
     only_guesses: bool = False
@@ -91,7 +91,7 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
     judges_classes = not run.is_regression and run.unit == "sample"
     wrong_share = _wrong_share(run) if judges_classes else None
     seen = samples["noise_rank"] > 0  # nothing is known of samples without a prediction
-    wrong_labels, not_judged = None, 0
+    wrong_labels, unknown = None, None
     has_learnt = wrong_share is None or _has_learnt(run.labels[seen], wrong_share)
     if wrong_share is None:
         samples["looks_wrong"] = dynamics.flags(samples["noise_score"])
@@ -99,11 +99,11 @@ def measure(run: Run, *, with_kept_mean: bool = True) -> Measures:
         samples["looks_wrong"] = np.zeros(len(run.ids), bool)
     else:
         last, _ = _verdict(run, run.epochs[-1])
-        samples["looks_wrong"] = dynamics.worst(samples["noise_score"], last, wrong_share)
-        wrong_labels, not_judged = int(samples["looks_wrong"].sum()), int((seen & ~last.known).sum())
+        samples["looks_wrong"] = dynamics.worst(samples["noise_score"], run.labels, last, wrong_share)
+        wrong_labels, unknown = int(samples["looks_wrong"].sum()), seen & ~last.known
     over_samples = {name: _ratio(total, count) for name, (total, count) in totals.items()}
     only_guesses = judges_classes and wrong_share is None and _only_guesses(run.labels[seen], over_samples["accuracy"])
-    measures = Measures(samples, over_samples, wrong_labels, not_judged, mean is not None, has_learnt, only_guesses)
+    measures = Measures(samples, over_samples, wrong_labels, unknown, mean is not None, has_learnt, only_guesses)
     if not measures.seen.any():
         raise StoreError(
             f"{run.store.path}: no sample has a finite prediction: expected some, of {len(run.ids):,} samples with a "

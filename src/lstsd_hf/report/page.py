@@ -70,7 +70,7 @@ def write_page(
         if run.is_regression
         else (page_columns.NOISE, page_columns.MEASURES_OF_CLASSES)
     )
-    # A label that was not judged may have a higher noise score than those that look wrong.
+    # Labels of a class that the model does not know may have higher noise scores than those that look wrong.
     listed, drawn = choose(dynamics.ranks(measures.samples["noise_score"] + measures.samples["looks_wrong"]))
     words, cut = (None, "") if texts is None else texts_of(texts, run.shown_ids[listed])
     plots, missing = summary.curves(every, all_measures)
