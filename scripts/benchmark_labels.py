@@ -473,7 +473,7 @@ def tables(lines: Lines) -> str:
     rows = [
         [cell_name(cell), *(f"{np.mean([line['seconds'] for line in of[cell]]):.0f} s" for of in (dirty, folds))]
         for cell in cells
-        if folds[cell] and dirty[cell]
+        if folds[cell] and dirty[cell] and len({line["device"] for line in folds[cell] + dirty[cell]}) == 1
     ]
     parts.append("### Time of training\n\n" + table(["", "one run", "5 folds"], rows))
     rows = []

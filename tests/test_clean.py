@@ -93,6 +93,23 @@ def test_a_score_chooses_more_or_fewer_rows(tmp_path):
     assert "1 chosen rows keep their label, which the run suggests as well." in str(relabelled)
 
 
+def test_a_class_that_loses_all_its_samples_is_named(tmp_path):
+    run = run_of(tmp_path / "run", predicted=[0, 0, 2, 0, 2, 0])  # both positive samples look wrong
+    path = csv_of(tmp_path)
+    dropped = clean(run, path, tmp_path / "dropped.csv", drop=True)
+    relabelled = clean(run, path, tmp_path / "relabelled.csv", relabel=True)
+    assert dropped.emptied == relabelled.emptied == ["positive"]
+    for done in (dropped, relabelled):
+        assert str(done).endswith("No sample is left of the class 'positive': look at its rows before you train.")
+    header = "sample_id,decision,label,given,suggested,score"
+    all_of_it = write(tmp_path / "all.csv", header, "1,drop,,positive,,0.9", "5,relabel,neutral,positive,,0.9")
+    assert clean(run, path, tmp_path / "none.csv", decisions=all_of_it).emptied == ["positive"]
+    one = write(tmp_path / "one.csv", header, "1,drop,,positive,,0.9")
+    decided = clean(run, path, tmp_path / "one-clean.csv", decisions=one)
+    assert decided.emptied == []
+    assert "No sample is left" not in str(decided)
+
+
 def test_decisions_alone_choose_where_there_are_some(run, tmp_path):
     """The decisions name neither of the two flagged rows. `drop` or `relabel` beside them changes nothing."""
     path = csv_of(tmp_path)

@@ -10,7 +10,7 @@ To train on the copy, as a new run with its own folder:
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ _PAIRS_SHOWN = 6
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What `clean` did; as text, in one or two lines.
+    """What `clean` did; as text, in one to three lines.
 
     Attributes:
         output: The file that it wrote.
@@ -42,6 +42,7 @@ class Cleaned:
         relabelled: How many got another label, by the names of the old class and the new one.
         unchanged: How many were chosen but keep their label, because the class that the run suggests is the given one.
         chosen_by: What chose the rows, in words.
+        emptied: The names of the classes that no sample has any longer.
     """
 
     output: Path
@@ -50,6 +51,7 @@ class Cleaned:
     relabelled: Mapping[tuple[str, str], int]
     unchanged: int
     chosen_by: str
+    emptied: Sequence[str] = ()
 
     def __str__(self) -> str:
         count = sum(self.relabelled.values())
@@ -65,7 +67,11 @@ class Cleaned:
         second = [f"Relabelled: {', '.join(told)}."] if told else []
         if self.unchanged:
             second.append(f"{self.unchanged:,} chosen rows keep their label, which the run suggests as well.")
-        return "\n".join([*lines, *([" ".join(second)] if second else [])])
+        lines += [" ".join(second)] if second else []
+        if self.emptied:
+            names = ", ".join(map(shown, self.emptied))
+            lines.append(f"No sample is left of the class {names}: look at its rows before you train.")
+        return "\n".join(lines)
 
 
 def clean(
@@ -145,7 +151,8 @@ def clean(
     write_edited(path, output, edit, split=split, tsv_quoting=tsv_quoting)
     dropped = int((~edit.keep).sum())
     unchanged = len(chosen.relabel) - sum(relabelled.values())
-    return Cleaned(output, len(edit.keep), dropped, relabelled, unchanged if decisions is None else 0, chosen_by)
+    unchanged = unchanged if decisions is None else 0
+    return Cleaned(output, len(edit.keep), dropped, relabelled, unchanged, chosen_by, rows.emptied(edit))
 
 
 def _check_options(drop: bool, relabel: bool, has_decisions: bool, min_score: float | None) -> None:
@@ -235,6 +242,15 @@ class _Rows:
         return Edit(keep, source, self._column), Counter(
             (names[a], names[b]) for a, b in zip(old.tolist(), new.tolist(), strict=True)
         )
+
+    def emptied(self, edit: Edit) -> list[str]:
+        """The names of the classes that samples have now, and none has after the edit. Empty without classes."""
+        if self._run.is_regression or self._run.is_multi_label:
+            return []
+        labels = np.full(self._count, -1)
+        labels[self._places] = self._labels
+        gone = np.setdiff1d(self._labels, labels[edit.source[edit.keep]])
+        return [self._run.classes[label] for label in gone.tolist()]
 
     def _edit_lists(
         self, keep: Array, source: Array, at: Array, labels: Array
