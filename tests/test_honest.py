@@ -187,7 +187,7 @@ def test_labels_are_doubted_only_by_a_model_that_knows_half_of_the_classes(learn
     labels = np.where(rng.random(5000) < 0.2, (true + rng.integers(1, 10, 5000)) % 10, true)
     logits = np.eye(10)[np.where(true < learnt, true, 0)] * np.where(true < learnt, 8.0, 6.0)[:, None]
     found = said(logits, labels)
-    assert found.wrong == pytest.approx(0.2, abs=0.05)
+    assert found.wrong == pytest.approx(0.2 if doubts else np.nan, abs=0.05, nan_ok=True)
     assert bool(label_doubt(found.contradicted, 5000)) == doubts
 
 
@@ -339,10 +339,10 @@ def slow_contradicted(logits: list[list[float]], labels: list[int]) -> tuple[flo
     sure = sorted((-max(log_p_of(np.array(logits[i]))), predicted[i] != labels[i]) for i in known)
     sure = sure[: round(len(known) / 5)]
     reach = (len({labels[i] for i in known}) - 1) / (len(set(labels)) - 1)
-    if not reach or statistics.median(math.exp(-log_p) for log_p, _ in sure) <= 0.5:
+    if reach < 0.5 or statistics.median(math.exp(-log_p) for log_p, _ in sure) <= 0.5:
         return math.nan, math.nan
     against = sum(against for _, against in sure) / len(sure)
-    return against if reach >= 0.5 else math.nan, against / (against + (1 - against) * reach)
+    return against, against / (against + (1 - against) * reach)
 
 
 def log_p_of(logits: np.ndarray) -> list[float]:

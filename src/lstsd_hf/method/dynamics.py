@@ -20,7 +20,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
-SUREST, KNOWN_FROM = 0.2, 0.1  # see `Verdict`
+SUREST, KNOWN_FROM, LEAST_REACH = 0.2, 0.1, 0.5  # see `Verdict`
 
 
 def softmax(logits: Floats) -> Floats:
@@ -137,8 +137,8 @@ class Verdict(NamedTuple):
         reach: (K - 1) / (C - 1), where K of the classes are known: the share of the wrong labels that are known, if
             a wrong label is any other class with the same probability. 1 if all classes are known.
         contradicted: The share, from 0 to 1, of the surest fifth of the predictions that contradict their labels,
-            among known labels. NaN if the model cannot judge labels yet: it knows one of several classes or none, or
-            most of its surest predictions have a probability of at most one half.
+            among known labels. NaN if the model cannot judge labels yet: `reach` is below one half, or most of its
+            surest predictions have a probability of at most one half.
         wrong: The share of all labels that are wrong, if the surest predictions are right; NaN as `contradicted`.
     """
 
@@ -164,7 +164,7 @@ def verdict(top: Floats, predicted: Integers, labels: Integers) -> Verdict:
     reach = max(others, 0) / all_others if all_others > 0 else 1.0
     judged = np.flatnonzero(there & known)
     surest = judged[np.argsort(-top[judged], kind="stable")[: surest_count(len(judged))]]
-    if not reach or not len(surest) or np.median(top[surest]) <= 0.5:
+    if reach < LEAST_REACH or not len(surest) or np.median(top[surest]) <= 0.5:
         return Verdict(known, reach)
     against = float((predicted[surest] != labels[surest]).mean())
     # Let w be the share of wrong labels. Among the samples of known classes, 1 - w have the right label, and w reach

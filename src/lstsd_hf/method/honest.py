@@ -43,10 +43,6 @@ SPREAD, SHARPNESS = 0.7, 2.0
 # 68 runs of plain fine-tuning, see docs/honest.md. After fewer optimizer steps than those runs had by then, even sure
 # predictions contradict right labels.
 DOUBT_FROM, SINCE_EPOCH, SINCE_STEP = (0.04, 0.08), 2, 90
-# An epoch counts against labels only if the model knows so much of the classes, see `dynamics.Verdict.reach`.
-# Before, it gains more by learning the rest than by doubting what it knows. TREC with 6 classes had 0.8, with 50 at
-# most 0.3.
-LEAST_REACH = 0.5
 # The share of wrong labels is estimated from this many epochs, from the second on: `dynamics.wrong_share`.
 COUNTED, COUNTED_FROM = 2, 1
 # Lower bounds of a class's share and of the share of wrong labels, and of the logits' standard deviation: they keep
@@ -174,8 +170,7 @@ def said(rows: Array, labels: Array) -> Said:
         return Said(0.0, 0.0, 0.0)
     top = torch.cat(tops).double().numpy()
     found = dynamics.verdict(top, torch.cat(predicted).numpy(), torch.cat(labelled).numpy())
-    against = found.contradicted if found.reach >= LEAST_REACH else math.nan
-    return Said(float(top.mean()), against, found.wrong, rules_out)
+    return Said(float(top.mean()), found.contradicted, found.wrong, rules_out)
 
 
 def smoothing_after(smoothing: float, claimed: float, honest: float, classes: int) -> float:

@@ -36,8 +36,9 @@ def headline(run: Run, measures: Measures) -> Headline:
     if not measures.has_learnt:
         return Headline(
             "The model learnt too little to judge labels",
-            "Its surest predictions do not agree with the labels more often than always predicting the largest class "
-            "would. Train for more epochs, or with another learning rate.",
+            "It predicts fewer than half of the classes, or its surest predictions are unsure, or they agree with the "
+            "labels no more often than always predicting the largest class would. Train for more epochs, or with "
+            "another learning rate.",
             "Review the least likely",
         )
     what = "score" if run.is_regression else "label"
