@@ -13,6 +13,7 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -235,7 +236,7 @@ def detection(history: History) -> dict[str, Any]:
     rules = suggestions(probabilities)
     return {
         "wrong": int(wrong.sum()),
-        "estimate": int(history.wrong().sum()),
+        "estimate": None if math.isnan(history.wrong_share()) else int(flags.sum()),
         "scores": scores,
         "suggestions": {name: share_right(rule, history, both) for name, rule in rules.items()},
         "labels_right": {
@@ -436,15 +437,18 @@ def tables(lines: Lines) -> str:
         ["changed", *(percent([line["wrong"] / line["train_samples"] for line in dirty[cell]]) for cell in known)],
         [
             "estimated",
-            *(percent([line["estimate"] / line["train_samples"] for line in dirty[cell]]) for cell in known),
+            *(
+                percent([line["estimate"] / line["train_samples"] for line in estimated(dirty[cell])])
+                for cell in known
+            ),
         ],
     ]
     parts.append("### Share of wrong labels, %\n\n" + table(["", *map(cell_name, known)], rows))
     of_runs = [line for cell in known for line in dirty[cell]]
     if of_runs:
-        mean, largest = estimate_errors(of_runs)
+        mean, largest = estimate_errors(estimated(of_runs))
         parts.append(
-            f"The estimate is off by {100 * mean:.1f} points on average over {len(of_runs)} runs, and by "
+            f"The estimate is off by {100 * mean:.1f} points on average over {len(estimated(of_runs))} runs, and by "
             f"{100 * largest['error']:.1f} at the most ({largest['key']})."
         )
     errors = honest_errors([line for line in of_runs if "accuracy" in line])
@@ -489,6 +493,11 @@ def tables(lines: Lines) -> str:
     head = ["", *(f"{METHOD_NAMES[method]}, {rows_name}" for rows_name, method in variants)]
     parts.append("### Accuracy on rows with true labels, %\n\n" + table(head, rows))
     return "\n\n".join(parts)
+
+
+def estimated(lines: Lines) -> Lines:
+    """The lines of runs that learnt enough to estimate the share of wrong labels."""
+    return [line for line in lines if line["estimate"] is not None]
 
 
 def estimate_errors(lines: Lines) -> tuple[float, Line]:
