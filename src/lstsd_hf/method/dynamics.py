@@ -139,8 +139,8 @@ class Verdict(NamedTuple):
         reach: (K - 1) / (C - 1), where K of the classes are known: the share of the wrong labels that are known, if
             a wrong label is any other class with the same probability. 1 if all classes are known.
         contradicted: The share, from 0 to 1, of the surest fifth of the predictions that contradict their labels,
-            among known labels. NaN if the model cannot judge labels yet: `reach` is below one half, or most of its
-            surest predictions have a probability of at most one half.
+            among known labels. NaN if the model cannot judge labels yet: it knows at most half of the classes
+            (`reach` is below one half), or most of its surest predictions have a probability of at most one half.
         wrong: The share of all labels that are wrong, if the surest predictions are right; NaN as `contradicted`.
     """
 

@@ -298,7 +298,7 @@ def _by_score(run: Run, known: Array, drop: bool, min_score: float | None) -> tu
     samples, count = measures.samples, measures.wrong_labels
     if min_score is None and not measures.has_learnt:
         raise ValueError(
-            f"{run.store.path}: the model learnt too little to judge labels: expected that it predicts at least half "
+            f"{run.store.path}: the model learnt too little to judge labels: expected that it predicts more than half "
             "of the classes, is sure of some samples, and agrees with their labels more often than the largest class "
             "does. Train for more epochs, or with another learning rate; or choose by --min_score or --decisions."
         )

@@ -36,7 +36,7 @@ def headline(run: Run, measures: Measures) -> Headline:
     if not measures.has_learnt:
         return Headline(
             "The model learnt too little to judge labels",
-            "It predicts fewer than half of the classes, or its surest predictions are unsure, or they agree with the "
+            "It predicts at most half of the classes, or its surest predictions are unsure, or they agree with the "
             "labels no more often than always predicting the largest class would. Train for more epochs, or with "
             "another learning rate.",
             "Review the least likely",
