@@ -180,7 +180,7 @@ def test_a_model_that_knows_one_class_alone_doubts_no_label() -> None:
 
 
 @pytest.mark.parametrize(("learnt", "doubts"), [(5, False), (6, True), (10, True)])
-def test_labels_are_doubted_only_by_a_model_that_knows_more_than_half_of_the_classes(learnt: int, doubts: bool) -> None:
+def test_labels_are_doubted_only_by_a_model_that_knows_most_classes(learnt: int, doubts: bool) -> None:
     """The model has learnt some of 10 classes; a fifth of all labels are wrong."""
     rng = np.random.default_rng(0)
     true = rng.integers(0, 10, 5000)
