@@ -11,6 +11,7 @@ gains.
 """
 
 import argparse
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def target(history: History, said: Sequence[Measured], epoch: int, change: Chang
 
 def wrong_share(history: History, wrong: str) -> float:
     """The share of wrong labels: the true share if `wrong` is "true", else the one counted from predictions."""
-    return float((history.given != history.true).mean()) if wrong == "true" else history.wrong_share()
+    return float((history.given != history.true).mean()) if wrong == "true" else history.wrong_share
 
 
 def loss(probabilities: np.ndarray, true: np.ndarray) -> float:
@@ -87,6 +88,8 @@ def losses(folder: Path) -> Iterator[tuple[tuple[str, float], int, str, float]]:
         if not run.noise or (run.rows, run.method) != ("dirty", "plain"):
             continue
         history = History.load(folder / f"{run.key}.npz")
+        if math.isnan(history.wrong_share):  # the gate stays shut in such a run, so it has no target
+            continue
         said = measured_by_epoch(history, run.seed)
         for epoch in EPOCHS:
             labels = np.eye(history.logits.shape[-1])[history.given]

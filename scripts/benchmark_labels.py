@@ -52,7 +52,6 @@ from quality.rows import NORMAL_95, ROTTEN_TOMATOES, Cell, Split, agreement, cla
 TREC, MANY = "trec6", "trec50"
 TASKS = {"sst2": "SST-2", TREC: "TREC-6", MANY: "TREC-50", ROTTEN_TOMATOES: "Rotten Tomatoes", "mrpc": "MRPC"}
 NOISE = (0.2, 0.1, 0.4, 0.05, 0.0)
-FOLD_NOISE = (0.2, 0.1)
 LOOP = (("sst2", 0.2), ("sst2", 0.1), (ROTTEN_TOMATOES, 0.2))
 LOOP_ROWS = (
     ("dirty", "confidence"),
@@ -172,8 +171,9 @@ class History:
         """(N,) the noise score."""
         return dynamics.noise_score(dynamics.softmax(self.logits), self.given)
 
+    @functools.cached_property
     def wrong_share(self) -> float:
-        """The estimated share of wrong labels, computed as in the report."""
+        """The estimated share of wrong labels, computed as in the report; NaN if the model learnt too little."""
         epochs, counted = dynamics.counted_epochs(range(len(self.logits)))
         return dynamics.wrong_share((said(self.logits[epoch], self.given).wrong for epoch in epochs), counted)
 
@@ -181,7 +181,7 @@ class History:
         """(N,) bool: whether a label looks wrong, decided as in the report."""
         last = dynamics.softmax(self.logits[-1])
         verdict = dynamics.verdict(last.max(axis=1), last.argmax(axis=1), self.given)
-        return dynamics.worst(self.score, self.given, verdict, self.wrong_share())
+        return dynamics.worst(self.score, self.given, verdict, self.wrong_share)
 
     def suggested(self) -> np.ndarray:
         """(N,) the suggested labels."""
@@ -236,7 +236,7 @@ def detection(history: History) -> dict[str, Any]:
     rules = suggestions(probabilities)
     return {
         "wrong": int(wrong.sum()),
-        "estimate": None if math.isnan(history.wrong_share()) else int(flags.sum()),
+        "estimate": None if math.isnan(history.wrong_share) else int(flags.sum()),
         "scores": scores,
         "suggestions": {name: share_right(rule, history, both) for name, rule in rules.items()},
         "labels_right": {
@@ -445,10 +445,11 @@ def tables(lines: Lines) -> str:
     ]
     parts.append("### Share of wrong labels, %\n\n" + table(["", *map(cell_name, known)], rows))
     of_runs = [line for cell in known for line in dirty[cell]]
-    if of_runs:
-        mean, largest = estimate_errors(estimated(of_runs))
+    judged = estimated(of_runs)
+    if judged:
+        mean, largest = estimate_errors(judged)
         parts.append(
-            f"The estimate is off by {100 * mean:.1f} points on average over {len(estimated(of_runs))} runs, and by "
+            f"The estimate is off by {100 * mean:.1f} points on average over {len(judged)} runs, and by "
             f"{100 * largest['error']:.1f} at the most ({largest['key']})."
         )
     errors = honest_errors([line for line in of_runs if "accuracy" in line])

@@ -1,10 +1,12 @@
 """The benchmark of wrong labels: what it measures on a history made by hand, its tables, and a small loop."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
+import benchmark_honest
 import benchmark_labels as benchmark
 from benchmark_labels import History, Run
 from quality.grid import read_results
@@ -35,6 +37,20 @@ def test_what_is_measured_of_a_history():
     flags = found["scores"]["history"]
     assert flags["flagged"] == found["estimate"]
     assert found["labels_right"]["mean of all epochs"] == pytest.approx(1 - 0.1 * (1 - flags["recall"]), abs=1e-9)
+
+
+def test_a_run_that_learnt_too_little_has_no_estimate(tmp_path):
+    told = history(100)
+    nothing = History(np.zeros_like(told.logits), told.given, told.true)
+    run = Run("trec50", 0.1, 0)
+    line = {"key": run.key, **asdict(run), "train_samples": SAMPLES, "seconds": 1, "device": "any"}
+    line |= benchmark.measures(nothing, 0)
+    assert line["estimate"] is None
+    assert line["scores"]["history"]["flagged"] == 0
+    assert "The estimate is off" not in benchmark.tables([line])
+    nothing.save(tmp_path / f"{run.key}.npz")
+    with pytest.raises(SystemExit, match="no history"):  # the gate stays shut, so there is no target to measure
+        benchmark_honest.report(tmp_path)
 
 
 def test_a_history_is_kept_and_measured_anew(tmp_path):

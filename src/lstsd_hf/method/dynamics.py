@@ -205,10 +205,11 @@ def counted_epochs(epochs: Sequence[int]) -> tuple[Sequence[int], int]:
 
 
 def worst(noise_score: Floats, labels: Integers, last: Verdict, share: float) -> npt.NDArray[np.bool_]:
-    """(N,): whether a label looks wrong: the highest noise scores, as many as there are wrong labels.
+    """(N,): whether a label looks wrong: those with the highest noise scores, as many as are estimated to be wrong.
 
-    The noise scores of a class that the model does not know are high whether labels are right or wrong. So of such a
-    class at most as many are flagged as if the wrong labels were spread evenly over the classes.
+    All labels of a class that the model does not know have high noise scores, right or wrong. If a wrong label is any
+    of the C - 1 other classes with the same probability, a rare class has about 1 / (C - 1) of all wrong labels. So no
+    more labels of such a class are flagged.
 
     Args:
         noise_score: (N,), NaN where nothing is known of a sample.

@@ -51,7 +51,7 @@ class Cleaned:
     relabelled: Mapping[tuple[str, str], int]
     unchanged: int
     chosen_by: str
-    emptied: Sequence[str] = ()
+    emptied: Sequence[str]
 
     def __str__(self) -> str:
         count = sum(self.relabelled.values())
